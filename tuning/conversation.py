@@ -1,0 +1,64 @@
+"""What a dataset says, once its file format is gone.
+
+The canonical row on disk is one JSON object a line:
+`{"messages": [{"role": ..., "content": ..., "loss"?: false}], "images"?: [path relative to the file]}`.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message. `loss` says whether an assistant's words are trained on; it means nothing on other roles."""
+
+    role: Role
+    content: str
+    loss: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order (a system turn may stand anywhere) and the pictures that their `<image>` marks point at."""
+
+    turns: tuple[Turn, ...]
+    images: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> str:
+        """The first thing the user says: what splits and duplicate counts go by."""
+        return next((turn.content for turn in self.turns if turn.role == "user"), "")
+
+
+def single(question: str, answer: str | None = None, system: str | None = None) -> Conversation:
+    """A conversation of one question, with its answer when there is one."""
+    turns = [Turn("system", system)] if system else []
+    turns.append(Turn("user", question))
+    if answer is not None:
+        turns.append(Turn("assistant", answer))
+    return Conversation(tuple(turns))
+
+
+def to_row(conversation: Conversation) -> dict[str, Any]:
+    """The canonical row; `loss` is written only where it is off, `images` only where there are any."""
+    messages: list[dict[str, Any]] = []
+    for turn in conversation.turns:
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if not turn.loss:
+            message["loss"] = False
+        messages.append(message)
+    row: dict[str, Any] = {"messages": messages}
+    if conversation.images:
+        row["images"] = list(conversation.images)
+    return row
+
+
+def to_jsonl(conversations: Iterable[Conversation]) -> Iterator[str]:
+    """Canonical lines, each ending in a newline, UTF-8 text left readable."""
+    for conversation in conversations:
+        yield json.dumps(to_row(conversation), ensure_ascii=False) + "\n"

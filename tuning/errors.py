@@ -1,0 +1,21 @@
+"""Errors meant for people: one sentence that names the file, row or key, and the fix."""
+
+
+class KitError(Exception):
+    """What the user must change; the command line prints it as one sentence and exits 2."""
+
+
+class ConfigError(KitError):
+    """A task file, an override or a command-line option is wrong."""
+
+
+class DataError(KitError):
+    """A dataset, a probe file or a picture is wrong."""
+
+
+class ModelError(KitError):
+    """A model, tokenizer or adapter is missing, of the wrong kind or shape."""
+
+
+class DeviceError(KitError):
+    """The machine lacks what was asked for: a device, memory, disk, permission."""

@@ -1,0 +1,36 @@
+"""The `twinlens` command: its verbs, and how errors reach people."""
+
+import logging
+import os
+import sys
+
+import typer
+
+from tuning.errors import KitError
+from twinlens.cli import data
+
+app = typer.Typer(
+    name="twinlens",
+    help="Teach a chat model who it is, and what it sees.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data.app, name="data")
+
+
+def run() -> None:
+    """Run the command line: 0 done, 2 the user must change something, 130 interrupted, 1 our bug."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    try:
+        app()
+    except KitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
