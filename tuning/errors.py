@@ -2,7 +2,9 @@
 
 
 class KitError(Exception):
-    """What the user must change; the command line prints it as one sentence and exits 2."""
+    """What the user must change; the command line prints it as one sentence and exits with `exit_code`."""
+
+    exit_code = 2
 
 
 class ConfigError(KitError):
@@ -19,3 +21,9 @@ class ModelError(KitError):
 
 class DeviceError(KitError):
     """The machine lacks what was asked for: a device, memory, disk, permission."""
+
+
+class Interrupted(KitError):
+    """Long work was asked to stop, and kept what it had done."""
+
+    exit_code = 130

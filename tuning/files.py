@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -29,8 +29,14 @@ def shipped(name: str) -> Path:
     return path
 
 
+def resolve_path(path: Path) -> Path:
+    """A path from a task file: as it stands, from the working directory, or else of that name under `configs/`."""
+    path = path.expanduser()
+    return SHIPPED / path if not path.exists() and (SHIPPED / path).exists() else path
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Generator[IO[bytes], None, None]:
     """A binary stream that becomes `path` when the block ends well, and leaves nothing behind when it does not.
 
     Raises:
@@ -47,10 +53,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
             yield stream
-        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise DeviceError(f"{path}: cannot be written ({error.strerror}); free space or choose another place.") from error
+        raise DeviceError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another place."
+        ) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ class Lora(Block):
 
     rank: int = Field(default=16, ge=1)
     """Rank r of the update."""
-    alpha: float = Field(default=32, gt=0)
+    alpha: int = Field(default=32, ge=1)
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the adapter's inputs that is dropped in training."""
@@ -174,7 +174,9 @@ def read_yaml(path: Path) -> CommentedMap:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}, line {line}: not valid YAML ({error.problem}); mend that line.") from error
     if not isinstance(document, CommentedMap):
-        raise ConfigError(f"{path}: a task file is a mapping of keys to values; `twinlens copy-cfg` gives one to start from.")
+        raise ConfigError(
+            f"{path}: a task file is a mapping of keys to values; `twinlens copy-cfg` gives one to start from."
+        )
     return document
 
 
@@ -213,7 +215,10 @@ def validate_settings(document: Mapping[str, Any], task: type[Task], where: str)
     try:
         return task.model_validate(document)
     except ValidationError as error:
-        faults = [_fault(document, where, fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()]
+        faults = [
+            _fault(document, where, fault["loc"], fault["type"], fault["msg"], fault["input"])
+            for fault in error.errors()
+        ]
         raise ConfigError("\n".join(faults)) from error
 
 
@@ -228,12 +233,16 @@ def read_settings(path: Path, task: type[Task], overrides: Sequence[str] = ()) -
     return validate_settings(document, task, str(path)), changes
 
 
-def _fault(document: Mapping[str, Any], where: str, loc: tuple[int | str, ...], kind: str, message: str, value: Any) -> str:
+def _fault(
+    document: Mapping[str, Any], where: str, loc: tuple[int | str, ...], kind: str, message: str, value: Any
+) -> str:
     key = ".".join(str(part) for part in loc if part not in ("all-linear", "tuple[str, ...]", "literal['all-linear']"))
     place = f"{where}{_line(document, loc)}: {key}" if key else where
     if kind == "extra_forbidden":
         hint = KNOWN_ELSEWHERE.get(str(loc[-1]))
-        return f"{place}: no such key; " + (f"here it is {hint}." if hint else "`twinlens show-cfg` lists the keys there are.")
+        return f"{place}: no such key; " + (
+            f"here it is {hint}." if hint else "`twinlens show-cfg` lists the keys there are."
+        )
     if kind == "missing":
         return f"{place}: is missing; add it."
     return f"{place}: {message.removeprefix('Value error, ')} (got {value!r})."

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from tuning.errors import KitError
-from twinlens.cli import data
+from twinlens.cli import chat, convert, data, demo, train
 
 app = typer.Typer(
     name="twinlens",
@@ -18,16 +18,23 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data.app, name="data")
+app.command()(train.train)
+app.command()(train.compare)
+app.command()(chat.chat)
+app.add_typer(convert.app, name="convert")
+app.add_typer(demo.app, name="demo")
 
 
 def run() -> None:
     """Run the command line: 0 done, 2 the user must change something, 130 interrupted, 1 our bug."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    main_process = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("twinlens").setLevel(logging.INFO if main_process else logging.WARNING)
     try:
         app()
     except KitError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

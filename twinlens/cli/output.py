@@ -1,6 +1,8 @@
 """What every verb prints: a result for people, or one JSON object, and the next verb."""
 
 import json
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -17,3 +19,9 @@ def finish(result: dict[str, Any], lines: list[str], following: str | None, as_j
         print(line)
     if following:
         print(f"next: {following}")
+
+
+def tell_changes(changes: Sequence[str]) -> None:
+    """Each override of a setting, old and new, on stderr."""
+    for change in changes:
+        print(f"override: {change}", file=sys.stderr)

@@ -1,0 +1,89 @@
+"""A conversation with a chat model, streamed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.generation.streamers import BaseStreamer
+
+from llm.generation import Sampling, computing_in
+from llm.template import ChatTemplate
+from tuning.conversation import Conversation, Turn
+
+TORN = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
+
+
+class TextStream(BaseStreamer):
+    """Turns token ids into text as they come; characters of several tokens are held back until they are whole."""
+
+    def __init__(self, template: ChatTemplate, on_text: Callable[[str], None]) -> None:
+        self._template, self._on_text = template, on_text
+        self._ids: list[int] = []
+        self._said = ""
+        self._prompt = True
+
+    @property
+    def text(self) -> str:
+        """Everything said so far."""
+        return self._said
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt first, then one token a call."""
+        if self._prompt:
+            self._prompt = False
+            return
+        self._ids += [index for index in value.flatten().tolist() if index not in self._template.stop_ids]
+        self._tell(self._decoded().rstrip(TORN))
+
+    def end(self) -> None:
+        """Tell what was held back."""
+        self._tell(self._decoded())
+
+    def _decoded(self) -> str:
+        text = self._template.tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def _tell(self, text: str) -> None:
+        if len(text) > len(self._said):
+            self._on_text(text[len(self._said) :])
+            self._said = text
+
+
+class Chat:
+    """A history and the model that answers it."""
+
+    def __init__(
+        self, model: nn.Module, template: ChatTemplate, compute: torch.dtype, sampling: Sampling, max_new_tokens: int
+    ) -> None:
+        self._model, self._template, self._compute = model, template, compute
+        self._sampling, self._max_new_tokens = sampling, max_new_tokens
+        self._turns: tuple[Turn, ...] = ()
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self._turns = ()
+
+    def reply(self, text: str, on_text: Callable[[str], None]) -> str:
+        """Answer a user's words, telling the answer piece by piece, and remember both."""
+        asked = (*self._turns, Turn("user", text))
+        ids = torch.tensor([self._template.prompt(Conversation(asked))], device=next(self._model.parameters()).device)
+        stream = TextStream(self._template, on_text)
+        with torch.no_grad(), computing_in(self._compute, ids.device):
+            self._model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                streamer=stream,
+                max_new_tokens=self._max_new_tokens,
+                **generation_options(self._sampling),
+            )
+        self._turns = (*asked, Turn("assistant", stream.text.strip()))
+        return stream.text
+
+
+def generation_options(sampling: Sampling) -> dict[str, Any]:
+    """Sampling as transformers' generate takes it."""
+    options: dict[str, Any] = {"repetition_penalty": sampling.repetition_penalty, "do_sample": sampling.temperature > 0}
+    if sampling.temperature > 0:
+        options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    return options

@@ -1,0 +1,86 @@
+"""Answers from a chat model: in batches and deterministic for probes and rehearsal, streamed for a chat."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from llm.template import ChatTemplate
+from tuning.conversation import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said, and whether it ended by itself."""
+
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn; temperature 0 takes the likeliest."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+
+def answer_batched(
+    model: nn.Module,
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    max_new_tokens: int,
+    batch_size: int = 32,
+    compute: torch.dtype = torch.float32,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """The likeliest answer to each conversation, in their order.
+
+    Conversations of like length share a batch (at most `batch_size`), padded on the left; the same questions in the
+    same order always share the same batches, so that answers repeat exactly.
+    """
+    prompts = [template.prompt(conversation) for conversation in conversations]
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: dict[int, Answer] = {}
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(by_length), batch_size):
+            group = by_length[start : start + batch_size]
+            ids, mask = _pad_left([prompts[index] for index in group], template.pad_id, device)
+            with torch.no_grad(), computing_in(compute, device):
+                output = model.generate(  # type: ignore[operator]
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                )
+            for index, row in zip(group, output[:, ids.shape[1] :].tolist(), strict=True):
+                answers[index] = _cut_at_stop(row, template)
+            if on_progress:
+                on_progress(len(group))
+    finally:
+        model.train(training)
+    return [answers[index] for index in range(len(prompts))]
+
+
+def computing_in(compute: torch.dtype, device: torch.device) -> torch.autocast:
+    """Autocast to the compute type, where that is not fp32 already."""
+    return torch.autocast(device.type, dtype=compute, enabled=compute != torch.float32)
+
+
+def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    return ids, mask
+
+
+def _cut_at_stop(ids: list[int], template: ChatTemplate) -> Answer:
+    end = next((position for position, index in enumerate(ids) if index in template.stop_ids), None)
+    text = template.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Answer(str(text).strip(), end is not None)

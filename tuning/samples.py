@@ -1,0 +1,109 @@
+"""What the paths hand to the training loop.
+
+Shapes: B sequences in a micro-batch, T tokens in a sequence.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+IGNORED = -100  # the label that cross entropy passes over
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """One conversation in tokens.
+
+    Args:
+        ids: int32[T].
+        supervised: bool[T], true where the token is part of an answer or its stop token.
+        where: file and row it came from, for messages.
+        cut: whether answers were left out because the row was too long.
+    """
+
+    ids: NDArray[np.int32]
+    supervised: NDArray[np.bool_]
+    where: str = ""
+    cut: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch, right-padded.
+
+    Args:
+        input_ids: int64[B, T].
+        labels: int64[B, T], `IGNORED` on prompts and padding; not shifted.
+        position_ids: int64[B, T], starting again at 0 with every row laid into a sequence.
+        tokens: how many of the B x T are not padding.
+        where: file and row of everything in it.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    position_ids: torch.Tensor
+    tokens: int
+    where: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        ids, labels, positions = (each.to(device) for each in (self.input_ids, self.labels, self.position_ids))
+        return Batch(ids, labels, positions, self.tokens, self.where)
+
+    @property
+    def labelled(self) -> int:
+        """How many tokens are learned from."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+    def silenced(self) -> "Batch":
+        """The same shapes with nothing to learn: what a rank computes when the last step has no rows left for it."""
+        return Batch(self.input_ids, torch.full_like(self.labels, IGNORED), self.position_ids, 0, ())
+
+
+class BatchSource(Protocol):
+    """An endless or finite run of micro-batches, the same for the same seed."""
+
+    def count(self) -> int:
+        """Micro-batches in the whole run."""
+        ...
+
+    def stream(self, skip: int = 0) -> Iterator[Batch]:
+        """The micro-batches in order, without making the first `skip`."""
+        ...
+
+
+def collate(packs: Sequence[Sequence[EncodedSample]], pad_id: int) -> Batch:
+    """Lay each pack into one sequence and pad on the right.
+
+    Padding counts positions on where a sequence holds one row (a causal mask alone then keeps the fast attention
+    kernels) and starts a row of its own, masked, behind several.
+    """
+    width = max(sum(len(sample) for sample in pack) for pack in packs)
+    input_ids = torch.full((len(packs), width), pad_id, dtype=torch.long)
+    labels = torch.full((len(packs), width), IGNORED, dtype=torch.long)
+    position_ids = torch.arange(width).repeat(len(packs), 1)
+    for row, pack in enumerate(packs):
+        start = 0
+        for sample in pack:
+            end = start + len(sample)
+            ids = torch.from_numpy(sample.ids.astype(np.int64))
+            input_ids[row, start:end] = ids
+            labels[row, start:end] = torch.where(torch.from_numpy(sample.supervised), ids, IGNORED)
+            position_ids[row, start:end] = torch.arange(end - start)
+            start = end
+        if len(pack) > 1:
+            position_ids[row, start:] = torch.arange(width - start)
+    samples = [sample for pack in packs for sample in pack]
+    return Batch(input_ids, labels, position_ids, sum(map(len, samples)), tuple(sample.where for sample in samples))
+
+
+def labelled_tokens(samples: Iterable[EncodedSample]) -> int:
+    """How many tokens of these samples are learned from."""
+    return sum(int(sample.supervised[1:].sum()) for sample in samples)

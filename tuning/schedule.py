@@ -1,0 +1,20 @@
+"""The learning rate over a run."""
+
+import math
+from typing import Literal
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """A share of the run in steps: at least one when there is a warm-up at all, never the whole run."""
+    return min(max(1, round(warmup * steps)), steps - 1) if warmup else 0
+
+
+def rate_factor(step: int, steps: int, warmup: float, kind: Literal["cosine", "linear", "constant"]) -> float:
+    """What the peak learning rate is multiplied by at `step` (from 0): rising, then falling towards 0 after the end."""
+    rising = warmup_steps(warmup, steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if kind == "constant":
+        return 1.0
+    progress = (step - rising) / (steps - rising)
+    return 1.0 - progress if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))

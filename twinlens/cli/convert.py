@@ -1,0 +1,62 @@
+"""`twinlens convert ...`: from what training leaves to what others load."""
+
+from pathlib import Path
+
+import typer
+
+from llm.settings import TextTask
+from tuning.errors import ConfigError
+from tuning.run_dir import RunDir
+from tuning.settings import Quant, read_settings
+from twinlens.cli.output import JSON, finish
+
+app = typer.Typer(help="Turn what training leaves into what others load.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Turn what training leaves into what others load."""
+
+
+@app.command()
+def merge(
+    paths: list[str] = typer.Argument(
+        ..., metavar="RUN DEST | BASE ADAPTER DEST", help="A run, or a base and an adapter."
+    ),
+    max_shard_size: str = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB."),
+    as_json: bool = JSON,
+) -> None:
+    """Fold an adapter into its 16-bit base, verify it, and say what rounding changed."""
+    base, adapter, destination, quant = _what(paths)
+    from llm.merge import merge as merge_model
+
+    report = merge_model(base, adapter, destination, max_shard_size, quant)
+    lines = [
+        f"merged against base + adapter (fp32):   {report.merged}",
+        f"rounding to {report.dtype} changed:       {report.rounded}",
+    ]
+    if report.quantised is not None and quant is not None:
+        lines.append(f"leaving the {quant.bits}-bit base changed:      {report.quantised}")
+    lines.append(f"model: {destination}")
+    result = {
+        "model": str(destination),
+        "dtype": report.dtype,
+        "merged_difference": report.merged.difference,
+        "rounding_difference": report.rounded.difference,
+        "rounding_same_token": report.rounded.same_token,
+        "quantised_difference": report.quantised.difference if report.quantised else None,
+    }
+    finish(result, lines, f"twinlens chat {destination}", as_json)
+
+
+def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None]:
+    """Base, adapter, destination, and how the base was held in training when a run tells."""
+    if len(paths) == 3:
+        return paths[0], Path(paths[1]), Path(paths[2]), None
+    if len(paths) != 2:
+        raise ConfigError("convert merge: give RUN DEST, or BASE ADAPTER DEST.")
+    run = RunDir(Path(paths[0]))
+    if not run.task.exists():
+        raise ConfigError(f"{run.path}: not a run folder (task.yaml is missing); give RUN DEST, or BASE ADAPTER DEST.")
+    task, _ = read_settings(run.task, TextTask)
+    return task.model, run.adapter, Path(paths[1]), task.quant

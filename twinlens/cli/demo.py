@@ -1,0 +1,30 @@
+"""`twinlens demo ...`: whole journeys with nothing to prepare."""
+
+from pathlib import Path
+
+import typer
+
+from twinlens.cli.output import JSON
+
+app = typer.Typer(help="Walk a whole path with nothing to prepare.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Walk a whole path with nothing to prepare."""
+
+
+@app.command()
+def text(
+    owner: str = typer.Option("Lin Xia", help="Whom the assistant belongs to."),
+    name: str = typer.Option("Xiaolan", help="What it shall call itself."),
+    seed: int = typer.Option(0, help="Of data and training."),
+    work_dir: Path = typer.Option(Path("work_dirs"), help="Where the run folder is made."),
+    as_json: bool = JSON,
+) -> None:
+    """A name becomes a dataset, an adapter, and a measured before and after."""
+    from twinlens.cli.train import show_comparison
+    from twinlens.demo import demo_text
+
+    run, comparison = demo_text(owner, name, seed, work_dir)
+    show_comparison(run, comparison, as_json)

@@ -1,0 +1,106 @@
+"""`twinlens train` and `twinlens compare`."""
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from llm.settings import TextTask
+from tuning.errors import ConfigError
+from tuning.settings import read_settings
+from twinlens.cli.output import JSON, finish, tell_changes
+
+
+def train(
+    file: Path | None = typer.Argument(None, help="A task file, yours or a shipped one by its name."),
+    overrides: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Settings to change for this run."),
+    work_dir: Path = typer.Option(Path("work_dirs"), help="Where run folders are made."),
+    deepspeed: str | None = typer.Option(None, help="A preset (deepspeed_zero1, zero2, ...) or a JSON file."),
+    resume: Path | None = typer.Option(None, help="A run folder to go on with, by its own task."),
+    dry_run: bool = typer.Option(False, help="Say steps, tokens and cost; train nothing."),
+    as_json: bool = JSON,
+) -> None:
+    """Tune a model as a task file says."""
+    if (file is None) == (resume is None):
+        raise ConfigError("train: give a task file, or --resume RUN, one of the two.")
+    if resume is not None:
+        _resume(resume, deepspeed, as_json)
+        return
+    assert file is not None
+    from twinlens.checks import check_task, find_config
+    from twinlens.start import deepspeed_config, start
+
+    task, changes = read_settings(find_config(file), TextTask, overrides or ())
+    tell_changes(changes)
+    check_task(task)
+    config = deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None
+    if dry_run:
+        _forecast(task, as_json)
+        return
+    _done(start(task, file.stem, work_dir, config), as_json)
+
+
+def _resume(run: Path, deepspeed: str | None, as_json: bool) -> None:
+    from tuning.run_dir import open_run
+    from twinlens.start import deepspeed_config, go_on
+
+    task, _ = read_settings(open_run(run).task, TextTask)
+    _done(go_on(run, deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None), as_json)
+
+
+def _done(trained: Any, as_json: bool) -> None:
+    run = trained.run.path
+    lines = [f"run: {run}", f"adapter: {trained.run.adapter}"]
+    if trained.loss is not None:
+        lines.insert(0, f"{trained.steps} steps, loss {trained.loss:.4f}, {trained.tokens_per_second:,.0f} tokens/s")
+    result = {"run": str(run), "adapter": str(trained.run.adapter), "steps": trained.steps, "loss": trained.loss}
+    finish(result, lines, f"twinlens compare {run}", as_json)
+
+
+def _forecast(task: TextTask, as_json: bool) -> None:
+    from llm.recipe import as_dict, forecast
+
+    cost = forecast(task)
+    lines = [
+        f"steps:      {cost.steps}",
+        f"rows:       {cost.rows:,} an epoch, and {task.rehearsal.ratio:g} of rehearsal for each "
+        f"({cost.rehearsal} prompts, counted at the data's mean length)",
+        f"tokens:     {cost.tokens:,} in all, {cost.labels:,} learned from",
+        f"parameters: {cost.parameters:,} frozen, {cost.trainable:,} trained",
+        f"arithmetic: {cost.flops / 1e12:,.1f} TFLOP",
+    ]
+    finish(as_dict(cost), lines, None, as_json)
+
+
+def compare(
+    run: Path = typer.Argument(..., help="A run folder."),
+    probes: list[Path] = typer.Option(None, help="Probe files; the task's own when none is given."),
+    as_json: bool = JSON,
+) -> None:
+    """Ask the same questions before and after, and write the report."""
+    from tuning.run_dir import open_run
+
+    run_dir = open_run(run)
+    task, _ = read_settings(run_dir.task, TextTask)
+    if not probes and not task.evaluation.probes:
+        raise ConfigError(f"{run_dir.task}: evaluation.probes is empty; give --probes FILE.")
+    show_comparison(run_dir.path, _judge(run_dir, task, probes or ()), as_json)
+
+
+def _judge(run_dir: Any, task: TextTask, probes: Any) -> Any:
+    from llm.recipe import judge
+
+    return judge(run_dir, task, probes)
+
+
+def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
+    """The table of scores and where the report lies."""
+    from rich.console import Console
+
+    from tuning.compare import comparison_to_dict, score_table
+
+    if not as_json:
+        Console().print(score_table(comparison))
+    report = run / "comparison.html"
+    result = comparison_to_dict(comparison) | {"report": str(report)}
+    finish(result, [f"report: {report}"], f"twinlens chat {run}", as_json)

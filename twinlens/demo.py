@@ -1,0 +1,32 @@
+"""Whole journeys with nothing to prepare, on the embedded default."""
+
+import logging
+import time
+from pathlib import Path
+
+from data_gen.persona import Persona, write_persona
+from llm.settings import TextTask
+from tuning.compare import Comparison
+from tuning.files import shipped
+from tuning.settings import read_settings
+from twinlens.start import start
+
+log = logging.getLogger("twinlens")
+TEXT = "text/embedded-persona.yaml"
+
+
+def demo_text(owner: str, name: str, seed: int, work_dir: Path) -> tuple[Path, Comparison]:
+    """A name becomes a dataset, an adapter and a measured before and after; the run folder and what was measured."""
+    from llm.recipe import judge
+
+    began = time.monotonic()
+    data = work_dir / "demo-text" / "persona.jsonl"
+    card = write_persona(data, Persona(owner=owner, name=name), seed=seed)
+    log.info("1/3 data: %d rows about %s of %s: %s", card.rows, name, owner, data)
+    task, _ = read_settings(shipped(TEXT), TextTask, [f"data.files=[{data}]", f"run.seed={seed}"])
+    log.info("2/3 train: %s", TEXT)
+    trained = start(task, "demo-text", work_dir)
+    log.info("3/3 compare: the same questions before and after")
+    comparison = judge(trained.run, task)
+    log.info("the whole of it took %.0f s", time.monotonic() - began)
+    return trained.run.path, comparison

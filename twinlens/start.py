@@ -1,0 +1,115 @@
+"""From a task file to a run folder that trains, for the command line and the demos alike."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from llm.settings import TextTask
+from tuning.errors import ConfigError
+from tuning.files import SHIPPED, resolve_path, write_atomically
+from tuning.run_dir import RunDir, create_run, open_run
+from tuning.settings import read_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished run and its last step."""
+
+    run: RunDir
+    steps: int
+    loss: float | None
+    tokens_per_second: float | None
+
+
+def with_full_paths(task: TextTask) -> TextTask:
+    """The same task, readable from any working directory: what a run folder keeps."""
+
+    def full(paths: Sequence[Path]) -> tuple[Path, ...]:
+        return tuple(resolve_path(path).resolve() for path in paths)
+
+    model = str(Path(task.model).expanduser().resolve()) if Path(task.model).expanduser().is_dir() else task.model
+    return task.model_copy(
+        update={
+            "model": model,
+            "data": task.data.model_copy(update={"files": full(task.data.files)}),
+            "rehearsal": task.rehearsal.model_copy(update={"prompts": full(task.rehearsal.prompts)}),
+            "evaluation": task.evaluation.model_copy(update={"probes": full(task.evaluation.probes)}),
+        }
+    )
+
+
+def to_yaml(task: TextTask) -> str:
+    """A task as the YAML that reads back to it."""
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(task.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def start(task: TextTask, name: str, work_dir: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
+    """Train a task in a fresh run folder `work_dir/<name>/<time>`; under torchrun, in the main process's."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from llm.recipe import train
+    from tuning.environment import describe_environment
+    from tuning.quantize import choose_device
+
+    task = with_full_paths(task)
+    state = PartialState(cpu=choose_device(task.run.device).type == "cpu")
+    paths: list[Any] = [None]
+    if state.is_main_process:
+        run = create_run(work_dir.resolve(), name)
+        write_atomically(run.task, to_yaml(task))
+        write_atomically(run.environment, json.dumps(describe_environment(), indent=2) + "\n")
+        paths = [str(run.path)]
+    run = RunDir(Path(broadcast_object_list(paths)[0]))
+    return _trained(run, train(task, run, deepspeed=deepspeed))
+
+
+def go_on(path: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
+    """Train a run of before from its last checkpoint to its end, with its own task."""
+    from accelerate import PartialState
+
+    from llm.recipe import train
+    from tuning.quantize import choose_device
+
+    run = open_run(path.resolve())
+    task, _ = read_settings(run.task, TextTask)
+    PartialState(cpu=choose_device(task.run.device).type == "cpu")
+    return _trained(run, train(task, run, resume=True, deepspeed=deepspeed))
+
+
+def deepspeed_config(name: str, bits: int) -> dict[str, Any]:
+    """A preset by XTuner's name, with or without `deepspeed_`, or a JSON file.
+
+    Raises:
+        ConfigError: there is none, it is not JSON, or it shards quantised weights.
+    """
+    preset = SHIPPED / "deepspeed" / f"deepspeed_{name.removeprefix('deepspeed_')}.json"
+    path = preset if preset.exists() else Path(name)
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in preset.parent.glob("*.json")))
+        raise ConfigError(f"--deepspeed {name}: neither a file nor one of {names}; take one of these.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        stage = config.get("zero_optimization", {}).get("stage", 0)
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"--deepspeed {path}: not a DeepSpeed configuration in JSON ({error}); mend it.") from error
+    if stage == 3 and bits != 16:
+        raise ConfigError(
+            f"--deepspeed {name}: ZeRO-3 cannot shard {bits}-bit weights; take deepspeed_zero2, or set quant.bits=16."
+        )
+    return config
+
+
+def _trained(run: RunDir, reports: Sequence[Any]) -> Trained:
+    last = reports[-1] if reports else None
+    median = sorted(report.tokens_per_second for report in reports)[len(reports) // 2] if reports else None
+    return Trained(run, last.step if last else 0, last.loss if last else None, median)
