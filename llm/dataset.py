@@ -2,18 +2,16 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm.sources import read_conversations
 from llm.template import ChatTemplate
 from tuning.conversation import Conversation
 from tuning.errors import DataError
-from tuning.files import resolve_path
-from tuning.formats import ReadNotes, SourceRow, read_rows
 from tuning.samples import EncodedSample
 from tuning.settings import Data
 
@@ -33,22 +31,6 @@ class TextData:
     samples: list[EncodedSample]
     rows: NDArray[np.int32]
     validation: list[EncodedSample]
-
-
-def read_conversations(files: Iterable[Path]) -> Iterator[SourceRow]:
-    """The rows of several files in order, their ignored keys logged.
-
-    Raises:
-        DataError: a row cannot be used, or carries pictures.
-    """
-    for file in files:
-        notes = ReadNotes()
-        for row in read_rows(resolve_path(file), notes):
-            if row.conversation.images:
-                raise DataError(f"{row.where}: has a picture; the text path takes rows without `image` or `images`.")
-            yield row
-        for sentence in notes.sentences():
-            log.info("%s: %s", file, sentence)
 
 
 def encode_data(data: Data, template: ChatTemplate, seed: int) -> TextData:

@@ -18,8 +18,9 @@ from llm.dataset import TextData, encode_data
 from llm.generation import answer_batched
 from llm.loading import LoadedModel, load_model, load_template, model_folder
 from llm.model import LanguageModel, refuse_leaking_packs
-from llm.rehearsal import read_prompts, rehearse
+from llm.rehearsal import rehearse
 from llm.settings import TextTask
+from llm.sources import read_prompts
 from llm.template import ChatTemplate
 from tuning.card import DatasetCard, card_from_dict, card_to_dict, file_sha256, read_card
 from tuning.compare import Comparison, compare

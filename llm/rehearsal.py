@@ -6,46 +6,18 @@ Answers are kept per model and prompt, so that a second run does not ask again.
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from llm.generation import Answer, answer_batched
 from llm.loading import LoadedModel
+from llm.sources import read_prompts
 from tuning.conversation import Conversation, single
-from tuning.errors import ConfigError
-from tuning.files import cache_folder, resolve_path, write_atomically
+from tuning.files import cache_folder, write_atomically
 from tuning.progress import Counter
 from tuning.run_dir import read_lines
 from tuning.settings import Rehearsal
 
 log = logging.getLogger("twinlens")
-
-
-def read_prompts(files: Iterable[Path]) -> list[str]:
-    """The distinct prompts of YAML lists, in order.
-
-    Raises:
-        ConfigError: a file is missing or is not a list of strings.
-    """
-    prompts: dict[str, None] = {}
-    for file in files:
-        path = resolve_path(file)
-        try:
-            listed = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, YAMLError) as error:
-            raise ConfigError(
-                f"rehearsal.prompts: {file}: cannot be read as YAML ({error}); give a list of prompts."
-            ) from error
-        if not isinstance(listed, list) or not listed:
-            raise ConfigError(f"rehearsal.prompts: {file}: not a list of prompts; write one `- prompt` a line.")
-        for number, prompt in enumerate(listed, 1):
-            if not isinstance(prompt, str) or not prompt.strip():
-                raise ConfigError(f"rehearsal.prompts: {file}, prompt {number}: not text; quote it or take it out.")
-            prompts[prompt.strip()] = None
-    return list(prompts)
 
 
 def rehearse(loaded: LoadedModel, settings: Rehearsal) -> list[Conversation]:
