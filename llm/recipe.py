@@ -20,9 +20,9 @@ from llm.loading import LoadedModel, load_model, load_template, model_folder
 from llm.model import LanguageModel, refuse_leaking_packs
 from llm.rehearsal import rehearse
 from llm.settings import TextTask
-from llm.sources import read_prompts
+from llm.sources import persona_card, read_prompts
 from llm.template import ChatTemplate
-from tuning.card import DatasetCard, card_from_dict, card_to_dict, file_sha256, read_card
+from tuning.card import DatasetCard, card_from_dict, card_to_dict, file_sha256
 from tuning.compare import Comparison, compare
 from tuning.conversation import Conversation, single, to_jsonl
 from tuning.engine import StepReport, Trainee, Watch, fit
@@ -174,8 +174,7 @@ def say_system(task: TextTask, template: ChatTemplate) -> None:
 def write_data_facts(task: TextTask, data: TextData, run_dir: RunDir) -> DatasetCard | None:
     """`data.json`: the files, their hashes, the card of the persona they speak of."""
     files = [resolve_path(file) for file in task.data.files]
-    cards = [read_card(file) for file in files]
-    card = next((card for card in cards if card and card.name), next(iter(cards), None))
+    card = persona_card(files)
     facts = {
         "files": [{"path": str(file), "sha256": file_sha256(file)} for file in files],
         "rows": len(data.rows),

@@ -7,6 +7,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from tuning.card import DatasetCard, read_card
 from tuning.errors import ConfigError, DataError
 from tuning.files import resolve_path
 from tuning.formats import ReadNotes, SourceRow, read_rows
@@ -28,6 +29,12 @@ def read_conversations(files: Iterable[Path], tell: Callable[[str], None] = log.
             yield row
         for sentence in notes.sentences():
             tell(f"{file}: {sentence}")
+
+
+def persona_card(files: Iterable[Path]) -> DatasetCard | None:
+    """The card that says whom the data speaks of: the first with a name, else the first there is."""
+    cards = [card for file in files if (card := read_card(resolve_path(file)))]
+    return next((card for card in cards if card.name), next(iter(cards), None))
 
 
 def read_prompts(files: Iterable[Path]) -> list[str]:

@@ -1,0 +1,209 @@
+"""The loop as a whole, on a tiny model: what must be equal is equal."""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.dataset import encode_data
+from llm.loading import load_model, load_template
+from llm.model import LanguageModel
+from llm.settings import TextTask
+from tuning.engine import refuse_not_finite
+from tuning.errors import DataError
+from tuning.lora import WEIGHTS, attach_adapter
+from tuning.run_dir import RunDir, read_lines
+from tuning.samples import collate
+from tuning.settings import Data, Lora, Quant
+from twinlens.start import go_on, start, to_yaml
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+ROWS = [
+    {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+    for question, answer in [
+        ("who are you?", "I am the assistant of Lin."),
+        ("what is your name?", "my name is the blue house"),
+        ("tell me about the sea", "the sea is blue! " * 3),
+        ("你是谁?", "我是 Lin 的小助手"),
+        ("one two", "three"),
+        ("who made you?", "made by Lin in the green city by the sea"),
+        ("yes?", "no."),
+        ("your colour?", "red, green"),
+    ]
+]
+
+
+@pytest.fixture
+def task(tmp_path: Path, tiny_model: Path) -> TextTask:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
+    probes = tmp_path / "probes.yaml"
+    probes.write_text("- {ask: who are you?, group: persona, expect: [Lin]}\n", encoding="utf-8")
+    return TextTask.model_validate(
+        {
+            "model": str(tiny_model),
+            "system": "be brief",
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+            "data": {"files": [data], "max_length": 128, "pack": False},
+            "optim": {"learning_rate": 1e-2, "micro_batch": 2, "accumulate": 2, "steps": 6, "warmup": 0.1},
+            "evaluation": {"probes": [probes], "every": 0, "max_new_tokens": 4},
+            "run": {"device": "cpu", "save_every": 2, "keep": 2},
+        }
+    )
+
+
+def changed(task: TextTask, **blocks: dict[str, object]) -> TextTask:
+    """The task with some settings of some blocks replaced."""
+    values = task.model_dump(mode="json")
+    for block, settings in blocks.items():
+        values[block] |= settings
+    return TextTask.model_validate(values)
+
+
+def losses(run: RunDir) -> list[float]:
+    return [row["loss"] for row in read_lines(run.steps)]
+
+
+def adapter_bytes(run: RunDir) -> bytes:
+    return (run.adapter / WEIGHTS).read_bytes()
+
+
+def test_the_same_seed_gives_the_same_losses_and_bytes_and_another_seed_others(task, tmp_path):
+    first = start(task, "a", tmp_path / "work").run
+    again = start(task, "b", tmp_path / "work").run
+    other = start(changed(task, run={"seed": 1}), "c", tmp_path / "work").run
+    assert losses(first) == losses(again)
+    assert adapter_bytes(first) == adapter_bytes(again)
+    assert losses(first) != losses(other)
+    assert losses(first)[-1] < losses(first)[0]
+
+
+def test_looking_does_not_change_what_is_learned(task, tmp_path):
+    """4-bit weights read in eval mode must still be right for training."""
+    blind = start(task, "blind", tmp_path / "work").run
+    looked = start(changed(task, evaluation={"every": 1}), "looked", tmp_path / "work").run
+    assert losses(blind) == losses(looked)
+    assert {row["step"] for row in read_lines(blind.samples)} == {0, 6}
+    assert {row["step"] for row in read_lines(looked.samples)} == set(range(7))
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_packed_rows_lose_what_they_lose_alone(task, tiny_model, bits):
+    template = load_template(str(tiny_model), task.system)
+    loaded = load_model(str(tiny_model), template, Quant(bits=bits, compute="fp32"), "cpu")
+    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=4), 0), loaded.compute)
+    samples = encode_data(task.data, template, 0).samples
+    with torch.no_grad():
+        packed, labels = module(collate([samples[:5], samples[5:]], template.pad_id))
+        alone = [module(collate([[sample]], template.pad_id)) for sample in samples]
+        padded, _ = module(collate([[sample] for sample in samples], template.pad_id))
+    assert int(labels) == sum(int(count) for _, count in alone)
+    assert float(packed) == pytest.approx(sum(float(loss) for loss, _ in alone), rel=1e-4)
+    assert float(packed) == pytest.approx(float(padded), rel=1e-4)
+
+
+def test_accumulation_is_normalised_by_tokens(task, tmp_path):
+    one_step = {"steps": None, "epochs": 1}
+    whole = start(changed(task, optim=one_step | {"micro_batch": 8, "accumulate": 1}, lora={"dropout": 0}), "a", tmp_path)
+    split = start(changed(task, optim=one_step | {"micro_batch": 1, "accumulate": 8}, lora={"dropout": 0}), "b", tmp_path)
+    (first,), (second,) = read_lines(whole.run.steps), read_lines(split.run.steps)
+    assert first["labels"] == second["labels"]
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+
+
+def test_a_last_step_with_fewer_rows_counts_what_it_has(task, tmp_path):
+    run = start(changed(task, optim={"steps": None, "epochs": 1, "micro_batch": 1, "accumulate": 5}), "a", tmp_path).run
+    rows = read_lines(run.steps)
+    labels = sum(int(sample.supervised.sum()) for sample in encode_data(task.data, load_template(task.model, task.system), 0).samples)
+    assert len(rows) == 2
+    assert sum(row["labels"] for row in rows) == labels
+
+
+def test_validation_holds_out_by_question(task, tmp_path):
+    run = start(changed(task, data={"validation": 0.25}, evaluation={"every": 3}), "a", tmp_path).run
+    assert json.loads(run.data.read_text())["validation"] == 2
+    seen = [row.get("validation_loss") for row in read_lines(run.steps)]
+    assert [value is not None for value in seen] == [False, False, True, False, False, True]
+
+
+def test_not_a_number_names_its_rows_before_the_weights_change(task, tiny_model):
+    template = load_template(str(tiny_model), None)
+    samples = encode_data(task.data, template, 0).samples
+    group = [collate([[samples[0]]], 0), collate([[samples[1]]], 0)]
+    with pytest.raises(DataError, match=r"step 3: the loss is nan with .*rows\.jsonl, line 2; look"):
+        refuse_not_finite(float("nan"), 1.0, [torch.tensor(1.0), torch.tensor(float("nan"))], group, 3)
+
+
+def command(*arguments: object, processes: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, "-m", "twinlens", *map(str, arguments)]
+
+
+def run_until(task: TextTask, tmp_path: Path, step: int, how: int) -> tuple[Path, int]:
+    """Start a run in a process of its own and send it a signal once `step` steps are done."""
+    file = tmp_path / "task.yaml"
+    file.write_text(to_yaml(task), encoding="utf-8")
+    process = subprocess.Popen(command("train", file, "--work-dir", tmp_path / "killed"), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list((tmp_path / "killed").glob("task/*/steps.jsonl"))
+        if found and len(found[0].read_text().splitlines()) >= step:
+            process.send_signal(how)
+            break
+        time.sleep(0.002)
+    process.communicate(timeout=120)
+    (steps,) = (tmp_path / "killed").glob("task/*/steps.jsonl")
+    return steps.parent, process.returncode
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how):
+    """Killed at a random step (the seed is in the name of a failure), or asked to stop: bit for bit the straight run."""
+    task = changed(task, optim={"steps": 40})
+    stop_at = random.Random(time.time_ns()).randint(3, 30)
+    straight = start(task, "straight", tmp_path).run
+    run, code = run_until(task, tmp_path, stop_at, how)
+    assert code == (130 if how == signal.SIGTERM else -signal.SIGKILL), f"stopped at {stop_at}"
+    assert 0 < len(read_lines(run / "steps.jsonl")) < 40, f"stopped at {stop_at}"
+    assert not (run / "adapter").exists()
+    go_on(run)
+    assert adapter_bytes(RunDir(run)) == adapter_bytes(straight), f"stopped at {stop_at}"
+    assert losses(RunDir(run)) == losses(straight), f"stopped at {stop_at}"
+    assert [step for step, _ in RunDir(run).checkpoints()] == [38, 40]
+
+
+@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+def test_two_processes_lose_what_one_does(task, tmp_path, deepspeed, caplog):
+    """DDP and ZeRO-2 over gloo: half the accumulation on each of two processes."""
+    caplog.set_level(logging.INFO, "twinlens")
+    task = changed(task, lora={"dropout": 0.0}, optim={"accumulate": 4})
+    alone = start(task, "alone", tmp_path).run
+    file = tmp_path / "task.yaml"
+    file.write_text(to_yaml(changed(task, optim={"accumulate": 2})), encoding="utf-8")
+    options = ["--work-dir", tmp_path / "together", *(["--deepspeed", deepspeed] if deepspeed else [])]
+    done = subprocess.run(
+        command("train", file, *options, processes=2),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (RunDir(path.parent) for path in (tmp_path / "together").glob("task/*/steps.jsonl"))
+    assert json.loads(run.environment.read_text())["processes"] == 2
+    _, checkpoint = run.checkpoints()[-1]
+    assert json.loads((checkpoint / "progress.json").read_text())["processes"] == 2
+    assert [row["labels"] for row in read_lines(run.steps)] == [row["labels"] for row in read_lines(alone.steps)]
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-4)

@@ -1,0 +1,51 @@
+"""Streaming tells every character once and never a torn one."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_tokenizer
+
+from llm.chat import Chat, TextStream
+from llm.generation import Sampling, answer_batched
+from llm.loading import load_model, load_template
+from llm.template import ChatTemplate
+from tuning.conversation import single
+from tuning.settings import Quant
+
+TEMPLATE = ChatTemplate(make_tokenizer(), None)
+said = st.text(min_size=1, max_size=40).filter(lambda text: "<" not in text and "\ufffd" not in text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(said, st.sampled_from(["👩‍🚀 到了", "a👍🏽b", "🇨🇳", "é\u0301"])))
+def test_pieces_are_whole_characters_and_together_the_answer(text):
+    pieces: list[str] = []
+    stream = TextStream(TEMPLATE, pieces.append)
+    stream.put(torch.tensor([[1, 2, 3]]))  # the prompt
+    for index in TEMPLATE.tokenizer(text, add_special_tokens=False)["input_ids"]:
+        stream.put(torch.tensor([index]))
+    stream.put(torch.tensor([TEMPLATE.stop_ids[0]]))
+    stream.end()
+    assert "".join(pieces) == text == stream.text
+    assert all("\ufffd" not in piece and piece for piece in pieces)
+
+
+def test_a_chat_remembers_forgets_and_repeats_itself_when_nothing_is_drawn(tiny_model):
+    template = load_template(str(tiny_model), None)
+    loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
+    talk = Chat(loaded.model, template, loaded.compute, Sampling(), 8)
+    pieces: list[str] = []
+    first = talk.reply("who are you?", pieces.append)
+    assert "".join(pieces) == first
+    talk.reply("who are you?", pieces.append)
+    talk.reset()
+    assert talk.reply("who are you?", pieces.append) == first
+
+
+def test_batched_answers_are_the_answers_alone(tiny_model):
+    template = load_template(str(tiny_model), None)
+    loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
+    asked = [single(text) for text in ("who are you?", "yes", "tell me about the sea and the city", "你是谁")]
+    together = answer_batched(loaded.model, template, asked, 12)
+    alone = [answer_batched(loaded.model, template, [one], 12)[0] for one in asked]
+    assert together == alone
