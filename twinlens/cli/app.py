@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+import twinlens.cli.data_files  # noqa: F401 - adds its verbs to data
 from tuning.errors import KitError
 from twinlens.cli import chat, convert, data, demo, train
 

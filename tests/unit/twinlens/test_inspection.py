@@ -1,0 +1,111 @@
+"""What `data inspect` shows is what the model is given, and the data cannot steer terminal or page."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm.template import ChatTemplate
+from tuning.conversation import Conversation, Turn, single
+from tuning.formats import SourceRow
+from twinlens.inspection import (
+    Piece,
+    first_distinct,
+    harmless,
+    language,
+    render_html,
+    take_census,
+    view_tokens,
+    view_turns,
+)
+
+CHAT = Conversation(
+    (
+        Turn("system", "Be kind 😊."),
+        Turn("user", "你是谁?"),
+        Turn("assistant", "我是 Lumo 🦙👩‍🚀.", loss=False),
+        Turn("user", "Sure?"),
+        Turn("assistant", "Yes, naïve 朋友 🎉!"),
+    )
+)
+
+
+def source(*conversations: Conversation) -> list[SourceRow]:
+    return [SourceRow(number, f"a.jsonl, line {number}", each) for number, each in enumerate(conversations, 1)]
+
+
+@pytest.fixture(scope="module")
+def template(tokenizer: Any) -> ChatTemplate:
+    return ChatTemplate(tokenizer, None)
+
+
+def test_pieces_are_the_models_text_with_the_answers_marked(template: ChatTemplate) -> None:
+    view = view_tokens(source(CHAT)[0], template, 2048)
+    text = "".join(piece.text for piece in view.pieces)
+    assert text == (
+        "<|im_start|>system\nBe kind 😊.<|im_end|>\n<|im_start|>user\n你是谁?<|im_end|>\n"
+        "<|im_start|>assistant\n我是 Lumo 🦙👩‍🚀.<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
+        "<|im_start|>assistant\nYes, naïve 朋友 🎉!<|im_end|>"
+    )
+    assert [piece.text for piece in view.pieces if piece.supervised] == ["Yes, naïve 朋友 🎉!<|im_end|>"]
+    assert "\ufffd" not in text and not view.remark
+
+
+def test_a_row_that_is_too_long_says_what_becomes_of_it(template: ChatTemplate) -> None:
+    twice = Conversation((*single("one", "two").turns, *single("three " * 40, "two").turns))
+    (row,) = source(twice)
+    cut = view_tokens(row, template, 40)
+    assert "cut after the last whole answer" in cut.remark
+    assert [piece.text for piece in cut.pieces if piece.supervised] == ["two<|im_end|>"]
+    none = view_tokens(row, template, 8)
+    assert "no whole answer fits into 8 tokens" in none.remark
+    assert sum(piece.supervised for piece in none.pieces) == 2
+
+
+def test_census(tmp_path: Path, template: ChatTemplate) -> None:
+    (tmp_path / "here.jpg").touch()
+    pictured = Conversation(single("<image>\nWhat?", "That.").turns, ("here.jpg",))
+    lost = Conversation(single("<image>\nWhat?", "This.").turns, ("lost.jpg",))
+    rows = source(CHAT, CHAT, pictured, lost, single("Hi", "Hello " * 100))
+    census = take_census(rows, tmp_path, 100, template)
+    assert (census.rows, census.distinct, census.questions, census.turns) == (5, 4, 3, 16)
+    assert (census.answers, census.masked_answers) == (7, 2)
+    assert (census.pictures, census.missing) == (2, ("lost.jpg",))
+    assert census.languages == {"en": 3, "zh": 2}
+    sizes = sorted(len(template.encode(row.conversation, 10_000)) for row in rows)
+    lengths = census.lengths
+    assert (lengths.shortest, lengths.median, lengths.p95, lengths.longest) == (sizes[0], sizes[2], sizes[4], sizes[4])
+    assert lengths.over == sum(size > 100 for size in sizes)
+    assert take_census(rows, tmp_path, 100, None).lengths.over is None
+
+
+def test_language_goes_by_the_letters() -> None:
+    assert language(single("你是 Lumo 吗", "是的, I am")) == "zh"
+    assert language(single("Was ist das?", "Ein Käse.")) == "en"
+    assert language(single("1 + 1", "2")) == "other"
+    assert language(single("Кто ты?", "Я Люмо.")) == "other"
+
+
+def test_shown_rows_differ() -> None:
+    other = single("a", "b")
+    assert [row.number for row in first_distinct(source(CHAT, CHAT, other, single("c", "d")), 2)] == [1, 3]
+    assert first_distinct(source(CHAT), 0) == []
+
+
+def test_without_a_model_turns_are_shown_with_their_loss() -> None:
+    view = view_turns(source(CHAT)[0])
+    assert [piece for piece in view.pieces if piece.supervised] == [Piece("Yes, naïve 朋友 🎉!", True)]
+
+
+def test_page_is_self_contained_and_escaped() -> None:
+    rows = source(single("<script>alert(1)</script>", "</mark><img src=x onerror=alert(1)>"))
+    census = take_census(rows, Path(), 2048, None)
+    page = render_html("<b>.jsonl", census, ["ignored key '<i>' (1 rows)"], [view_turns(row) for row in rows])
+    assert not re.search(r"<(script|img|link|b|i)\b", page)
+    assert "<mark>&lt;/mark&gt;&lt;img src=x onerror=alert(1)&gt;</mark>" in page
+    assert not re.search(r"https?://", page)
+
+
+def test_control_characters_cannot_reach_the_terminal() -> None:
+    assert harmless("a\x1b[31mb\x07\x9b\x7f\tc\n你😊") == "a␛[31mb␇\ufffd␡\tc\n你😊"
