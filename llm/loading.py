@@ -116,7 +116,6 @@ def silence_libraries() -> None:
     """Bars and hints of the libraries below, which say nothing that our own log does not."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _check_layout(folder: Path) -> None:

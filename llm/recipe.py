@@ -26,6 +26,7 @@ from tuning.card import DatasetCard, card_from_dict, card_to_dict, file_sha256
 from tuning.compare import Comparison, compare
 from tuning.conversation import Conversation, single, to_jsonl
 from tuning.engine import StepReport, Trainee, Watch, fit
+from tuning.errors import ConfigError
 from tuning.files import resolve_path, write_atomically
 from tuning.lora import attach_adapter, load_adapter, restore_adapter, save_adapter
 from tuning.packing import Batches
@@ -196,6 +197,11 @@ def rehearsal_rows(task: TextTask, loaded: LoadedModel, run_dir: RunDir) -> list
     state = PartialState()
     with state.main_process_first():
         rehearsed = rehearse(loaded, task.rehearsal)
+    if not rehearsed:
+        raise ConfigError(
+            f"rehearsal.max_new_tokens: no answer of the base ends within {task.rehearsal.max_new_tokens} tokens; "
+            "raise it, or leave rehearsal.prompts out."
+        )
     if state.is_main_process:
         write_atomically(run_dir.rehearsal, to_jsonl(rehearsed))
         facts = json.loads(run_dir.data.read_text(encoding="utf-8"))

@@ -3,12 +3,13 @@
 import logging
 import os
 import sys
+import warnings
 
 import typer
 
 import twinlens.cli.data_files  # noqa: F401 - adds its verbs to data
 from tuning.errors import KitError
-from twinlens.cli import chat, convert, data, demo, train
+from twinlens.cli import chat, configs, convert, data, demo, doctor, train
 
 app = typer.Typer(
     name="twinlens",
@@ -18,6 +19,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("list-cfg")(configs.list_cfg)
+app.command("copy-cfg")(configs.copy_cfg)
+app.command("show-cfg")(configs.show_cfg)
+app.command()(configs.check)
+app.command()(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
 app.command()(train.compare)
@@ -31,6 +37,8 @@ def run() -> None:
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("twinlens").setLevel(logging.INFO if main_process else logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advertises a download on every CPU
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # for peft to mend, not for users
     try:
         app()
     except KitError as error:

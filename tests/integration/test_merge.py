@@ -1,0 +1,98 @@
+"""A merged model is the adapted one, and plain transformers loads it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm.loading import load_model, load_template
+from llm.merge import merge
+from tuning.errors import ConfigError, DeviceError, ModelError
+from tuning.lora import CONFIG, attach_adapter, load_adapter, read_adapter_config, save_adapter
+from tuning.settings import Lora, Quant
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    """An adapter that changes the model a lot: B is drawn, not zero."""
+    loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=16, compute="fp32"), "cpu")
+    model = attach_adapter(loaded.model, Lora(rank=4, alpha=8), 0)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    save_adapter(model, tmp_path / "adapter", str(tiny_model))
+    return tmp_path / "adapter"
+
+
+def test_merged_logits_are_the_adapted_ones_and_rounding_is_told(tiny_model, adapter, tmp_path):
+    report = merge(str(tiny_model), adapter, tmp_path / "merged", trained_on=Quant(bits=4))
+    assert report.merged.difference <= 1e-3 and report.merged.same_token == 1.0
+    assert 0 < report.rounded.difference < 0.2
+    assert report.quantised is not None and report.quantised.difference > 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert merged.dtype == torch.bfloat16
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    template = load_template(str(tiny_model), None)
+    assert tokenizer.chat_template == template.tokenizer.chat_template
+    base = load_model(str(tiny_model), template, Quant(bits=16, compute="fp32"), "cpu")
+    ids = torch.tensor([tokenizer("who are you? 你是谁", add_special_tokens=False)["input_ids"]])
+    with torch.no_grad():
+        plain = base.model(ids).logits
+        adapted = load_adapter(base.model, adapter)(input_ids=ids).logits
+        given = merged.float()(ids).logits
+    assert (given - adapted).abs().max() < 0.25 * (given - plain).abs().max()
+
+
+def test_shards_are_no_larger_than_asked(tiny_model, adapter, tmp_path):
+    merge(str(tiny_model), adapter, tmp_path / "merged", max_shard_size="100KB")
+    shards = list((tmp_path / "merged").glob("*.safetensors"))
+    assert len(shards) > 1
+    assert (tmp_path / "merged" / "model.safetensors.index.json").exists()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+
+
+def test_a_destination_in_use_or_below_a_file_is_refused_before_anything_loads(tiny_model, adapter, tmp_path):
+    with pytest.raises(ConfigError, match="is there already"):
+        merge(str(tiny_model), adapter, adapter)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeviceError, match="cannot be written"):
+        merge(str(tiny_model), adapter, tmp_path / "file" / "merged")
+
+
+def test_a_base_stored_quantised_is_refused(tiny_model, adapter, tmp_path):
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    for file in tiny_model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))
+    with pytest.raises(ModelError, match="is stored quantised"):
+        merge(str(folder), adapter, tmp_path / "merged")
+
+
+def test_an_adapter_for_other_shapes_is_refused(tiny_model, adapter, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    other = tmp_path / "other"
+    template = load_template(str(tiny_model), None)
+    config = LlamaConfig.from_pretrained(tiny_model)
+    config.hidden_size, config.intermediate_size = 32, 64
+    LlamaForCausalLM(config).save_pretrained(other)
+    template.tokenizer.save_pretrained(other)
+    with pytest.raises(ModelError, match="does not fit the model"):
+        merge(str(other), adapter, tmp_path / "merged")
+
+
+def test_saved_adapters_are_equal_byte_for_byte_and_their_lists_sorted(tiny_model, adapter, tmp_path):
+    loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=16), "cpu")
+    save_adapter(load_adapter(loaded.model, adapter), tmp_path / "again", str(tiny_model))
+    for file in adapter.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    targets = read_adapter_config(adapter)["target_modules"]
+    assert isinstance(targets, list) and targets == sorted(targets)
+    (adapter / CONFIG).write_text("{")
+    with pytest.raises(ModelError, match="not valid JSON"):
+        read_adapter_config(adapter)

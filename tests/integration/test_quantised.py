@@ -1,0 +1,70 @@
+"""What is 4-bit, and that it stays right on the real weights."""
+
+import pytest
+import torch
+from bitsandbytes.nn.modules import Linear4bit
+
+from llm.embedded import embedded_weights
+from llm.generation import answer_batched
+from llm.loading import load_model, load_template
+from llm.model import LanguageModel
+from tuning.conversation import single
+from tuning.lora import attach_adapter
+from tuning.quantize import choose_device
+from tuning.samples import collate
+from tuning.settings import Lora, Quant
+
+needs_embedded = pytest.mark.skipif(embedded_weights() is None, reason="the embedded weights are not installed")
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits):
+    loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=bits), "cpu")
+    report = loaded.quantised
+    assert (report.quantised, report.linears) == (0 if bits == 16 else 14, 15)
+    assert report.kept == (() if bits == 16 else ("lm_head",))
+    for module in loaded.model.modules():
+        if isinstance(module, Linear4bit):
+            assert module.weight.quant_type == "nf4" and module.weight.compress_statistics
+    template = loaded.template
+    sample = template.encode(single("who are you?", "yes"), 100)
+    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
+    loss, labels = module(collate([[sample]], template.pad_id))
+    loss.backward()
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    assert all(parameter.dtype == torch.float32 and parameter.grad is not None for _, parameter in trained)
+    assert len(trained) == 2 * 14 and not any("lm_head" in name for name, _ in trained)
+    assert torch.isfinite(loss) and int(labels) == int(sample.supervised.sum())
+
+
+@needs_embedded
+def test_answering_first_does_not_change_the_loss_on_the_embedded_model():
+    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs; training through those would read garbage."""
+    template = load_template("embedded", "You are a helpful assistant.")
+    loaded = load_model("embedded", template, Quant(bits=4), "cpu")
+    module = LanguageModel(loaded.model, loaded.compute)
+    batch = collate([[template.encode(single("What is the capital of France?", "The capital of France is Paris."), 100)]], 0)
+    with torch.no_grad():
+        before, labels = module.train()(batch)
+        (answer,) = answer_batched(loaded.model, template, [single("What is the capital of France?")], 16)
+        after, _ = module.train()(batch)
+    assert "Paris" in answer.text
+    assert float(before) == float(after)
+    assert float(before) / int(labels) < 1.0
+
+
+def test_bf16_compute_keeps_fp32_adapters(tiny_model):
+    loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=4, compute="bf16"), "cpu")
+    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
+    sample = loaded.template.encode(single("who are you?", "yes"), 100)
+    loss, _ = module(collate([[sample]], 0))
+    loss.backward()
+    assert {parameter.grad.dtype for parameter in module.parameters() if parameter.grad is not None} == {torch.float32}
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    from tuning.errors import DeviceError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="torch sees no GPU"):
+        choose_device("cuda")
