@@ -27,12 +27,13 @@ def train(
         _resume(resume, deepspeed, as_json)
         return
     assert file is not None
-    from twinlens.checks import check_task, find_config
+    from twinlens.checks import check_task
     from twinlens.start import deepspeed_config, start
+    from twinlens.task_files import find_config
 
     task, changes = read_settings(find_config(file), TextTask, overrides or ())
     tell_changes(changes)
-    check_task(task)
+    check_task(task, work_dir)
     config = deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None
     if dry_run:
         _forecast(task, as_json)

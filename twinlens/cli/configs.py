@@ -1,0 +1,90 @@
+"""`twinlens list-cfg`, `copy-cfg`, `show-cfg` and `check`: task files, before anything is trained."""
+
+import shlex
+from pathlib import Path
+
+import typer
+
+from tuning.errors import ConfigError
+from twinlens.cli.output import JSON, finish, tell_changes
+
+FILE = typer.Argument(..., help="A task file, yours or a shipped one by its name.")
+OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="Settings to change.")
+
+
+def list_cfg(
+    pattern: str = typer.Option("", "-p", "--pattern", help="Only names that hold this, upper and lower case alike."),
+    as_json: bool = JSON,
+) -> None:
+    """List the task files that ship with twinlens."""
+    from twinlens.task_files import describe, shipped_tasks
+
+    tasks = {name: file for name, file in shipped_tasks().items() if pattern.casefold() in name.casefold()}
+    if not tasks:
+        raise ConfigError(f"-p {pattern}: no shipped task has that in its name; leave -p out to see all.")
+    width = max(map(len, tasks))
+    lines = [f"{name:<{width}}  {describe(file)}" for name, file in tasks.items()]
+    result = {"tasks": [{"name": name, "file": file, "about": describe(file)} for name, file in tasks.items()]}
+    finish(result, lines, f"twinlens copy-cfg {next(iter(tasks))} my.yaml", as_json)
+
+
+def copy_cfg(
+    name: str = typer.Argument(..., help="A name that list-cfg prints."),
+    dest: Path = typer.Argument(..., help="The file to write, or a folder for it."),
+    force: bool = typer.Option(False, "--force", help="Overwrite the file if it is there."),
+    as_json: bool = JSON,
+) -> None:
+    """Copy a shipped task file, with every setting explained, to edit it."""
+    from tuning.files import write_atomically
+    from twinlens.task_files import explain, shipped_tasks
+
+    file = shipped_tasks().get(name.removesuffix(".yaml"))
+    if file is None:
+        raise ConfigError(f"{name}: no task of that name ships with twinlens; `twinlens list-cfg` lists those that do.")
+    out = dest / file.name if dest.is_dir() else dest
+    if out.exists() and not force:
+        raise ConfigError(f"{out}: is there already; give another name, or --force to overwrite it.")
+    write_atomically(out, explain(file))
+    finish(
+        {"out": out},
+        [f"{out}: edit it; every setting has its explanation above"],
+        f"twinlens check {shlex.quote(str(out))}",
+        as_json,
+    )
+
+
+def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
+    """Print a task as it stands after overrides, all defaults filled in."""
+    from llm.settings import TextTask
+    from tuning.settings import read_settings
+    from twinlens.start import to_yaml
+    from twinlens.task_files import find_config
+
+    task, changes = read_settings(find_config(file), TextTask, overrides or ())
+    tell_changes(changes)
+    # No next verb here: what is printed is a task file, fit to be sent into one.
+    finish(task.model_dump(mode="json"), to_yaml(task).splitlines(), None, as_json)
+
+
+def check(
+    file: Path = FILE,
+    overrides: list[str] = OVERRIDES,
+    work_dir: Path = typer.Option(Path("work_dirs"), help="Where run folders would be made."),
+    deepspeed: str | None = typer.Option(None, help="The DeepSpeed preset or JSON file that train will be given."),
+    data_only: bool = typer.Option(False, "--data-only", help="Settings and data alone; needs no torch."),
+    as_json: bool = JSON,
+) -> None:
+    """Find all that would stop a run, before any model loads."""
+    from llm.settings import TextTask
+    from tuning.settings import read_settings
+    from twinlens.checks import check_task
+    from twinlens.start import deepspeed_config
+    from twinlens.task_files import find_config
+
+    task, changes = read_settings(find_config(file), TextTask, overrides or ())
+    tell_changes(changes)
+    if deepspeed:
+        deepspeed_config(deepspeed, task.quant.bits)
+    lines = check_task(task, work_dir, data_only=data_only)
+    following = f"twinlens train {shlex.join([str(file), *(overrides or ())])}"
+    finish({"ok": True, "found": lines}, [*lines, "nothing stands in the way"], following, as_json)

@@ -1,0 +1,106 @@
+"""The task files that ship with the kit: finding them, and copying them with every setting explained."""
+
+import io
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from llm.settings import TextTask
+from tuning.errors import ConfigError
+from tuning.files import SHIPPED
+from tuning.settings import Block, read_yaml
+
+# The folder under configs/, and what its files are read as.
+KINDS: dict[str, type[Block]] = {"text": TextTask}
+
+
+def shipped_tasks() -> dict[str, Path]:
+    """Task files that come with the kit, by the name that `list-cfg` prints."""
+    return {file.stem: file for kind in KINDS for file in sorted((SHIPPED / kind).glob("*.yaml"))}
+
+
+def find_config(file: Path) -> Path:
+    """A task file: the user's own, or a shipped one by its name or its path from the root of the project.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if file.is_file():
+        return file
+    inside = Path(*file.parts[1:]) if file.parts[:1] == (SHIPPED.name,) else file
+    for found in (shipped_tasks().get(str(file)), SHIPPED / inside):
+        if found and found.is_file():
+            return found
+    raise ConfigError(f"{file}: neither a file nor a shipped task; `twinlens list-cfg` lists those.")
+
+
+def describe(file: Path) -> str:
+    """The first line of a task file's header."""
+    with file.open(encoding="utf-8") as stream:
+        return stream.readline().lstrip("#").strip()
+
+
+def explain(file: Path) -> str:
+    """A shipped task file with a comment above each key, and the settings left at their defaults as comments.
+
+    Such a default has its key right after the `#`, so that taking the `#` away sets it; explanations have a blank.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines()
+    document = read_yaml(file)
+    fields = KINDS[file.parent.name].model_fields
+    inserted: defaultdict[int, list[str]] = defaultdict(list)
+    for key in document:
+        field = fields[key]
+        inserted[document.lc.key(key)[0]].append(f"# {_help(field)}")
+        for inner, setting in _settings(field).items():
+            given = inner in document[key]
+            place = document[key].lc.key(inner)[0] if given else _end(document, key, lines)
+            inserted[place].append(f"  # {_help(setting)}")
+            if not given:
+                inserted[place].append(f"  #{_default(inner, setting)}")
+    for key, field in fields.items():
+        if key not in document:
+            inserted[len(lines)] += _absent(key, field)
+    explained = [text for number, line in enumerate(lines) for text in (*inserted[number], line)]
+    return "\n".join([*explained, *inserted[len(lines)]]) + "\n"
+
+
+def _absent(key: str, field: FieldInfo) -> list[str]:
+    settings = _settings(field)
+    lines = [f"# {_help(field)}", f"#{key}:" if settings else f"#{_default(key, field)}"]
+    for inner, setting in settings.items():
+        lines += [f"  # {_help(setting)}", f"#  {_default(inner, setting)}"]
+    return lines
+
+
+def _settings(field: FieldInfo) -> dict[str, FieldInfo]:
+    """The fields of a block; none where the field is a value."""
+    kind = field.annotation
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, Block) else {}
+
+
+def _help(field: FieldInfo) -> str:
+    return " ".join((field.description or getattr(field.annotation, "__doc__", None) or "").split())
+
+
+def _default(key: str, field: FieldInfo) -> str:
+    value: Any = field.get_default(call_default_factory=True)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = True
+    stream = io.StringIO()
+    yaml.dump([list(value) if isinstance(value, tuple) else value], stream)
+    return f"{key}: {stream.getvalue().strip()[1:-1]}"  # without the brackets of the list that it was dumped in
+
+
+def _end(document: CommentedMap, key: str, lines: list[str]) -> int:
+    """The line after a block: before the next key, and before the comment or blank line that leads to it."""
+    starts = sorted(document.lc.key(each)[0] for each in document)
+    following = starts.index(document.lc.key(key)[0]) + 1
+    end = starts[following] if following < len(starts) else len(lines)
+    while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
+        end -= 1
+    return end
