@@ -18,7 +18,7 @@ from llm.loading import load_model, load_template, model_folder
 from llm.template import ChatTemplate
 from tuning.conversation import single
 from tuning.errors import ConfigError, DeviceError, ModelError
-from tuning.lora import load_adapter
+from tuning.lora import load_adapter, read_adapter_config
 from tuning.quantize import DTYPES
 from tuning.settings import Quant
 
@@ -68,6 +68,7 @@ def merge(
         ModelError: base or adapter are missing, do not fit, or the base is stored quantised; or merging went wrong.
         DeviceError: the destination cannot be written or has too little space.
     """
+    read_adapter_config(adapter)
     folder = model_folder(base)
     dtype = _stored_dtype(folder)
     _check_destination(destination, folder)

@@ -28,7 +28,7 @@ from tuning.conversation import Conversation, single, to_jsonl
 from tuning.engine import StepReport, Trainee, Watch, fit
 from tuning.errors import ConfigError
 from tuning.files import resolve_path, write_atomically
-from tuning.lora import attach_adapter, load_adapter, restore_adapter, save_adapter
+from tuning.lora import attach_adapter, load_adapter, read_adapter_config, restore_adapter, save_adapter
 from tuning.packing import Batches
 from tuning.probes import Probe, hit, read_probes
 from tuning.progress import Counter
@@ -89,6 +89,7 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
     Raises:
         KitError: probes, model or adapter are missing or do not fit.
     """
+    read_adapter_config(run_dir.adapter)
     facts = json.loads(run_dir.data.read_text(encoding="utf-8"))
     card = card_from_dict(facts["card"]) if facts.get("card") else None
     files = [resolve_path(file) for file in probe_files or task.evaluation.probes]

@@ -1,12 +1,13 @@
 """Everything about a task that can be known before its model loads."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from llm.embedded import INSTALL, NAME, embedded_weights
 from llm.settings import TextTask
 from llm.sources import persona_card, read_conversations, read_prompts
-from tuning.errors import DataError, DeviceError, ModelError
+from tuning.errors import ConfigError, DataError, DeviceError, ModelError
 from tuning.files import resolve_path
 from tuning.probes import read_probes
 
@@ -26,6 +27,7 @@ def check_task(task: TextTask, work_dir: Path = Path("work_dirs"), *, data_only:
     from tuning.quantize import choose_device
 
     device = choose_device(task.run.device)
+    _refuse_unknown_trackers(task.run.trackers)
     return [*lines, *_model_lines(task.model), f"device: {device}", *_place_lines(work_dir)]
 
 
@@ -63,6 +65,15 @@ def _model_lines(model: str) -> list[str]:
     from llm.loading import model_folder
 
     return [f"model: {model_folder(model)}: complete"]
+
+
+def _refuse_unknown_trackers(names: Sequence[str]) -> None:
+    from accelerate.tracking import get_available_trackers
+
+    available = sorted(str(tracker) for tracker in get_available_trackers())
+    for name in names:
+        if name not in available:
+            raise ConfigError(f"run.trackers: {name}: not installed here; take one of {', '.join(available)}, or none.")
 
 
 def _place_lines(work_dir: Path) -> list[str]:

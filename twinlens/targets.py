@@ -33,6 +33,7 @@ def open_target(target: str, system: str | None, bits: int, with_adapter: bool =
     path = Path(target).expanduser()
     run = RunDir(path)
     if run.task.exists():
+        read_adapter_config(run.adapter)
         task, _ = read_settings(run.task, TextTask)
         template = load_template(task.model, task.system if system is None else system)
         loaded = load_model(task.model, template, task.quant, task.run.device)
