@@ -1,0 +1,214 @@
+"""Before and after: what was learned, what was lost, and where the persona leaks.
+
+Knows answers, not models: whoever holds a model asks the probes and hands the texts over.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuning.card import DatasetCard
+from tuning.errors import DataError
+from tuning.probes import GROUPS, Group, Probe, hit, mentions_any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One probe with its two answers.
+
+    Args:
+        leaked_before: whether the answer carries a marker of the card; None where that means nothing: the probe is
+            about the persona, or there are no markers. `leaked_after` alike.
+        image: path of the picture that was asked about.
+    """
+
+    group: Group
+    ask: str
+    before: str
+    after: str
+    before_hit: bool
+    after_hit: bool
+    leaked_before: bool | None = None
+    leaked_after: bool | None = None
+    expect: tuple[str, ...] = ()
+    reject: tuple[str, ...] = ()
+    image: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Share of hits among the `n` probes of a group, from 0 to 1."""
+
+    before: float
+    after: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Rows, and what they come to. Shares are from 0 to 1, None where there is nothing to count.
+
+    Args:
+        leak: share of the unrelated answers after training that carry a marker of the card; `leak_before` alike.
+        retained: share of the unrelated probes that still hit, among those that hit before.
+        seeds: of the runs that the rows come from.
+        probe_files: that the rows come from, as they were named.
+    """
+
+    rows: tuple[Row, ...]
+    scores: dict[Group, Score]
+    leak: float | None
+    leak_before: float | None
+    retained: float | None
+    seeds: tuple[int, ...] = ()
+    probe_files: tuple[str, ...] = ()
+
+
+def compare(
+    probes: Sequence[Probe],
+    before: Sequence[str],
+    after: Sequence[str],
+    card: DatasetCard | None,
+    *,
+    seeds: Sequence[int] = (),
+    probe_files: Sequence[str] = (),
+) -> Comparison:
+    """Judge the answers to `probes`, given in the same order, by the probes' own terms and the card's markers."""
+    markers = card.markers if card else ()
+
+    def leaked(probe: Probe, answer: str) -> bool | None:
+        return mentions_any(answer, markers) if markers and probe.group == "unrelated" else None
+
+    rows = [
+        Row(
+            group=probe.group,
+            ask=probe.ask,
+            before=first,
+            after=last,
+            before_hit=hit(first, probe),
+            after_hit=hit(last, probe),
+            leaked_before=leaked(probe, first),
+            leaked_after=leaked(probe, last),
+            expect=probe.expect,
+            reject=probe.reject,
+            image=None if probe.image is None else str(probe.image),
+        )
+        for probe, first, last in zip(probes, before, after, strict=True)
+    ]
+    return _summed(rows, seeds, probe_files)
+
+
+def pool(comparisons: Sequence[Comparison]) -> Comparison:
+    """The rows of several runs (seeds) as one comparison, every row counting the same."""
+    return _summed(
+        [row for each in comparisons for row in each.rows],
+        [seed for each in comparisons for seed in each.seeds],
+        list(dict.fromkeys(name for each in comparisons for name in each.probe_files)),
+    )
+
+
+def _summed(rows: Sequence[Row], seeds: Sequence[int], probe_files: Sequence[str]) -> Comparison:
+    scores: dict[Group, Score] = {}
+    for group in GROUPS:
+        members = [row for row in rows if row.group == group]
+        if members:
+            before, after = sum(row.before_hit for row in members), sum(row.after_hit for row in members)
+            scores[group] = Score(before / len(members), after / len(members), len(members))
+    return Comparison(
+        rows=tuple(rows),
+        scores=scores,
+        leak=_share(row.leaked_after for row in rows),
+        leak_before=_share(row.leaked_before for row in rows),
+        retained=_share(row.after_hit for row in rows if row.group == "unrelated" and row.before_hit),
+        seeds=tuple(seeds),
+        probe_files=tuple(probe_files),
+    )
+
+
+def _share(flags: Iterable[bool | None]) -> float | None:
+    counted = [flag for flag in flags if flag is not None]
+    return sum(counted) / len(counted) if counted else None
+
+
+def comparison_to_dict(comparison: Comparison) -> dict[str, Any]:
+    """Plain values for `comparison.json`."""
+    return dataclasses.asdict(comparison)
+
+
+def comparison_from_dict(values: dict[str, Any]) -> Comparison:
+    """The inverse of `comparison_to_dict`: scores are counted anew from the rows, keys it does not know left out."""
+    known = {field.name for field in dataclasses.fields(Row)}
+    rows: list[Row] = []
+    for each in values["rows"]:
+        fields: dict[str, Any] = {key: value for key, value in each.items() if key in known}
+        fields |= {key: tuple(each.get(key) or ()) for key in ("expect", "reject")}
+        rows.append(Row(**fields))
+    return _summed(rows, values.get("seeds") or (), values.get("probe_files") or ())
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Read a `comparison.json`.
+
+    Raises:
+        DataError: the file is missing, or is not what `twinlens compare` writes.
+    """
+    try:
+        return comparison_from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); `twinlens compare RUN` makes it.") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: not a comparison ({error!r}); make it again with `twinlens compare RUN`.") from error
+
+
+def percent(share: float | None) -> str:
+    """`0.957` -> `96%`; only all is 100 and only none is 0, so that a single miss stays in sight."""
+    if share is None:
+        return "–"
+    return f"{share if share in (0, 1) else min(max(share, 0.01), 0.99):.0%}"
+
+
+def score_rows(comparison: Comparison) -> list[tuple[str, str, str, str]]:
+    """The small table that people read first: label, before, after, and how many it counts."""
+    table = [(group, percent(s.before), percent(s.after), str(s.n)) for group, s in comparison.scores.items()]
+    unrelated = [row for row in comparison.rows if row.group == "unrelated"]
+    if unrelated:
+        marked = sum(row.leaked_after is not None for row in unrelated)
+        table.append(("leak", percent(comparison.leak_before), percent(comparison.leak), str(marked)))
+        table.append(("retained", "", percent(comparison.retained), str(sum(row.before_hit for row in unrelated))))
+    return table
+
+
+def score_table(comparison: Comparison) -> "Table":
+    """The scores as a table for the terminal."""
+    from rich.table import Table  # costs start-up time that only this verb should pay
+
+    table = Table()
+    table.add_column("")
+    for title in ("before", "after", "of"):
+        table.add_column(title, justify="right")
+    for row in score_rows(comparison):
+        table.add_row(*row)
+    return table
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The scores and every row as two Markdown tables."""
+    lines = ["| | before | after | of |", "|---|---:|---:|---:|"]
+    lines += [f"| {' | '.join(row)} |" for row in score_rows(comparison)]
+    lines += ["", "| group | question | before | | after | |", "|---|---|---|---|---|---|"]
+    for row in comparison.rows:
+        ends = "hit" if row.after_hit else "miss"
+        cells = (row.group, row.ask, row.before, "hit" if row.before_hit else "miss", row.after)
+        lines.append(f"| {' | '.join(map(_cell, cells))} | {ends}{', leaked' if row.leaked_after else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|~&])", r"\\\1", " ".join(text.split()))
