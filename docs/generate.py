@@ -1,0 +1,180 @@
+"""Writes what the code already says: the settings and command references, and the README's map of the house.
+
+Run it after changing a docstring, an option or a file name: `python docs/generate.py`. A test compares.
+"""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from llm.settings import TextTask
+from tuning.settings import Block
+from twinlens.cli.app import app
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- map: written by docs/generate.py -->", "<!-- end of the map -->"
+
+ROOMS = {
+    "tuning": "the core: how to train and to judge; knows tokens and modules, not personas or pictures",
+    "llm": "the language model and the text path",
+    "vlm": "the image path's room, still to be furnished",
+    "data_gen": "makes conversations; never imports torch",
+    "twinlens": "the front door: the only package that may import all others",
+    "twinlens/cli": "the verbs, a small module for each group",
+}
+PLACES = {
+    "configs/text": "task files of the text path, by the names that `twinlens list-cfg` prints",
+    "configs/data": "phrase banks and rehearsal prompts",
+    "configs/probes": "questions with known answers, asked before and after",
+    "configs/deepspeed": "DeepSpeed presets",
+    "docs": "the journey, the references, the decisions, the measurements",
+    "tests/unit": "mirrors the rooms",
+    "tests/integration": "several rooms together, on tiny models",
+    "tests/e2e": "the command line, as a person uses it",
+    "tests/house": "keeps this map, the configs, the documented commands and the floors true",
+}
+
+
+def documents() -> dict[Path, str]:
+    """Every generated file with what it should hold."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    return {
+        ROOT / "docs/reference/settings.md": settings_reference(),
+        ROOT / "docs/reference/cli.md": cli_reference(),
+        readme: f"{before}{BEGIN}\n{map_of_house()}{END}{after}",
+    }
+
+
+def map_of_house() -> str:
+    """Each room with its files, in the words of their own docstrings."""
+    lines: list[str] = []
+    for room, about in ROOMS.items():
+        lines.append(f"- [`{room}/`]({room}) {about}")
+        files = [file for file in sorted((ROOT / room).glob("*.py")) if file.name != "__init__.py"]
+        lines += [f"  - [`{file.name}`]({room}/{file.name}) {_headline(file)}" for file in files]
+    lines += [f"- [`{place}/`]({place}) {about}" for place, about in PLACES.items() if (ROOT / place).exists()]
+    return "\n".join(lines) + "\n"
+
+
+def settings_reference() -> str:
+    """A table for each block of the task, from the fields' docstrings."""
+    lines = ["# Settings of a text task", "", "Written by `docs/generate.py` from the docstrings in the code.", ""]
+    lines += ["Settings of a group are written below its name, or as `group.key=value` on the command line.", ""]
+    own = {key: field for key, field in TextTask.model_fields.items() if not _block(field)}
+    lines += ["## The task itself", "", *_table(own)]
+    for key, field in TextTask.model_fields.items():
+        if block := _block(field):
+            lines += ["", f"## `{key}`", "", " ".join((block.__doc__ or "").split()), "", *_table(block.model_fields)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(fields: dict[str, FieldInfo]) -> list[str]:
+    rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for key, field in fields.items():
+        default = (
+            "must be given" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
+        )
+        kind = _type(field.annotation).replace("|", "\\|")
+        rows.append(f"| `{key}` | {kind} | {default} | {' '.join((field.description or '').split())} |")
+    return rows
+
+
+def _block(field: FieldInfo) -> type[Block] | None:
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Block) else None
+
+
+def _plain(value: Any) -> str:
+    """A value as YAML has it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_plain, value))}]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _type(annotation: Any) -> str:
+    """A type as people write it in YAML: `int`, `one of cosine, linear`, `list of path`."""
+    name = getattr(annotation, "__name__", str(annotation))
+    arguments = getattr(annotation, "__args__", ())
+    if name == "Literal":
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+    if name == "tuple":
+        inner = _type(arguments[0])
+        return f"list of {inner}" if arguments[-1] is Ellipsis else f"{len(arguments)} × {inner}"
+    if arguments:
+        return " or ".join("null" if each is type(None) else _type(each) for each in arguments)
+    return {"str": "text", "Path": "path", "bool": "true or false", "float": "number", "int": "whole number"}[name]
+
+
+def cli_reference() -> str:
+    """A section for each verb with its arguments and options."""
+    lines = ["# The command line", "", "Written by `docs/generate.py` from the verbs themselves.", ""]
+    lines += [
+        "Every verb ends with 0 when it is done, 2 when you must change something (one sentence on stderr says what),",
+        "130 when interrupted, and 1 when the fault is ours. `--json` prints one JSON object on stdout.",
+    ]
+    for path, command in _verbs(typer.main.get_command(app), "twinlens"):
+        options = [each for each in command.params if each.param_type_name == "option"]
+        arguments = {_metavar(each): each for each in command.params if each.param_type_name == "argument"}
+        lines += [
+            "",
+            f"## `{path}`",
+            "",
+            command.help or "",
+            "",
+            "```",
+            " ".join([path, *arguments, "[OPTIONS]"]),
+            "```",
+        ]
+        rows = [f"| `{name.replace('|', chr(92) + '|')}` | {each.help or ''} |" for name, each in arguments.items()]
+        rows += [f"| {', '.join(f'`{name}`' for name in _names(each))} | {_option(each)} |" for each in options]
+        lines += ["", "| | |", "| --- | --- |", *rows] if rows else []
+    return "\n".join(lines) + "\n"
+
+
+def _metavar(argument: Any) -> str:
+    name = argument.metavar or argument.name.upper()
+    return name if argument.required or name.startswith("[") else f"[{name}]"
+
+
+def _names(option: Any) -> list[str]:
+    return [*option.opts, *option.secondary_opts]
+
+
+def _option(option: Any) -> str:
+    default = option.default
+    said = (
+        "" if option.is_flag or default in (None, "", [], ()) else f" Default: `{getattr(default, 'value', default)}`."
+    )
+    return (option.help or "") + (" Required." if option.required else said)
+
+
+def _verbs(command: Any, path: str) -> list[tuple[str, Any]]:
+    commands = getattr(command, "commands", None)
+    if commands is None:
+        return [(path, command)]
+    return [verb for name, inner in commands.items() for verb in _verbs(inner, f"{path} {name}")]
+
+
+def _headline(file: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    assert docstring, f"{file}: a module says in its first line what it is for"
+    return docstring.splitlines()[0]
+
+
+def main() -> None:
+    for path, text in documents().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
