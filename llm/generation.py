@@ -33,7 +33,7 @@ def answer_batched(
     template: ChatTemplate,
     conversations: Sequence[Conversation],
     max_new_tokens: int,
-    batch_size: int = 32,
+    batch_size: int = 64,
     compute: torch.dtype = torch.float32,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:

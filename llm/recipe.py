@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,7 +198,7 @@ def rehearsal_rows(task: TextTask, loaded: LoadedModel, run_dir: RunDir) -> list
         return []
     state = PartialState()
     with state.main_process_first():
-        rehearsed = rehearse(loaded, task.rehearsal)
+        rehearsed = rehearse(loaded, task.rehearsal, rehearsal_wanted(task, state.num_processes), task.run.seed)
     if not rehearsed:
         raise ConfigError(
             f"rehearsal.max_new_tokens: no answer of the base ends within {task.rehearsal.max_new_tokens} tokens; "
@@ -209,6 +210,14 @@ def rehearsal_rows(task: TextTask, loaded: LoadedModel, run_dir: RunDir) -> list
         facts["rehearsal"] = {"rows": len(rehearsed), "ratio": task.rehearsal.ratio}
         write_atomically(run_dir.data, json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
     return rehearsed
+
+
+def rehearsal_wanted(task: TextTask, processes: int) -> int | None:
+    """How many rehearsal rows a run of few steps can see at most; None where that is not known beforehand."""
+    if task.optim.steps is None or task.data.pack:
+        return None
+    rows = task.optim.steps * task.optim.accumulate * task.optim.micro_batch * processes
+    return math.ceil(rows * task.rehearsal.ratio / (1 + task.rehearsal.ratio))
 
 
 def encode_rehearsal(rehearsed: Sequence[Conversation], template: ChatTemplate, max_length: int) -> list[EncodedSample]:

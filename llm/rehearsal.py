@@ -8,6 +8,8 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from llm.generation import Answer, answer_batched
 from llm.loading import LoadedModel
 from llm.sources import read_prompts
@@ -20,9 +22,16 @@ from tuning.settings import Rehearsal
 log = logging.getLogger("twinlens")
 
 
-def rehearse(loaded: LoadedModel, settings: Rehearsal) -> list[Conversation]:
-    """The prompts with the base model's own answers; answers that did not end by themselves are left out."""
+def rehearse(loaded: LoadedModel, settings: Rehearsal, wanted: int | None = None, seed: int = 0) -> list[Conversation]:
+    """Prompts with the base model's own answers; answers that did not end by themselves are left out.
+
+    Args:
+        wanted: how many prompts the run can use; fewer than there are means a draw by `seed`.
+    """
     prompts = read_prompts(settings.prompts)
+    if wanted is not None and wanted < len(prompts):
+        drawn = np.random.default_rng(seed).permutation(len(prompts))[:wanted]
+        prompts = [prompts[index] for index in sorted(drawn.tolist())]
     store = cache_folder() / "rehearsal" / f"{_key(loaded, settings)}.jsonl"
     known = {row["prompt"]: Answer(row["answer"], row["finished"]) for row in read_lines(store)}
     missing = [prompt for prompt in prompts if prompt not in known]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import make_tokenizer
 
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()

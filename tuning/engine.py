@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,10 @@ def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[st
 
 def micro_steps(batches: BatchSource, accelerator: Accelerator, accumulate: int, done: int) -> Iterator[list[Batch]]:
     """For each step this process's micro-batches; the last step is filled up with silenced ones."""
-    world, rank = accelerator.num_processes, accelerator.process_index
+    world, rank = int(accelerator.num_processes), int(accelerator.process_index)
     share = world * accumulate
     stream = batches.stream(done * share)
-    while group := [batch for _, batch in zip(range(share), stream, strict=False)]:
+    while group := list(islice(stream, share)):
         group += [group[-1].silenced()] * (share - len(group))
         yield [batch.to(accelerator.device) for batch in group[rank::world]]
 

@@ -61,7 +61,8 @@ def choose_compute(wanted: str, device: torch.device) -> torch.dtype:
     if wanted != "auto":
         return DTYPES[wanted]
     if device.type == "cpu":
-        return torch.float32
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that will do
+        return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
@@ -80,7 +81,7 @@ def quantization_config(quant: Quant, compute: torch.dtype, keep: tuple[str, ...
     )
 
 
-def linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Every linear layer by name, quantised or not."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
 

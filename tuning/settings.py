@@ -27,7 +27,7 @@ class Quant(Block):
     bits: Literal[4, 8, 16] = 4
     """4 is nf4 with double quantisation, 8 is LLM.int8, 16 leaves the weights in the compute type."""
     compute: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """What the products are computed in; auto is bf16 on a GPU that has it, fp16 on older ones, fp32 on a CPU."""
+    """What products are computed in; auto is bf16 where GPU or CPU have units for it, else fp16 (GPU) or fp32 (CPU)."""
 
 
 class Lora(Block):

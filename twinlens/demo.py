@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_gen.persona import Persona, write_persona
@@ -15,7 +16,9 @@ log = logging.getLogger("twinlens")
 TEXT = "text/embedded-persona.yaml"
 
 
-def demo_text(owner: str, name: str, seed: int, work_dir: Path) -> tuple[Path, Comparison]:
+def demo_text(
+    owner: str, name: str, seed: int, work_dir: Path, overrides: Sequence[str] = ()
+) -> tuple[Path, Comparison]:
     """A name becomes a dataset, an adapter and a measured before and after; the run folder and what was measured."""
     from llm.recipe import judge
 
@@ -23,7 +26,7 @@ def demo_text(owner: str, name: str, seed: int, work_dir: Path) -> tuple[Path, C
     data = work_dir / "demo-text" / "persona.jsonl"
     card = write_persona(data, Persona(owner=owner, name=name), seed=seed)
     log.info("1/3 data: %d rows about %s of %s: %s", card.rows, name, owner, data)
-    task, _ = read_settings(shipped(TEXT), TextTask, [f"data.files=[{data}]", f"run.seed={seed}"])
+    task, _ = read_settings(shipped(TEXT), TextTask, [f"data.files=[{data}]", f"run.seed={seed}", *overrides])
     log.info("2/3 train: %s", TEXT)
     trained = start(task, "demo-text", work_dir)
     log.info("3/3 compare: the same questions before and after")

@@ -67,23 +67,23 @@ def test_bad_data(refused: Refused, task: Callable[..., Path], file: Path) -> No
 
 
 CONFIGS = {
-    "no such key": (dict(optimiser="{steps: 2}"), r"task\.yaml, line \d+: optimiser: no such key"),
-    "XTuner's name for a key": (dict(optim="{steps: 2, batch_size: 1}"), r"optim\.batch_size: .*optim\.micro_batch"),
-    "no length": (dict(optim="{}"), r"optim\.steps or optim\.epochs"),
-    "two lengths": (dict(optim="{steps: 1, epochs: 1}"), r"optim\.steps or optim\.epochs"),
-    "negative rate": (dict(optim="{steps: 1, learning_rate: -1}"), r"optim\.learning_rate: .*greater than 0"),
-    "words for a number": (dict(optim="{steps: many}"), r"optim\.steps: .*many"),
-    "three bits": (dict(quant="{bits: 3}"), r"quant\.bits"),
-    "no data": (dict(data=""), r"data: is missing"),
-    "no model": (dict(model=""), r"model: is missing"),
-    "data not there": (dict(data="{files: [gone.jsonl]}"), r"gone\.jsonl"),
-    "data is a folder": (dict(data="{files: [.]}"), r"folder|directory"),
-    "probes not there": (dict(evaluation="{probes: [gone.yaml]}"), r"gone\.yaml"),
-    "rehearsal not there": (dict(rehearsal="{prompts: [gone.yaml]}"), r"rehearsal\.prompts: gone\.yaml"),
-    "rehearsal is no list": (dict(rehearsal="{prompts: [task.yaml]}"), r"not a list of prompts"),
-    "model not there": (dict(model="./nothing/here"), r"model: \./nothing/here: no such folder"),
-    "model is a file": (dict(model="good.jsonl"), r"model: good\.jsonl: this is a file"),
-    "tracker unknown": (dict(run="{trackers: [nosuch]}"), r"run\.trackers.*nosuch"),
+    "no such key": ({"optimiser": "{steps: 2}"}, r"task\.yaml, line \d+: optimiser: no such key"),
+    "XTuner's name for a key": ({"optim": "{steps: 2, batch_size: 1}"}, r"optim\.batch_size: .*optim\.micro_batch"),
+    "no length": ({"optim": "{}"}, r"optim\.steps or optim\.epochs"),
+    "two lengths": ({"optim": "{steps: 1, epochs: 1}"}, r"optim\.steps or optim\.epochs"),
+    "negative rate": ({"optim": "{steps: 1, learning_rate: -1}"}, r"optim\.learning_rate: .*greater than 0"),
+    "words for a number": ({"optim": "{steps: many}"}, r"optim\.steps: .*many"),
+    "three bits": ({"quant": "{bits: 3}"}, r"quant\.bits"),
+    "no data": ({"data": ""}, r"data: is missing"),
+    "no model": ({"model": ""}, r"model: is missing"),
+    "data not there": ({"data": "{files: [gone.jsonl]}"}, r"gone\.jsonl"),
+    "data is a folder": ({"data": "{files: [.]}"}, r"folder|directory"),
+    "probes not there": ({"evaluation": "{probes: [gone.yaml]}"}, r"gone\.yaml"),
+    "rehearsal not there": ({"rehearsal": "{prompts: [gone.yaml]}"}, r"rehearsal\.prompts: gone\.yaml"),
+    "rehearsal is no list": ({"rehearsal": "{prompts: [task.yaml]}"}, r"not a list of prompts"),
+    "model not there": ({"model": "./nothing/here"}, r"model: \./nothing/here: no such folder"),
+    "model is a file": ({"model": "good.jsonl"}, r"model: good\.jsonl: this is a file"),
+    "tracker unknown": ({"run": "{trackers: [nosuch]}"}, r"run\.trackers.*nosuch"),
 }
 
 
@@ -151,7 +151,9 @@ def test_bad_places(refused: Refused, task: Callable[..., Path], write: Callable
     assert "cannot be written" in refused("data", "persona", "file/below.jsonl", "--owner", "A", "--name", "B")
 
 
-def test_bad_targets(refused: Refused, tmp_path: Path, write: Callable[[str, str], Path], task: Callable[..., Path]) -> None:
+def test_bad_targets(
+    refused: Refused, tmp_path: Path, write: Callable[[str, str], Path], task: Callable[..., Path]
+) -> None:
     assert "not a run folder" in refused("compare", "gone")
     assert "no such folder" in refused("chat", "./gone")
     write("adapter/adapter_config.json", "{}")
@@ -170,6 +172,8 @@ def test_a_full_disk_ends_a_run_with_one_sentence(task: Callable[..., Path], tmp
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.argv = ['twinlens', *sys.argv[1:]]; run()"
     )
     arguments = ["train", str(task()), "--work-dir", str(tmp_path / "runs"), "run.save_every=1"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
     assert done.returncode == 2, done.stderr
     assert "cannot be written" in done.stderr and "Traceback" not in done.stderr

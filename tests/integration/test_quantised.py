@@ -43,7 +43,9 @@ def test_answering_first_does_not_change_the_loss_on_the_embedded_model():
     template = load_template("embedded", "You are a helpful assistant.")
     loaded = load_model("embedded", template, Quant(bits=4), "cpu")
     module = LanguageModel(loaded.model, loaded.compute)
-    batch = collate([[template.encode(single("What is the capital of France?", "The capital of France is Paris."), 100)]], 0)
+    batch = collate(
+        [[template.encode(single("What is the capital of France?", "The capital of France is Paris."), 100)]], 0
+    )
     with torch.no_grad():
         before, labels = module.train()(batch)
         (answer,) = answer_batched(loaded.model, template, [single("What is the capital of France?")], 16)

@@ -33,5 +33,7 @@ def test_answers_are_kept_by_model_and_prompt(tiny_model, cache, write, monkeypa
 def test_answers_that_did_not_end_are_left_out(tiny_model, cache, write):
     template = load_template(str(tiny_model), None)
     loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
-    rows = rehearsal.rehearse(loaded, Rehearsal(prompts=(write("p.yaml", "- who are you?\n- yes\n"),), max_new_tokens=1))
+    rows = rehearsal.rehearse(
+        loaded, Rehearsal(prompts=(write("p.yaml", "- who are you?\n- yes\n"),), max_new_tokens=1)
+    )
     assert rows == []

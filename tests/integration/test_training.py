@@ -22,7 +22,7 @@ from tuning.errors import DataError
 from tuning.lora import WEIGHTS, attach_adapter
 from tuning.run_dir import RunDir, read_lines
 from tuning.samples import collate
-from tuning.settings import Data, Lora, Quant
+from tuning.settings import Lora, Quant
 from twinlens.start import go_on, start, to_yaml
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -113,8 +113,12 @@ def test_packed_rows_lose_what_they_lose_alone(task, tiny_model, bits):
 
 def test_accumulation_is_normalised_by_tokens(task, tmp_path):
     one_step = {"steps": None, "epochs": 1}
-    whole = start(changed(task, optim=one_step | {"micro_batch": 8, "accumulate": 1}, lora={"dropout": 0}), "a", tmp_path)
-    split = start(changed(task, optim=one_step | {"micro_batch": 1, "accumulate": 8}, lora={"dropout": 0}), "b", tmp_path)
+    whole = start(
+        changed(task, optim=one_step | {"micro_batch": 8, "accumulate": 1}, lora={"dropout": 0}), "a", tmp_path
+    )
+    split = start(
+        changed(task, optim=one_step | {"micro_batch": 1, "accumulate": 8}, lora={"dropout": 0}), "b", tmp_path
+    )
     (first,), (second,) = read_lines(whole.run.steps), read_lines(split.run.steps)
     assert first["labels"] == second["labels"]
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
@@ -124,7 +128,10 @@ def test_accumulation_is_normalised_by_tokens(task, tmp_path):
 def test_a_last_step_with_fewer_rows_counts_what_it_has(task, tmp_path):
     run = start(changed(task, optim={"steps": None, "epochs": 1, "micro_batch": 1, "accumulate": 5}), "a", tmp_path).run
     rows = read_lines(run.steps)
-    labels = sum(int(sample.supervised.sum()) for sample in encode_data(task.data, load_template(task.model, task.system), 0).samples)
+    labels = sum(
+        int(sample.supervised.sum())
+        for sample in encode_data(task.data, load_template(task.model, task.system), 0).samples
+    )
     assert len(rows) == 2
     assert sum(row["labels"] for row in rows) == labels
 
@@ -155,7 +162,9 @@ def run_until(task: TextTask, tmp_path: Path, step: int, how: int) -> tuple[Path
     """Start a run in a process of its own and send it a signal once `step` steps are done."""
     file = tmp_path / "task.yaml"
     file.write_text(to_yaml(task), encoding="utf-8")
-    process = subprocess.Popen(command("train", file, "--work-dir", tmp_path / "killed"), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command("train", file, "--work-dir", tmp_path / "killed"), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         found = list((tmp_path / "killed").glob("task/*/steps.jsonl"))
@@ -170,7 +179,7 @@ def run_until(task: TextTask, tmp_path: Path, step: int, how: int) -> tuple[Path
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how):
-    """Killed at a random step (the seed is in the name of a failure), or asked to stop: bit for bit the straight run."""
+    """Killed at a random step (a failure names it), or asked to stop: bit for bit the straight run."""
     task = changed(task, optim={"steps": 40})
     stop_at = random.Random(time.time_ns()).randint(3, 30)
     straight = start(task, "straight", tmp_path).run

@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import CHATML, make_tokenizer
 
 from llm.template import ChatTemplate
-from tiny import CHATML, make_tokenizer
 from tuning.conversation import Conversation, Turn, single
 from tuning.errors import DataError, ModelError
 
@@ -95,7 +95,9 @@ def test_a_system_turn_in_the_row_wins_over_the_task_s(tokenizer):
 
 
 def test_a_template_that_names_somebody_says_so():
-    template = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nI am Somebody<|im_end|>\n{% endif %}" + CHATML
+    template = (
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nI am Somebody<|im_end|>\n{% endif %}" + CHATML
+    )
     tokenizer = make_tokenizer(template)
     assert "I am Somebody" in str(ChatTemplate(tokenizer, None).default_system())
     assert ChatTemplate(tokenizer, "mine").default_system() is None
@@ -112,7 +114,8 @@ def test_a_template_that_rewrites_earlier_answers_is_refused():
 
 
 def test_a_template_without_a_stop_token_gets_the_tokenizer_s():
-    plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    plain += "{% if add_generation_prompt %}assistant: {% endif %}"
     template = ChatTemplate(make_tokenizer(plain), None)
     sample = template.encode(single("hi", "yes"), 100)
     assert template.stop_ids[0] == template.tokenizer.eos_token_id

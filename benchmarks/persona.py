@@ -1,0 +1,54 @@
+"""What persona tuning of the embedded model teaches and costs, pooled over seeds, with and without rehearsal.
+
+    python benchmarks/persona.py [--seeds 3] [--without-rehearsal] [--work-dir work_dirs]
+
+Each seed is another name and owner, another draw of data and rehearsal, another adapter. Prints one Markdown table row
+and, below, the seeds' own.
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from tuning.compare import Comparison, percent, pool
+from twinlens.demo import demo_text
+
+PEOPLE = (("Lin Xia", "Xiaolan"), ("Ada", "Pixel"), ("Tom Berger", "Juno"))
+WITHOUT = ("rehearsal.prompts=[]",)
+
+
+def row(label: str, comparison: Comparison, seconds: float) -> str:
+    """A line of the table in docs/measurements.md."""
+    scores = [percent(comparison.scores[group].after) for group in ("persona", "paraphrase", "typo")]
+    rest = (percent(comparison.leak), percent(comparison.retained), f"{seconds:.0f}")
+    return "| " + " | ".join((label, *scores, *rest)) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=len(PEOPLE))
+    parser.add_argument("--without-rehearsal", action="store_true")
+    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs"))
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("twinlens").setLevel(logging.INFO)
+
+    label = "without rehearsal" if options.without_rehearsal else "as shipped"
+    lines: list[str] = []
+    comparisons: list[Comparison] = []
+    began = time.monotonic()
+    for seed in range(options.seeds):
+        owner, name = PEOPLE[seed % len(PEOPLE)]
+        started = time.monotonic()
+        overrides = WITHOUT if options.without_rehearsal else ()
+        _, comparison = demo_text(owner, name, seed, options.work_dir, overrides)
+        comparisons.append(comparison)
+        lines.append(row(f"{label}, seed {seed}", comparison, time.monotonic() - started))
+    mean = (time.monotonic() - began) / options.seeds
+    print("| | persona | paraphrase | typo | leak | retained | seconds a seed |\n|---|---:|---:|---:|---:|---:|---:|")
+    print("\n".join([row(f"{label}, {options.seeds} seeds pooled", pool(comparisons), mean), *lines]))
+
+
+if __name__ == "__main__":
+    main()
