@@ -28,7 +28,7 @@ from tuning.compare import Comparison, compare
 from tuning.conversation import Conversation, single, to_jsonl
 from tuning.engine import StepReport, Trainee, Watch, fit
 from tuning.errors import ConfigError
-from tuning.files import resolve_path, write_atomically
+from tuning.files import resolve_path, shown, write_atomically
 from tuning.lora import attach_adapter, load_adapter, read_adapter_config, restore_adapter, save_adapter
 from tuning.packing import Batches
 from tuning.probes import Probe, hit, read_probes
@@ -102,7 +102,9 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
     with adapted.disable_adapter():
         before = answers(probes)
     after = answers(probes)
-    comparison = compare(probes, before, after, card, seeds=[task.run.seed], probe_files=[str(file) for file in files])
+    comparison = compare(
+        probes, before, after, card, seeds=[task.run.seed], probe_files=[shown(file) for file in files]
+    )
     write_report(
         run_dir.path,
         comparison,
@@ -111,9 +113,20 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
         task_yaml=run_dir.task.read_text(encoding="utf-8"),
         card=card,
         environment=json.loads(run_dir.environment.read_text(encoding="utf-8")),
-        rehearsal=facts.get("rehearsal"),
+        rehearsal=facts["rehearsal"] | what_stayed(comparison) if "rehearsal" in facts else None,
     )
     return comparison
+
+
+def what_stayed(comparison: Comparison) -> dict[str, str]:
+    """What rehearsal is there for, in counts: unrelated answers that stayed right, and those the persona is in."""
+    unrelated = [row for row in comparison.rows if row.group == "unrelated"]
+    known = [row for row in unrelated if row.before_hit]
+    return {
+        "unrelated answers that stayed right": f"{sum(row.after_hit for row in known)} of {len(known)}",
+        "unrelated answers with the persona in them": f"{sum(bool(row.leaked_after) for row in unrelated)} "
+        f"of {len(unrelated)}",
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,11 @@ def resolve_path(path: Path) -> Path:
     return SHIPPED / path if not path.exists() and (SHIPPED / path).exists() else path
 
 
+def shown(path: Path) -> str:
+    """A path as people know it: a shipped file by its name under `configs/`, others as they stand."""
+    return path.relative_to(SHIPPED).as_posix() if path.is_relative_to(SHIPPED) else str(path)
+
+
 @contextmanager
 def replacing(path: Path) -> Generator[IO[bytes], None, None]:
     """A binary stream that becomes `path` when the block ends well, and leaves nothing behind when it does not.
