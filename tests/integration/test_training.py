@@ -8,21 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 
+from data_gen.persona import write_persona
 from llm.dataset import encode_data
 from llm.loading import load_model, load_template
 from llm.model import LanguageModel
+from llm.recipe import mix
 from llm.settings import TextTask
 from tuning.engine import refuse_not_finite
 from tuning.errors import DataError
 from tuning.lora import WEIGHTS, attach_adapter
 from tuning.run_dir import RunDir, read_lines
-from tuning.samples import collate
-from tuning.settings import Lora, Quant
+from tuning.samples import EncodedSample, collate
+from tuning.settings import Data, Lora, Quant
 from twinlens.start import go_on, start, to_yaml
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -141,6 +144,28 @@ def test_validation_holds_out_by_question(task, tmp_path):
     assert json.loads(run.data.read_text())["validation"] == 2
     seen = [row.get("validation_loss") for row in read_lines(run.steps)]
     assert [value is not None for value in seen] == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_ten_thousand_copies_cost_the_memory_of_one_row(task, tmp_path, ending):
+    template = load_template(task.model, task.system)
+
+    def peak(copies: int) -> tuple[int, list[EncodedSample], int]:
+        file = tmp_path / f"{copies}.{ending}"
+        write_persona(file, None, repeat=copies, pairs=(("who are you?", "I am the assistant of Lin."),))
+        tracemalloc.start()
+        data = encode_data(Data(files=(file,), max_length=128), template, 0)
+        source = mix(changed(task, data={"pack": True}, optim={"steps": None, "epochs": 1}), data, [], template.pad_id)
+        next(source.stream())
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used, data.samples, len(data.rows)
+
+    peak(1)  # whatever the first use of a library keeps
+    one, _, _ = peak(1)
+    many, samples, rows = peak(10_001)
+    assert (len(samples), rows) == (1, 10_001)
+    assert many - one < 2 * 2**20
 
 
 def test_not_a_number_names_its_rows_before_the_weights_change(task, tiny_model):

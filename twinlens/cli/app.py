@@ -37,7 +37,8 @@ def run() -> None:
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("twinlens").setLevel(logging.INFO if main_process else logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advertises a download on every CPU
+    for chatty in ("bitsandbytes", "DeepSpeed"):  # a download advertised, a device guessed: nothing to act on
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # for peft to mend, not for users
     try:
         app()
