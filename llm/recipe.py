@@ -165,6 +165,7 @@ def forecast(task: TextTask, processes: int = 1) -> Forecast:
     steps = task.optim.steps or -(-batches.count() // (processes * task.optim.accumulate))
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder(task.model)))
+    model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
     head = model.get_output_embeddings()
     matrices = [module.weight for _, module in linears(model) if module is not head]
     return Forecast(
