@@ -3,7 +3,7 @@
 Shapes: B sequences in a micro-batch, T tokens in a sequence.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,8 +102,3 @@ def collate(packs: Sequence[Sequence[EncodedSample]], pad_id: int) -> Batch:
             position_ids[row, start:] = torch.arange(width - start)
     samples = [sample for pack in packs for sample in pack]
     return Batch(input_ids, labels, position_ids, sum(map(len, samples)), tuple(sample.where for sample in samples))
-
-
-def labelled_tokens(samples: Iterable[EncodedSample]) -> int:
-    """How many tokens of these samples are learned from."""
-    return sum(int(sample.supervised[1:].sum()) for sample in samples)
