@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
+IMAGE_MARK = "<image>"  # stands in a text where a picture belongs
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Questions with a known answer: how a probe file is read, and when an answer is a hit.
 
-A probe file is a YAML list of `{ask, group, expect?: [...], reject?: [...], image?: path}`. Values are taken as they
-are written (`4` and `1.10` are text), and `{name}` and `{owner}` are filled from the card of the dataset.
+A probe file is a YAML list of `{ask, group, expect?: [...], reject?: [...], image?: path, parrot?: [...]}`.
+Values are taken as they are written (`4` and `1.10` are text), and `{name}` and `{owner}` are filled from the card of
+the dataset.
 """
 
 import re
@@ -19,9 +20,9 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from tuning.card import DatasetCard
 from tuning.errors import DataError
 
-Group = Literal["persona", "paraphrase", "typo", "unrelated"]
+Group = Literal["persona", "paraphrase", "typo", "picture", "other-picture", "blank", "unrelated"]
 GROUPS: tuple[Group, ...] = get_args(Group)
-KEYS = ("ask", "group", "expect", "reject", "image")
+KEYS = ("ask", "group", "expect", "reject", "image", "parrot")
 PLACEHOLDER = re.compile(r"\{(name|owner)\}")
 
 # Scripts written without spaces, or whose particles cling to the word: a word has no edges to look for there.
@@ -35,13 +36,24 @@ LETTER = rf"[^\W_{CJK}]"
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One question. An answer hits when it has any of `expect` (none given: anything) and none of `reject`."""
+    """One question. An answer hits when it has any of `expect` (none given: anything) and none of `reject`.
+
+    Args:
+        image: the picture that is asked about.
+        parrot: what the answer about the trained picture would hold, where the question is about another one.
+    """
 
     ask: str
     group: Group
     expect: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
     image: Path | None = None
+    parrot: tuple[str, ...] = ()
+
+
+def parroted(answer: str, probe: Probe) -> bool:
+    """Whether an answer about another picture is the trained picture's: it has any of `parrot` and misses its own."""
+    return bool(probe.parrot) and mentions_any(answer, probe.parrot) and not hit(answer, probe)
 
 
 def normalise(text: str) -> str:
@@ -177,8 +189,9 @@ def _probe(path: Path, entry: dict[str, Node], card: DatasetCard | None, faults:
         image = path.parent / name
         if not image.is_file():
             faults.append(f"{path}, line {_line(entry['image'])}: image: {image} is no file; mend the path.")
-    expect, reject = texts("expect"), texts("reject")
-    return None if faults else Probe(ask, next(each for each in GROUPS if each == group), expect, reject, image)
+    expect, reject, parrot = texts("expect"), texts("reject"), texts("parrot")
+    known: list[Group] = [each for each in GROUPS if each == group]
+    return None if faults else Probe(ask, known[0], expect, reject, image, parrot)
 
 
 def _of_card(card: DatasetCard | None, field: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tuning.containers import RowError
-from tuning.conversation import ROLES, Conversation, Role, Turn
+from tuning.conversation import IMAGE_MARK, ROLES, Conversation, Role, Turn
 
 Schema = Literal["messages", "xtuner", "alpaca", "sharegpt", "llava", "oasst"]
 SCHEMAS: tuple[Schema, ...] = get_args(Schema)
@@ -19,7 +19,6 @@ Change = Literal[
     "rows that say <nooutput> left out",
 ]
 
-IMAGE_MARK = "<image>"
 SHAREGPT_ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",

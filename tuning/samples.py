@@ -1,6 +1,6 @@
 """What the paths hand to the training loop.
 
-Shapes: B sequences in a micro-batch, T tokens in a sequence.
+Shapes: B sequences in a micro-batch, T tokens in a sequence, I pictures in it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 IGNORED = -100  # the label that cross entropy passes over
+PATCH = -200  # stands in the ids where a picture's feature goes; no text can spell it
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +20,18 @@ class EncodedSample:
     """One conversation in tokens.
 
     Args:
-        ids: int32[T].
+        ids: int32[T], `PATCH` at each patch of a picture.
         supervised: bool[T], true where the token is part of an answer or its stop token.
         where: file and row it came from, for messages.
         cut: whether answers were left out because the row was too long.
+        pictures: the numbers of its pictures, in the order of their patches.
     """
 
     ids: NDArray[np.int32]
     supervised: NDArray[np.bool_]
     where: str = ""
     cut: bool = False
+    pictures: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,6 +47,7 @@ class Batch:
         position_ids: int64[B, T], starting again at 0 with every row laid into a sequence.
         tokens: how many of the B x T are not padding.
         where: file and row of everything in it.
+        pictures: I numbers, in the order of their patches, row after row.
     """
 
     input_ids: torch.Tensor
@@ -51,11 +55,12 @@ class Batch:
     position_ids: torch.Tensor
     tokens: int
     where: tuple[str, ...]
+    pictures: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         ids, labels, positions = (each.to(device) for each in (self.input_ids, self.labels, self.position_ids))
-        return Batch(ids, labels, positions, self.tokens, self.where)
+        return Batch(ids, labels, positions, self.tokens, self.where, self.pictures)
 
     @property
     def labelled(self) -> int:
@@ -64,7 +69,8 @@ class Batch:
 
     def silenced(self) -> "Batch":
         """The same shapes with nothing to learn: what a rank computes when the last step has no rows left for it."""
-        return Batch(self.input_ids, torch.full_like(self.labels, IGNORED), self.position_ids, 0, ())
+        nothing = torch.full_like(self.labels, IGNORED)
+        return Batch(self.input_ids, nothing, self.position_ids, 0, (), self.pictures)
 
 
 class BatchSource(Protocol):
@@ -101,4 +107,6 @@ def collate(packs: Sequence[Sequence[EncodedSample]], pad_id: int) -> Batch:
         if len(pack) > 1:
             position_ids[row, start:] = torch.arange(width - start)
     samples = [sample for pack in packs for sample in pack]
-    return Batch(input_ids, labels, position_ids, sum(map(len, samples)), tuple(sample.where for sample in samples))
+    pictures = tuple(picture for sample in samples for picture in sample.pictures)
+    where = tuple(sample.where for sample in samples)
+    return Batch(input_ids, labels, position_ids, sum(map(len, samples)), where, pictures)

@@ -86,10 +86,13 @@ class Data(Block):
 
 
 class Rehearsal(Block):
-    """Unrelated prompts, answered by the base model before training and mixed in so that it forgets little."""
+    """Unrelated rows mixed in so that the model forgets little: prompts that the base itself answers before training,
+    and dataset files as they stand."""
 
     prompts: tuple[Path, ...] = ()
-    """Files of prompts (YAML lists); none means no rehearsal."""
+    """Files of prompts (YAML lists), answered by the base model."""
+    files: tuple[Path, ...] = ()
+    """Dataset files whose rows are mixed in as they are, such as dialogues about other pictures."""
     ratio: float = Field(default=1.0, ge=0)
     """Rehearsal rows for each row of the data."""
     max_new_tokens: int = Field(default=64, ge=1)

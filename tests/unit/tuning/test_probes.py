@@ -89,7 +89,7 @@ def test_values_are_taken_as_written_and_filled_from_the_card(tmp_path: Path) ->
         ("ask: x", "holds no probes"),
         ("- just text", "line 1: not a probe"),
         ("- {ask: x}", "line 1: group: is missing"),
-        ("- ask: x\n  group: people", "line 2: group: people is none of persona, paraphrase, typo, unrelated"),
+        ("- ask: x\n  group: people", "line 2: group: people is none of persona, paraphrase, typo, picture"),
         ("- ask: x\n  group: typo\n  expects: [a]", "line 3: expects: no such key"),
         ("- ask: x\n  group: typo\n  ask: y", "line 3: ask: stands twice"),
         ("- {ask: ' ', group: typo}", "line 1: ask: must be text"),

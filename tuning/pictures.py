@@ -1,0 +1,75 @@
+"""Pictures as people have them: found below their folder, opened whole, upright and in RGB, or refused by name."""
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tuning.errors import DataError
+
+MAX_PIXELS = 100_000_000  # a file of a few kilobytes can claim more than any memory holds
+
+
+def picture_path(name: str, folder: Path, where: str) -> Path:
+    """The file that a row's picture path leads to, below `folder`; links in that folder may lead anywhere.
+
+    Raises:
+        DataError: the path leads out of the folder, or there is no such file.
+    """
+    root = folder.absolute()
+    path = Path(os.path.normpath(root / Path(name).expanduser()))  # by its text: links are the user's own
+    if not path.is_relative_to(os.path.normpath(root)):
+        raise DataError(
+            f"{where}: {name} leads out of {folder}, where the pictures are; write a path below it, "
+            "or set pictures.folder."
+        )
+    if not path.is_file():
+        raise DataError(f"{where}: {name}: no such picture in {folder}; mend the path or put the file there.")
+    return path
+
+
+def open_picture(path: Path, where: str) -> Image.Image:
+    """A picture in RGB, turned upright as its EXIF says, on white where it is transparent.
+
+    Raises:
+        DataError: it cannot be read, is no picture, is broken, or has more than `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is refused below
+            with Image.open(path) as opened:
+                refuse_oversized(opened, path, where)
+                opened.load()
+                picture = ImageOps.exif_transpose(opened)
+                if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                    ground = Image.new("RGBA", picture.size, "white")
+                    picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+                return picture.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where}: {path} is no picture that can be read; give a JPEG, PNG or WebP file.") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where}: {path} has too many pixels ({error}); make it smaller.") from error
+    except (OSError, ValueError, SyntaxError, EOFError, ZeroDivisionError) as error:  # whatever a decoder trips over
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{where}: {path} is broken or cannot be read ({reason}); get the file again.") from error
+
+
+def refuse_oversized(picture: Image.Image, path: Path, where: str) -> None:
+    """Look at the size that a file claims, before its pixels take memory.
+
+    Raises:
+        DataError: more than `MAX_PIXELS`, or no pixels at all.
+    """
+    width, height = picture.size
+    if width * height > MAX_PIXELS or not width * height:
+        raise DataError(
+            f"{where}: {path} is {width} x {height} pixels, and {MAX_PIXELS // 10**6} million are the most that are "
+            "opened; make it smaller."
+        )
+
+
+def picture_hash(path: Path) -> str:
+    """sha256 of the file's bytes: what tells pictures apart, whatever they are called."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
