@@ -1,0 +1,58 @@
+"""A picture becomes pixels as LLaVA and XTuner do it: padded to a square, resized, cropped, normalised.
+
+With square padding (`image_aspect_ratio: pad`, arXiv 2310.03744) nothing of a picture is cut away and nothing is
+stretched. Resizing is Pillow's, as the published models were trained with.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+LONGEST = 8192  # a thin long picture would become a square of gigabytes
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How one tower wants its pictures.
+
+    Args:
+        size: pixels along each side of the result.
+        resize: pixels along each side before the central crop to `size`.
+        mean, std: of each channel, on the scale 0 to 1.
+        resample: Pillow's resampling filter.
+    """
+
+    size: int
+    resize: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int = Image.Resampling.BICUBIC
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """The mean colour, which padding is made of."""
+        red, green, blue = (int(round(channel * 255, 6)) for channel in self.mean)
+        return red, green, blue
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """A picture in RGB as float32[3, size, size]."""
+        square = pad_to_square(picture, self.ground)
+        square = square.resize((self.resize, self.resize), Image.Resampling(self.resample))
+        edge = (self.resize - self.size) // 2
+        square = square.crop((edge, edge, edge + self.size, edge + self.size))
+        scaled = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+        return (scaled - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+
+def pad_to_square(picture: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
+    """The picture in the middle of a square of its longer side, at most `LONGEST` pixels."""
+    longer = max(picture.size)
+    if longer > LONGEST:
+        width, height = (max(1, round(side * LONGEST / longer)) for side in picture.size)
+        picture, longer = picture.resize((width, height), Image.Resampling.BICUBIC), LONGEST
+    square = Image.new("RGB", (longer, longer), ground)
+    square.paste(picture, ((longer - picture.width) // 2, (longer - picture.height) // 2))
+    return square
