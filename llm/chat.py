@@ -1,15 +1,15 @@
 """A conversation with a chat model, streamed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.generation.streamers import BaseStreamer
 
-from llm.generation import Sampling, computing_in
+from llm.generation import Embed, Sampling, computing_in
 from llm.template import ChatTemplate
-from tuning.conversation import Conversation, Turn
+from tuning.conversation import IMAGE_MARK, Conversation, Turn
 
 TORN = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
@@ -51,13 +51,25 @@ class TextStream(BaseStreamer):
 
 
 class Chat:
-    """A history and the model that answers it."""
+    """A history and the model that answers it.
+
+    Args:
+        images: pictures that the first turn shows; `embed` is how the model sees them.
+    """
 
     def __init__(
-        self, model: nn.Module, template: ChatTemplate, compute: torch.dtype, sampling: Sampling, max_new_tokens: int
+        self,
+        model: nn.Module,
+        template: ChatTemplate,
+        compute: torch.dtype,
+        sampling: Sampling,
+        max_new_tokens: int,
+        images: Sequence[str] = (),
+        embed: Embed | None = None,
     ) -> None:
         self._model, self._template, self._compute = model, template, compute
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
+        self._images, self._embed = tuple(images), embed
         self._turns: tuple[Turn, ...] = ()
 
     def reset(self) -> None:
@@ -66,12 +78,17 @@ class Chat:
 
     def reply(self, text: str, on_text: Callable[[str], None]) -> str:
         """Answer a user's words, telling the answer piece by piece, and remember both."""
-        asked = (*self._turns, Turn("user", text))
-        ids = torch.tensor([self._template.prompt(Conversation(asked))], device=next(self._model.parameters()).device)
+        if self._template.patches:
+            text = text.replace(IMAGE_MARK, "")  # typed, it shows nothing
+        shown = f"{IMAGE_MARK}\n" * len(self._images) if not self._turns else ""
+        asked = (*self._turns, Turn("user", shown + text))
+        conversation = Conversation(asked, self._images)
+        ids = torch.tensor([self._template.prompt(conversation)], device=next(self._model.parameters()).device)
         stream = TextStream(self._template, on_text)
         with torch.no_grad(), computing_in(self._compute, ids.device):
+            seen = {"inputs_embeds": self._embed(ids, [conversation])} if self._embed else {"input_ids": ids}
             self._model.generate(  # type: ignore[operator]
-                input_ids=ids,
+                **seen,
                 attention_mask=torch.ones_like(ids),
                 streamer=stream,
                 max_new_tokens=self._max_new_tokens,

@@ -2,24 +2,25 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm.sources import read_conversations
 from llm.template import ChatTemplate
 from tuning.conversation import Conversation
 from tuning.errors import DataError
-from tuning.samples import EncodedSample
+from tuning.formats import SourceRow
+from tuning.samples import PATCH, EncodedSample
 from tuning.settings import Data
 
 log = logging.getLogger("twinlens")
+Numbering = Callable[[str], int]  # the path of a picture -> its number in the run
 
 
 @dataclass(frozen=True, slots=True)
-class TextData:
+class EncodedData:
     """What is trained on, in tokens.
 
     Args:
@@ -33,38 +34,58 @@ class TextData:
     validation: list[EncodedSample]
 
 
-def encode_data(data: Data, template: ChatTemplate, seed: int) -> TextData:
-    """Read, encode and split. Copies of a row are encoded once and take four bytes each.
+def encode_data(
+    rows: Iterable[SourceRow], data: Data, template: ChatTemplate, seed: int, number: Numbering | None = None
+) -> EncodedData:
+    """Encode and split. Copies of a row are encoded once and take four bytes each.
+
+    Args:
+        number: gives each picture its number, where rows have pictures.
 
     Raises:
         DataError: a row cannot be used, or nothing is left to train on.
     """
     distinct: dict[Conversation, int] = {}
     samples: list[EncodedSample] = []
-    rows: list[int] = []
-    for row in read_conversations(data.files):
-        number = distinct.setdefault(row.conversation, len(samples))
-        if number == len(samples):
-            samples.append(template.encode(row.conversation, data.max_length, row.where))
-        rows.append(number)
+    numbers: list[int] = []
+    for row in rows:
+        sample = distinct.setdefault(row.conversation, len(samples))
+        if sample == len(samples):
+            samples.append(encode_row(row, template, data.max_length, number))
+        numbers.append(sample)
     if cut := sum(sample.cut for sample in samples):
         log.info(
             "%d distinct rows are longer than %d tokens and were cut after the last whole answer", cut, data.max_length
         )
     if not data.validation:
-        return TextData(samples, np.asarray(rows, np.int32), [])
+        return EncodedData(samples, np.asarray(numbers, np.int32), [])
     held = held_out({conversation.question for conversation in distinct}, data.validation, seed)
-    kept = [number for conversation, number in distinct.items() if conversation.question not in held]
+    kept = [sample for conversation, sample in distinct.items() if conversation.question not in held]
     if not kept:
         raise DataError(
             f"data.validation: {data.validation} keeps every question out of training; lower it or add questions."
         )
     renumbered = {old: new for new, old in enumerate(kept)}
-    return TextData(
-        [samples[number] for number in kept],
-        np.asarray([renumbered[number] for number in rows if number in renumbered], np.int32),
-        [samples[number] for conversation, number in distinct.items() if conversation.question in held],
+    return EncodedData(
+        [samples[sample] for sample in kept],
+        np.asarray([renumbered[sample] for sample in numbers if sample in renumbered], np.int32),
+        [samples[sample] for conversation, sample in distinct.items() if conversation.question in held],
     )
+
+
+def encode_row(
+    row: SourceRow, template: ChatTemplate, max_length: int, number: Numbering | None = None
+) -> EncodedSample:
+    """One row in tokens, with the numbers of the pictures that were not cut off with its end.
+
+    Raises:
+        DataError: as `ChatTemplate.encode`.
+    """
+    sample = template.encode(row.conversation, max_length, row.where)
+    if number is None or not row.conversation.images:
+        return sample
+    seen = int((sample.ids == PATCH).sum()) // template.patches
+    return replace(sample, pictures=tuple(number(image) for image in row.conversation.images[:seen]))
 
 
 def held_out(questions: Iterable[str], share: float, seed: int) -> set[str]:

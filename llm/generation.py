@@ -9,6 +9,9 @@ from torch import nn
 from llm.template import ChatTemplate
 from tuning.conversation import Conversation
 
+# int64[B, T] with `PATCH` among the ids, and the B conversations -> float[B, T, D]
+Embed = Callable[[torch.Tensor, Sequence[Conversation]], torch.Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -36,11 +39,15 @@ def answer_batched(
     batch_size: int = 64,
     compute: torch.dtype = torch.float32,
     on_progress: Callable[[int], None] | None = None,
+    embed: Embed | None = None,
 ) -> list[Answer]:
     """The likeliest answer to each conversation, in their order.
 
     Conversations of like length share a batch (at most `batch_size`), padded on the left; the same questions in the
     same order always share the same batches, so that answers repeat exactly.
+
+    Args:
+        embed: what turns ids with pictures among them into the model's inputs; the ids themselves where left out.
     """
     prompts = [template.prompt(conversation) for conversation in conversations]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -53,13 +60,15 @@ def answer_batched(
             group = by_length[start : start + batch_size]
             ids, mask = _pad_left([prompts[index] for index in group], template.pad_id, device)
             with torch.no_grad(), computing_in(compute, device):
+                seen = {"inputs_embeds": embed(ids, [conversations[index] for index in group])} if embed else {}
                 output = model.generate(  # type: ignore[operator]
-                    input_ids=ids,
+                    **(seen or {"input_ids": ids}),
                     attention_mask=mask,
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
                 )
-            for index, row in zip(group, output[:, ids.shape[1] :].tolist(), strict=True):
+            said = output if embed else output[:, ids.shape[1] :]  # given embeddings, only what is new comes back
+            for index, row in zip(group, said.tolist(), strict=True):
                 answers[index] = _cut_at_stop(row, template)
             if on_progress:
                 on_progress(len(group))

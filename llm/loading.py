@@ -59,8 +59,8 @@ def model_folder(name: str) -> Path:
     return _fetch(name)
 
 
-def load_template(name: str, system: str | None) -> ChatTemplate:
-    """A model's tokenizer and chat template, without its weights.
+def load_template(name: str, system: str | None, patches: int = 0) -> ChatTemplate:
+    """A model's tokenizer and chat template, without its weights; see `ChatTemplate` for `patches`.
 
     Raises:
         ModelError: as `model_folder`, or the tokenizer cannot be read or has no chat template.
@@ -72,7 +72,7 @@ def load_template(name: str, system: str | None) -> ChatTemplate:
         raise ModelError(
             f"model: {name}: its tokenizer cannot be read ({_reason(error)}); get the model's files again."
         ) from error
-    return ChatTemplate(tokenizer, system)
+    return ChatTemplate(tokenizer, system, patches)
 
 
 def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "auto") -> LoadedModel:

@@ -1,6 +1,6 @@
 """The causal language model as the training loop sees it.
 
-Shapes: B sequences, T tokens, N labelled tokens, V vocabulary.
+Shapes: B sequences, T tokens, D width, N labelled tokens, V vocabulary.
 """
 
 import inspect
@@ -26,42 +26,58 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.compute = compute
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._keeps_logits = keeps_logits(model)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross entropy summed over N labelled tokens, float32[], and N, int64[]."""
-        targets = batch.labels[:, 1:]
-        labelled = targets != IGNORED
-        positions = labelled.any(dim=0).nonzero().squeeze(1)
-        if not len(positions):  # nothing to learn: one position keeps every parameter in the graph
-            positions = torch.zeros(1, dtype=torch.long, device=targets.device)
-        kept = {"logits_to_keep": positions} if self._keeps_logits else {}
-        with torch.autocast(targets.device.type, dtype=self.compute, enabled=self.compute != torch.float32):
-            logits = self.model(
-                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **kept
-            ).logits
-        if not self._keeps_logits:
-            logits = logits[:, positions]
-        mask = labelled[:, positions]
-        if not bool(mask.any()):
-            return logits.float().sum() * 0.0, mask.sum()
-        loss = F.cross_entropy(logits[mask].float(), targets[:, positions][mask], reduction="sum")
-        return loss, mask.sum()
+        return answer_loss(self.model, batch, self.compute, self._keeps_logits, input_ids=batch.input_ids)
+
+
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether a model's forward takes `logits_to_keep`, which every decoder of transformers does by now."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def answer_loss(
+    model: nn.Module, batch: Batch, compute: torch.dtype, keeps: bool, **inputs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy summed over N labelled tokens, float32[], and N, int64[].
+
+    Args:
+        keeps: as `keeps_logits` says.
+        inputs: `input_ids` int64[B, T] or `inputs_embeds` float[B, T, D].
+    """
+    targets = batch.labels[:, 1:]
+    labelled = targets != IGNORED
+    positions = labelled.any(dim=0).nonzero().squeeze(1)
+    if not len(positions):  # nothing to learn: one position keeps every parameter in the graph
+        positions = torch.zeros(1, dtype=torch.long, device=targets.device)
+    kept = {"logits_to_keep": positions} if keeps else {}
+    with torch.autocast(targets.device.type, dtype=compute, enabled=compute != torch.float32):
+        logits = model(**inputs, position_ids=batch.position_ids, use_cache=False, **kept).logits
+    if not keeps:
+        logits = logits[:, positions]
+    mask = labelled[:, positions]
+    if not bool(mask.any()):
+        return logits.float().sum() * 0.0, mask.sum()
+    loss = F.cross_entropy(logits[mask].float(), targets[:, positions][mask], reduction="sum")
+    return loss, mask.sum()
 
 
 @torch.no_grad()
-def refuse_leaking_packs(model: nn.Module, compute: torch.dtype, samples: Sequence[EncodedSample]) -> None:
+def refuse_leaking_packs(module: nn.Module, samples: Sequence[EncodedSample], device: torch.device) -> None:
     """Make sure that a row's loss does not change when another row stands before it in the same sequence.
 
     transformers keeps packed rows apart by their position ids in every attention it knows; models that mix tokens in
     other ways (state spaces, convolutions) may not.
 
+    Args:
+        module: as the training loop takes it, in eval mode.
+
     Raises:
         ModelError: the rows see each other.
     """
-    module = LanguageModel(model, compute)
-    device = next(model.parameters()).device
     first, second = samples[0], samples[-1]
     together, _ = module(collate([[first, second]], 0).to(device))
     alone = sum(module(collate([[sample]], 0).to(device))[0] for sample in (first, second))

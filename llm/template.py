@@ -12,9 +12,9 @@ import numpy as np
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from tuning.conversation import Conversation, Turn
+from tuning.conversation import IMAGE_MARK, Conversation, Turn
 from tuning.errors import DataError, ModelError
-from tuning.samples import EncodedSample
+from tuning.samples import PATCH, EncodedSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,16 @@ class ChatTemplate:
     Args:
         tokenizer: with a `chat_template`.
         system: given to conversations that start without a system turn; None leaves it to the template.
+        patches: places that each `<image>` in a text takes; 0 where the model sees no pictures.
 
     Raises:
         ModelError: the tokenizer has no chat template, or one whose answers have no stop token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None, patches: int = 0) -> None:
         self.tokenizer = tokenizer
         self.system = system
+        self.patches = patches
         self._special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special.update(tokenizer.all_special_ids)
         if not tokenizer.chat_template:
@@ -157,6 +159,12 @@ class ChatTemplate:
         return [eos[0]], ids
 
     def _tokens(self, text: str) -> list[int]:
+        if self.patches and IMAGE_MARK in text:
+            before, *after = text.split(IMAGE_MARK)
+            ids = self._tokens(before)
+            for piece in after:
+                ids += [PATCH] * self.patches + self._tokens(piece)
+            return ids
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _render(self, turns: Sequence[Turn], generate: bool, where: str) -> str:

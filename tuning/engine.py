@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,13 @@ class Trainee:
     Args:
         module: `module(batch) -> (loss summed over labels, labels)`.
         save: writes the trained weights into a folder; `restore` reads them back.
+        rates: peak learning rates of their own, by how the parameters' names begin.
     """
 
     module: nn.Module
     save: Callable[[Path], None]
     restore: Callable[[Path], None]
+    rates: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,8 @@ def fit(
     accelerator = make_accelerator(optim, run, run_dir, deepspeed)
     share = accelerator.num_processes * optim.accumulate
     steps = optim.steps or -(-batches.count() // share)
-    parameters = [parameter for parameter in trainee.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, foreach=True
+        parameter_groups(trainee, optim.learning_rate), betas=optim.betas, weight_decay=optim.weight_decay, foreach=True
     )
     torch.manual_seed(run.seed + accelerator.process_index)  # dropout differs between devices
     model, optimizer = accelerator.prepare(trainee.module, optimizer)
@@ -142,6 +143,16 @@ def fit(
                 )
     accelerator.end_training()
     return reports
+
+
+def parameter_groups(trainee: Trainee, learning_rate: float) -> list[dict[str, Any]]:
+    """The trained parameters, those of one peak learning rate together."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in trainee.module.named_parameters():
+        if parameter.requires_grad:
+            own = (rate for start, rate in trainee.rates.items() if name.startswith(start))
+            groups.setdefault(next(own, learning_rate), []).append(parameter)
+    return [{"params": parameters, "lr": peak, "peak": peak} for peak, parameters in groups.items()]
 
 
 def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[str, Any] | None) -> Accelerator:
@@ -192,9 +203,9 @@ def train_step(
 ) -> StepReport:
     """Forward, backward and update over one step's micro-batches."""
     started = time.perf_counter()
-    rate = optim.learning_rate * rate_factor(step, steps, optim.warmup, optim.schedule)
+    factor = rate_factor(step, steps, optim.warmup, optim.schedule)
     for parameters in optimizer.param_groups:
-        parameters["lr"] = rate
+        parameters["lr"] = parameters["peak"] * factor
     counts = torch.tensor(
         [sum(batch.labelled for batch in group), sum(batch.tokens for batch in group), float(stop.asked)],
         device=accelerator.device,
@@ -224,7 +235,7 @@ def train_step(
         ) from error
     seconds = time.perf_counter() - started
     return StepReport(
-        step + 1, total / labels, rate, norm, int(tokens), int(labels), round(seconds, 4),
+        step + 1, total / labels, optim.learning_rate * factor, norm, int(tokens), int(labels), round(seconds, 4),
         round(tokens / seconds, 1), peak_memory(accelerator.device),
     )  # fmt: skip
 

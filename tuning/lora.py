@@ -1,6 +1,7 @@
 """The adapter in PEFT's layout: attached in fp32, saved so that equal runs give equal bytes, merged."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,16 +16,23 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def attach_adapter(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+def attach_adapter(
+    model: PreTrainedModel, lora: Lora, seed: int, task_type: str | None = "CAUSAL_LM", idle: Sequence[str] = ()
+) -> PeftModel:
     """A fresh adapter on every linear but the head, its weights fp32 whatever the base computes in.
+
+    Args:
+        task_type: None for a model that is no language model.
+        idle: names of layers that never run, and so get none.
 
     Raises:
         ConfigError: `lora.targets` names layers that the model does not have.
     """
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
+        exclude_modules=list(idle) or None, task_type=task_type,
+    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
@@ -127,6 +127,28 @@ class Run(Block):
     """Names of accelerate's trackers to write to, such as tensorboard."""
 
 
+class Task(Block):
+    """What the tasks of both paths have."""
+
+    model: str
+    """The language model: a folder in Hugging Face layout, a hub name, or `embedded`: one out of a Python package."""
+    system: str | None = None
+    """System text given wherever a conversation has none of its own, the same in training, compare and chat."""
+    quant: Quant = Quant()
+    lora: Lora = Lora()
+    data: Data
+    rehearsal: Rehearsal = Rehearsal()
+    optim: Optim = Field(default_factory=Optim)
+    evaluation: Evaluation = Evaluation()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "Task":
+        if (self.optim.steps is None) == (self.optim.epochs is None):
+            raise ValueError("give optim.steps or optim.epochs, one of the two")
+        return self
+
+
 # XTuner's and other kits' names, and where the same thing stands here.
 KNOWN_ELSEWHERE = {
     "batch_size": "optim.micro_batch",
@@ -158,7 +180,7 @@ KNOWN_ELSEWHERE = {
     "load_in_8bit": "quant.bits",
 }
 
-Task = TypeVar("Task", bound=Block)
+Settings = TypeVar("Settings", bound=Block)
 
 
 def read_yaml(path: Path) -> CommentedMap:
@@ -209,7 +231,7 @@ def apply_overrides(document: CommentedMap, overrides: Sequence[str]) -> list[st
     return changes
 
 
-def validate_settings(document: Mapping[str, Any], task: type[Task], where: str) -> Task:
+def validate_settings(document: Mapping[str, Any], task: type[Settings], where: str) -> Settings:
     """Build a task from plain values, naming every fault at once.
 
     Raises:
@@ -225,7 +247,7 @@ def validate_settings(document: Mapping[str, Any], task: type[Task], where: str)
         raise ConfigError("\n".join(faults)) from error
 
 
-def read_settings(path: Path, task: type[Task], overrides: Sequence[str] = ()) -> tuple[Task, list[str]]:
+def read_settings(path: Path, task: type[Settings], overrides: Sequence[str] = ()) -> tuple[Settings, list[str]]:
     """Read a task file and apply overrides; also return what each override changed.
 
     Raises:

@@ -1,42 +1,56 @@
 """Everything about a task that can be known before its model loads."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from llm.embedded import INSTALL, NAME, embedded_weights
-from llm.settings import TextTask
 from llm.sources import persona_card, read_conversations, read_prompts
 from tuning.errors import ConfigError, DataError, DeviceError, ModelError
 from tuning.files import resolve_path
+from tuning.formats import SourceRow
 from tuning.probes import read_probes
+from twinlens.task_files import AnyTask
+from vlm.settings import ImageTask
+from vlm.sources import check_pictures, read_seen
 
 
-def check_task(task: TextTask, work_dir: Path = Path("work_dirs"), *, data_only: bool = False) -> list[str]:
+def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: bool = False) -> list[str]:
     """Read all that a task names, save the model's weights; a line for each thing found.
 
     Args:
-        data_only: leave out the model and the machine; torch is not imported then.
+        data_only: leave out the models and the machine; torch is not imported then.
 
     Raises:
         KitError: the first thing that would stop the run.
     """
     lines = _data_lines(task) + _evaluation_lines(task)
+    if isinstance(task, ImageTask):
+        lines.append(_picture_line(task))
     if data_only:
         return lines
     from tuning.quantize import choose_device
 
     device = choose_device(task.run.device)
     _refuse_unknown_trackers(task.run.trackers)
-    return [*lines, *_model_lines(task.model), f"device: {device}", *_place_lines(work_dir)]
+    eyes = _eye_lines(task) if isinstance(task, ImageTask) else []
+    return [*lines, *_model_lines(task.model), *eyes, f"device: {device}", *_place_lines(work_dir)]
 
 
-def _data_lines(task: TextTask) -> list[str]:
+def _rows(task: AnyTask, file: Path, tell: Callable[[str], None], rehearsal: bool = False) -> Iterator[SourceRow]:
+    """The rows of one of the task's files, as its path reads them."""
+    if isinstance(task, ImageTask):
+        return read_seen([file], None if rehearsal else task.pictures.folder, tell)
+    return read_conversations([file], tell)
+
+
+def _data_lines(task: AnyTask) -> list[str]:
     lines: list[str] = []
     for file in task.data.files:
         notes: list[str] = []
         rows = learned = 0
-        for row in read_conversations([file], notes.append):
+        for row in _rows(task, file, notes.append):
             rows += 1
             learned += any(turn.role == "assistant" and turn.loss for turn in row.conversation.turns)
         if not learned:
@@ -45,14 +59,39 @@ def _data_lines(task: TextTask) -> list[str]:
     return lines
 
 
-def _evaluation_lines(task: TextTask) -> list[str]:
+def _evaluation_lines(task: AnyTask) -> list[str]:
     card = persona_card(task.data.files)
     lines = [
         f"probes: {file}: {len(read_probes(resolve_path(file), card))} questions" for file in task.evaluation.probes
     ]
+    for file in task.rehearsal.files:
+        rows = sum(1 for _ in _rows(task, file, _quiet, rehearsal=True))
+        lines.append(f"rehearsal: {file}: {rows:,} rows")
     if task.rehearsal.prompts and task.rehearsal.ratio:
         lines.append(f"rehearsal: {len(read_prompts(task.rehearsal.prompts))} prompts")
     return lines
+
+
+def _picture_line(task: ImageTask) -> str:
+    """Open all pictures of data, rehearsal and probes."""
+    card = persona_card(task.data.files)
+    rows = chain(
+        read_seen(task.data.files, task.pictures.folder, _quiet), read_seen(task.rehearsal.files, None, _quiet)
+    )
+    probes = [probe for file in task.evaluation.probes for probe in read_probes(resolve_path(file), card)]
+    return f"pictures: {check_pictures(rows, probes):,} distinct files, all of them whole"
+
+
+def _quiet(_: str) -> None:
+    """What a file's notes go to when they were told already."""
+
+
+def _eye_lines(task: ImageTask) -> list[str]:
+    from vlm.recipe import check_eyes
+
+    facts = check_eyes(task)
+    lines = [f"tower: {task.tower}: {facts.patches} patches of {facts.width}"]
+    return [*lines, f"start: {task.start}: fits"] if task.start else lines
 
 
 def _model_lines(model: str) -> list[str]:

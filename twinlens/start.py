@@ -4,16 +4,18 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from llm.settings import TextTask
+from llm.embedded import NAME as EMBEDDED
 from tuning.errors import ConfigError
 from tuning.files import SHIPPED, resolve_path, write_atomically
 from tuning.run_dir import RunDir, create_run, open_run
-from tuning.settings import read_settings
+from twinlens.task_files import AnyTask, read_task
+from vlm.settings import ImageTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +28,39 @@ class Trained:
     tokens_per_second: float | None
 
 
-def with_full_paths(task: TextTask) -> TextTask:
+def recipe_of(task: AnyTask) -> Any:
+    """The module that tells a task's journey: its `train`, `judge` and `forecast`."""
+    return import_module("vlm.recipe" if isinstance(task, ImageTask) else "llm.recipe")
+
+
+def with_full_paths(task: AnyTask) -> AnyTask:
     """The same task, readable from any working directory: what a run folder keeps."""
 
     def full(paths: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(resolve_path(path).resolve() for path in paths)
 
-    model = str(Path(task.model).expanduser().resolve()) if Path(task.model).expanduser().is_dir() else task.model
-    return task.model_copy(
-        update={
-            "model": model,
-            "data": task.data.model_copy(update={"files": full(task.data.files)}),
-            "rehearsal": task.rehearsal.model_copy(update={"prompts": full(task.rehearsal.prompts)}),
-            "evaluation": task.evaluation.model_copy(update={"probes": full(task.evaluation.probes)}),
-        }
-    )
+    def place(name: str) -> str:
+        """A name that leads to something on this disk, in full; others (hub names, `embedded`) as they are."""
+        if name == EMBEDDED or not Path(name).expanduser().exists():
+            return name
+        return str(Path(name).expanduser().resolve())
+
+    files, prompts = full(task.rehearsal.files), full(task.rehearsal.prompts)
+    changes: dict[str, Any] = {
+        "model": place(task.model),
+        "data": task.data.model_copy(update={"files": full(task.data.files)}),
+        "rehearsal": task.rehearsal.model_copy(update={"files": files, "prompts": prompts}),
+        "evaluation": task.evaluation.model_copy(update={"probes": full(task.evaluation.probes)}),
+    }
+    if isinstance(task, ImageTask):
+        changes |= {"tower": place(task.tower), "start": task.start and place(task.start)}
+        if task.pictures.folder is not None:
+            folder = resolve_path(task.pictures.folder).resolve()
+            changes["pictures"] = task.pictures.model_copy(update={"folder": folder})
+    return task.model_copy(update=changes)
 
 
-def to_yaml(task: TextTask) -> str:
+def to_yaml(task: AnyTask) -> str:
     """A task as the YAML that reads back to it."""
     stream = io.StringIO()
     yaml = YAML()
@@ -52,12 +69,11 @@ def to_yaml(task: TextTask) -> str:
     return stream.getvalue()
 
 
-def start(task: TextTask, name: str, work_dir: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
+def start(task: AnyTask, name: str, work_dir: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
     """Train a task in a fresh run folder `work_dir/<name>/<time>`; under torchrun, in the main process's."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    from llm.recipe import train
     from tuning.environment import describe_environment
     from tuning.quantize import choose_device
 
@@ -70,20 +86,19 @@ def start(task: TextTask, name: str, work_dir: Path, deepspeed: dict[str, Any] |
         write_atomically(run.environment, json.dumps(describe_environment(), indent=2) + "\n")
         paths = [str(run.path)]
     run = RunDir(Path(broadcast_object_list(paths)[0]))
-    return _trained(run, train(task, run, deepspeed=deepspeed))
+    return _trained(run, recipe_of(task).train(task, run, deepspeed=deepspeed))
 
 
 def go_on(path: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
     """Train a run of before from its last checkpoint to its end, with its own task."""
     from accelerate import PartialState
 
-    from llm.recipe import train
     from tuning.quantize import choose_device
 
     run = open_run(path.resolve())
-    task, _ = read_settings(run.task, TextTask)
+    task, _ = read_task(run.task)
     PartialState(cpu=choose_device(task.run.device).type == "cpu")
-    return _trained(run, train(task, run, resume=True, deepspeed=deepspeed))
+    return _trained(run, recipe_of(task).train(task, run, resume=True, deepspeed=deepspeed))
 
 
 def deepspeed_config(name: str, bits: int) -> dict[str, Any]:

@@ -6,39 +6,59 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from llm.embedded import NAME as EMBEDDED
+from llm.generation import Embed
 from llm.loading import load_model, load_template
-from llm.settings import TextTask
 from llm.template import ChatTemplate
-from tuning.errors import ModelError
+from tuning.errors import ConfigError, ModelError
 from tuning.lora import CONFIG, load_adapter, read_adapter_config
 from tuning.run_dir import RunDir
-from tuning.settings import Quant, read_settings
+from tuning.settings import Quant
+from twinlens.task_files import read_task
+from vlm.settings import ImageTask
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something that answers."""
+    """Something that answers; with `embed` it sees pictures."""
 
     model: nn.Module
     template: ChatTemplate
     compute: torch.dtype
+    embed: Embed | None = None
 
 
-def open_target(target: str, system: str | None, bits: int, with_adapter: bool = True) -> Target:
+def open_target(
+    target: str, system: str | None, bits: int, with_adapter: bool = True, pictures: bool = False
+) -> Target:
     """Load what a user named; a run brings its own quantisation and system text.
+
+    Args:
+        with_adapter: otherwise as it was before training.
+        pictures: whether it will be shown any.
 
     Raises:
         ModelError: it is nothing that can answer.
+        ConfigError: it is shown pictures and sees none.
     """
     path = Path(target).expanduser()
     run = RunDir(path)
     if run.task.exists():
+        task, _ = read_task(run.task)
+        system = task.system if system is None else system
+        if isinstance(task, ImageTask):
+            return _sighted(task.model_copy(update={"system": system}), run.adapter if with_adapter else None)
+        _refuse_pictures(pictures, target)
         read_adapter_config(run.adapter)
-        task, _ = read_settings(run.task, TextTask)
-        template = load_template(task.model, task.system if system is None else system)
+        template = load_template(task.model, system)
         loaded = load_model(task.model, template, task.quant, task.run.device)
         model = load_adapter(loaded.model, run.adapter) if with_adapter else loaded.model
         return Target(model.eval(), template, loaded.compute)
+    if pictures and target == EMBEDDED:
+        values = {"model": EMBEDDED, "tower": EMBEDDED, "start": EMBEDDED, "stage": "align", "system": system}
+        rest = {"quant": {"bits": bits}, "data": {"files": ["none"]}, "optim": {"steps": 1}}
+        return _sighted(ImageTask.model_validate(values | rest), None)
+    _refuse_pictures(pictures, target)
     adapter = path if (path / CONFIG).exists() else None
     base = str(read_adapter_config(path)["base_model_name_or_path"]) if adapter else target
     if adapter and not base:
@@ -47,3 +67,24 @@ def open_target(target: str, system: str | None, bits: int, with_adapter: bool =
     loaded = load_model(base, template, Quant.model_validate({"bits": bits}))
     model = load_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
     return Target(model.eval(), template, loaded.compute)
+
+
+def _sighted(task: ImageTask, trained: Path | None) -> Target:
+    """A model with its eyes, as its training began or ended."""
+    from vlm.features import LiveFeatures, PictureTable
+    from vlm.loading import begin, embedding, restore_trained, see_with
+    from vlm.recipe import sighted_template
+
+    template = sighted_template(task)
+    loaded = load_model(task.model, template, task.quant, task.run.device)
+    sighted = begin(task, loaded)
+    if trained is not None:
+        restore_trained(sighted, trained)
+    table = PictureTable()
+    module = see_with(sighted, LiveFeatures(sighted.tower, table, 0), loaded.compute)
+    return Target(sighted.language.eval(), template, loaded.compute, embedding(module, table))
+
+
+def _refuse_pictures(pictures: bool, target: str) -> None:
+    if pictures:
+        raise ConfigError(f"--image: {target} sees no pictures; give the folder of an image run, or embedded.")

@@ -2,6 +2,7 @@
 
 import io
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,24 @@ from ruamel.yaml.comments import CommentedMap
 from llm.settings import TextTask
 from tuning.errors import ConfigError
 from tuning.files import SHIPPED
-from tuning.settings import Block, read_yaml
+from tuning.settings import Block, apply_overrides, read_yaml, validate_settings
+from vlm.settings import ImageTask
 
+AnyTask = TextTask | ImageTask
 # The folder under configs/, and what its files are read as.
-KINDS: dict[str, type[Block]] = {"text": TextTask}
+KINDS: dict[str, type[AnyTask]] = {"text": TextTask, "image": ImageTask}
+
+
+def read_task(file: Path, overrides: Sequence[str] = ()) -> tuple[AnyTask, list[str]]:
+    """Read a task of either path, one with a tower being an image task; also return what each override changed.
+
+    Raises:
+        ConfigError: one line for each fault.
+    """
+    document = read_yaml(file)
+    changes = apply_overrides(document, overrides)
+    kind = ImageTask if "tower" in document else TextTask
+    return validate_settings(document, kind, str(file)), changes
 
 
 def shipped_tasks() -> dict[str, Path]:

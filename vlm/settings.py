@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tuning.settings import Block, Data, Evaluation, Lora, Optim, Quant, Rehearsal, Run
+from tuning.settings import Block, Lora, Task
 
 
 class Pictures(Block):
@@ -28,36 +28,23 @@ class Rates(Block):
     """Of the tower's adapter."""
 
 
-class ImageTask(Block):
+class ImageTask(Task):
     """Teach a chat model what it sees."""
 
     stage: Literal["align", "tune"] = "tune"
     """align trains the projector alone; tune trains the projector and adapters."""
-    model: str
-    """The language model: a folder in Hugging Face layout, a hub name, or `embedded`."""
     tower: str
     """The vision tower: a CLIP or SigLIP folder or hub name, open_clip:NAME/WEIGHTS, or `embedded`."""
     start: str | None = None
     """What to start from: `embedded`, or a run, a projector file, XTuner's .pth or folder, LLaVA's mm_projector.bin,
     a LLaVA checkpoint. Its projector is taken, and in stage tune its adapters where it has any."""
-    system: str | None = None
-    """System text given wherever a conversation has none of its own, the same in training, compare and chat."""
-    quant: Quant = Quant()
-    lora: Lora = Lora()
     tower_lora: Lora | None = None
-    """An adapter on the tower as well; the tower then runs at every step, for nothing of it can be cached."""
+    """An adapter on the tower as well; the tower then runs at every step, for nothing of it can be kept."""
     pictures: Pictures = Pictures()
-    data: Data
-    rehearsal: Rehearsal = Rehearsal()
-    optim: Optim = Field(default_factory=Optim)
     rates: Rates = Rates()
-    evaluation: Evaluation = Evaluation()
-    run: Run = Run()
 
     @model_validator(mode="after")
-    def _one_length(self) -> "ImageTask":
-        if (self.optim.steps is None) == (self.optim.epochs is None):
-            raise ValueError("give optim.steps or optim.epochs, one of the two")
+    def _projector_alone(self) -> "ImageTask":
         if self.stage == "align" and self.tower_lora is not None:
             raise ValueError("stage align trains the projector alone: take tower_lora out, or set stage: tune")
         return self

@@ -18,7 +18,8 @@ from data_gen.persona import write_persona
 from llm.dataset import encode_data
 from llm.loading import load_model, load_template
 from llm.model import LanguageModel
-from llm.recipe import mix
+from llm.mixture import mix
+from llm.sources import read_conversations
 from llm.settings import TextTask
 from tuning.engine import refuse_not_finite
 from tuning.errors import DataError
@@ -105,7 +106,7 @@ def test_packed_rows_lose_what_they_lose_alone(task, tiny_model, bits):
     template = load_template(str(tiny_model), task.system)
     loaded = load_model(str(tiny_model), template, Quant(bits=bits, compute="fp32"), "cpu")
     module = LanguageModel(attach_adapter(loaded.model, Lora(rank=4), 0), loaded.compute)
-    samples = encode_data(task.data, template, 0).samples
+    samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples
     with torch.no_grad():
         packed, labels = module(collate([samples[:5], samples[5:]], template.pad_id))
         alone = [module(collate([[sample]], template.pad_id)) for sample in samples]
@@ -134,7 +135,9 @@ def test_a_last_step_with_fewer_rows_counts_what_it_has(task, tmp_path):
     rows = read_lines(run.steps)
     labels = sum(
         int(sample.supervised.sum())
-        for sample in encode_data(task.data, load_template(task.model, task.system), 0).samples
+        for sample in encode_data(
+            read_conversations(task.data.files), task.data, load_template(task.model, task.system), 0
+        ).samples
     )
     assert len(rows) == 2
     assert sum(row["labels"] for row in rows) == labels
@@ -155,7 +158,7 @@ def test_ten_thousand_copies_cost_the_memory_of_one_row(task, tmp_path, ending):
         file = tmp_path / f"{copies}.{ending}"
         write_persona(file, None, repeat=copies, pairs=(("who are you?", "I am the assistant of Lin."),))
         tracemalloc.start()
-        data = encode_data(Data(files=(file,), max_length=128), template, 0)
+        data = encode_data(read_conversations([file]), Data(files=(file,), max_length=128), template, 0)
         source = mix(changed(task, data={"pack": True}, optim={"steps": None, "epochs": 1}), data, [], template.pad_id)
         next(source.stream())
         used = tracemalloc.get_traced_memory()[1]
@@ -171,7 +174,7 @@ def test_ten_thousand_copies_cost_the_memory_of_one_row(task, tmp_path, ending):
 
 def test_not_a_number_names_its_rows_before_the_weights_change(task, tiny_model):
     template = load_template(str(tiny_model), None)
-    samples = encode_data(task.data, template, 0).samples
+    samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples
     group = [collate([[samples[0]]], 0), collate([[samples[1]]], 0)]
     with pytest.raises(DataError, match=r"step 3: the loss is nan with .*rows\.jsonl, line 2; look"):
         refuse_not_finite(float("nan"), 1.0, [torch.tensor(1.0), torch.tensor(float("nan"))], group, 3)

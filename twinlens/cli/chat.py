@@ -1,6 +1,7 @@
 """`twinlens chat`: talk to a run, an adapter, a merged model or a base model."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -23,7 +24,10 @@ def chat(
     max_new_tokens: int = typer.Option(512, min=1, help="Longest answer."),
     seed: int = typer.Option(0, help="Of drawing words."),
     bits: int = typer.Option(4, help="4, 8 or 16: how a model that is no run is held."),
-    base: bool = typer.Option(False, "--base", help="Talk to a run's base model, without its adapter."),
+    image: list[Path] = typer.Option(
+        [], help="A picture that the first question is about; may be given several times."
+    ),
+    base: bool = typer.Option(False, "--base", help="Talk to a run as it was before training."),
 ) -> None:
     """Talk to a model. RESET forgets what was said, EXIT ends."""
     if bits not in (4, 8, 16):
@@ -32,12 +36,16 @@ def chat(
 
     from llm.chat import Chat
     from llm.generation import Sampling
+    from tuning.pictures import open_picture
     from twinlens.targets import open_target
 
-    opened = open_target(target, system, bits, with_adapter=not base)
+    for path in image:
+        open_picture(path, "--image")
+    opened = open_target(target, system, bits, with_adapter=not base, pictures=bool(image))
     torch.manual_seed(seed)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty)
-    talk(Chat(opened.model, opened.template, opened.compute, sampling, max_new_tokens))
+    images = [str(path) for path in image]
+    talk(Chat(opened.model, opened.template, opened.compute, sampling, max_new_tokens, images, opened.embed))
 
 
 def talk(conversation: "Chat") -> None:

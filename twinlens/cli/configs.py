@@ -55,12 +55,10 @@ def copy_cfg(
 
 def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
     """Print a task as it stands after overrides, all defaults filled in."""
-    from llm.settings import TextTask
-    from tuning.settings import read_settings
     from twinlens.start import to_yaml
-    from twinlens.task_files import find_config
+    from twinlens.task_files import find_config, read_task
 
-    task, changes = read_settings(find_config(file), TextTask, overrides or ())
+    task, changes = read_task(find_config(file), overrides or ())
     tell_changes(changes)
     # No next verb here: what is printed is a task file, fit to be sent into one.
     finish(task.model_dump(mode="json"), to_yaml(task).splitlines(), None, as_json)
@@ -75,13 +73,11 @@ def check(
     as_json: bool = JSON,
 ) -> None:
     """Find all that would stop a run, before any model loads."""
-    from llm.settings import TextTask
-    from tuning.settings import read_settings
     from twinlens.checks import check_task
     from twinlens.start import deepspeed_config
-    from twinlens.task_files import find_config
+    from twinlens.task_files import find_config, read_task
 
-    task, changes = read_settings(find_config(file), TextTask, overrides or ())
+    task, changes = read_task(find_config(file), overrides or ())
     tell_changes(changes)
     if deepspeed:
         deepspeed_config(deepspeed, task.quant.bits)

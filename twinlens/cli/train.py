@@ -5,9 +5,7 @@ from typing import Any
 
 import typer
 
-from llm.settings import TextTask
 from tuning.errors import ConfigError
-from tuning.settings import read_settings
 from twinlens.cli.output import JSON, finish, tell_changes
 
 
@@ -29,9 +27,9 @@ def train(
     assert file is not None
     from twinlens.checks import check_task
     from twinlens.start import deepspeed_config, start
-    from twinlens.task_files import find_config
+    from twinlens.task_files import find_config, read_task
 
-    task, changes = read_settings(find_config(file), TextTask, overrides or ())
+    task, changes = read_task(find_config(file), overrides or ())
     tell_changes(changes)
     check_task(task, work_dir)
     config = deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None
@@ -44,8 +42,9 @@ def train(
 def _resume(run: Path, deepspeed: str | None, as_json: bool) -> None:
     from tuning.run_dir import open_run
     from twinlens.start import deepspeed_config, go_on
+    from twinlens.task_files import read_task
 
-    task, _ = read_settings(open_run(run).task, TextTask)
+    task, _ = read_task(open_run(run).task)
     _done(go_on(run, deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None), as_json)
 
 
@@ -58,14 +57,15 @@ def _done(trained: Any, as_json: bool) -> None:
     finish(result, lines, f"twinlens compare {run}", as_json)
 
 
-def _forecast(task: TextTask, as_json: bool) -> None:
-    from llm.recipe import as_dict, forecast
+def _forecast(task: Any, as_json: bool) -> None:
+    from llm.forecast import as_dict
+    from twinlens.start import recipe_of
 
-    cost = forecast(task)
+    cost = recipe_of(task).forecast(task)
     lines = [
         f"steps:      {cost.steps}",
         f"rows:       {cost.rows:,} an epoch, and {task.rehearsal.ratio:g} of rehearsal for each "
-        f"({cost.rehearsal} prompts, counted at the data's mean length)",
+        f"({cost.rehearsal} distinct, prompts counted at the data's mean length)",
         f"tokens:     {cost.tokens:,} in all, {cost.labels:,} learned from",
         f"parameters: {cost.parameters:,} frozen, {cost.trainable:,} trained",
         f"arithmetic: {cost.flops / 1e12:,.1f} TFLOP",
@@ -80,18 +80,19 @@ def compare(
 ) -> None:
     """Ask the same questions before and after, and write the report."""
     from tuning.run_dir import open_run
+    from twinlens.task_files import read_task
 
     run_dir = open_run(run)
-    task, _ = read_settings(run_dir.task, TextTask)
+    task, _ = read_task(run_dir.task)
     if not probes and not task.evaluation.probes:
         raise ConfigError(f"{run_dir.task}: evaluation.probes is empty; give --probes FILE.")
     show_comparison(run_dir.path, _judge(run_dir, task, probes or ()), as_json)
 
 
-def _judge(run_dir: Any, task: TextTask, probes: Any) -> Any:
-    from llm.recipe import judge
+def _judge(run_dir: Any, task: Any, probes: Any) -> Any:
+    from twinlens.start import recipe_of
 
-    return judge(run_dir, task, probes)
+    return recipe_of(task).judge(run_dir, task, probes)
 
 
 def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:

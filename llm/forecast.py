@@ -1,0 +1,80 @@
+"""What a run will cost, counted from data, tokenizer and configuration, before any weights load."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llm.dataset import EncodedData
+from llm.loading import model_folder
+from llm.mixture import mix
+from llm.sources import read_prompts
+from tuning.quantize import linears
+from tuning.samples import EncodedSample
+from tuning.settings import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will cost, known before the weights load.
+
+    Args:
+        steps: optimiser steps; `rows` of data and `rehearsal` rows are seen in one epoch.
+        tokens: of the whole run, prompts of the rehearsal counted at the data's mean length; `labels` of them are
+            learned from.
+        parameters: of the language model; `trainable` of all that is trained.
+        flops: of the language model, for the whole run: 4 for each weight and token, 6 with gradient checkpointing.
+    """
+
+    steps: int
+    rows: int
+    rehearsal: int
+    tokens: int
+    labels: int
+    parameters: int
+    trainable: int
+    flops: float
+
+
+def forecast_run(
+    task: Task, data: EncodedData, rehearsal: list[EncodedSample], pad_id: int, *, adapted: bool = True,
+    others: int = 0, processes: int = 1,
+) -> Forecast:  # fmt: skip
+    """Count steps, tokens and arithmetic.
+
+    Args:
+        rehearsal: the rows of rehearsal.files.
+        adapted: whether the language model gets an adapter; `others` are the trained parameters beside it.
+    """
+    prompts = len(read_prompts(task.rehearsal.prompts)) if task.rehearsal.ratio else 0
+    mean = round(np.mean([len(data.samples[row]) for row in data.rows]))
+    learned = round(np.mean([int(data.samples[row].supervised.sum()) for row in data.rows]))
+    stand_in = EncodedSample(np.zeros(mean, np.int32), np.arange(mean) >= mean - learned)
+    batches = mix(task, data, [*rehearsal, *[stand_in] * prompts], pad_id, processes)
+    plan = [row for packs in batches.plan() for pack in packs for row in pack]
+    tokens = int(batches.lengths[plan].sum())
+    labels = sum(int(batches.samples[row].supervised.sum()) for row in plan)
+    steps = task.optim.steps or -(-batches.count() // (processes * task.optim.accumulate))
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder(task.model)))
+    model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
+    head = model.get_output_embeddings()
+    matrices = [module.weight for _, module in linears(model) if module is not head]
+    return Forecast(
+        steps,
+        len(data.rows) * task.data.repeat,
+        prompts + len(rehearsal),
+        tokens,
+        labels,
+        sum(parameter.numel() for parameter in model.parameters()),
+        others + (sum(task.lora.rank * sum(weight.shape) for weight in matrices) if adapted else 0),
+        (6 if task.optim.gradient_checkpointing else 4) * float(sum(weight.numel() for weight in matrices)) * tokens,
+    )
+
+
+def as_dict(report: Forecast) -> dict[str, Any]:
+    """A forecast as plain values."""
+    return dataclasses.asdict(report)

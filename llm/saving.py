@@ -1,0 +1,101 @@
+"""What merging and exporting share: a destination checked before anything loads, logits compared, folders whole."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from tuning.errors import ConfigError, DeviceError, ModelError
+from tuning.quantize import DTYPES
+
+TOLERANCE = 1e-3  # of what is written against what was trained, both fp32, relative to the largest logit
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How far two sets of logits lie apart: the largest difference relative to the largest logit, and the share of
+    positions whose likeliest token stays the same."""
+
+    difference: float
+    same_token: float
+
+    def __str__(self) -> str:
+        return f"relative difference {self.difference:.1e}, same next token at {self.same_token:.1%} of positions"
+
+
+def change(one: torch.Tensor, other: torch.Tensor) -> Change:
+    """Compare float[N, V] with float[N, V]."""
+    difference = float((one - other).abs().max() / one.abs().max())
+    return Change(difference, float((one.argmax(-1) == other.argmax(-1)).float().mean()))
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The 16 bits that a model's weights lie on disk in; bf16 where it has others.
+
+    Raises:
+        ModelError: it is stored quantised.
+    """
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{folder}: is stored quantised, and merging into that loses the adapter; give its 16-bit original."
+        )
+    name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    return {"float16": torch.float16}.get(name, DTYPES["bf16"])
+
+
+def round_to(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give weights held in fp32 the values that they have in `dtype`."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+
+
+def weights_size(folder: Path) -> int:
+    """Bytes of the weights in a model's folder."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+
+
+def check_destination(destination: Path, needed: int) -> None:
+    """Make sure that a new folder can be written and that `needed` bytes fit.
+
+    Raises:
+        ConfigError: it is there already.
+        DeviceError: it cannot be written, or the disk is too full.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConfigError(f"{destination}: is there already; give a new folder.")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=destination.parent).close()
+        free = shutil.disk_usage(destination.parent).free
+    except OSError as error:
+        raise DeviceError(f"{destination}: cannot be written ({error.strerror}); give another folder.") from error
+    if free < needed:
+        raise DeviceError(
+            f"{destination}: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free; "
+            "free some or give another disk."
+        )
+
+
+@contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """A hidden folder beside the destination that gets its name when the block ends well, and else goes."""
+    unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+    try:
+        yield unfinished
+        unfinished.chmod(0o755)
+        if destination.exists():
+            destination.rmdir()
+        unfinished.rename(destination)
+    except (OSError, SafetensorError) as error:
+        raise DeviceError(f"{destination}: cannot be written ({error}); free space or give another folder.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

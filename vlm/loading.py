@@ -1,0 +1,127 @@
+"""A language model with eyes: the state that a run starts from, and what training makes of it."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from llm.generation import Embed
+from llm.loading import LoadedModel, model_folder
+from tuning.conversation import Conversation
+from tuning.errors import ModelError
+from tuning.lora import attach_adapter, restore_adapter, save_adapter
+from vlm.features import FeatureSource, KeptFeatures, LiveFeatures, PictureTable, keep_features
+from vlm.model import VisionLanguageModel
+from vlm.projector import Projector, fresh_projector, restore_projector, save_projector
+from vlm.settings import ImageTask, Pictures
+from vlm.start import load_start, read_start
+from vlm.vision import Tower, load_tower
+
+log = logging.getLogger("twinlens")
+TOWER = "tower"  # where a run's adapter folder holds the tower's own
+
+
+@dataclass(frozen=True, slots=True)
+class Sighted:
+    """The parts of a model that sees.
+
+    Args:
+        language: a PeftModel in stage tune, else the language model itself.
+        tower_adapter: the tower's network with an adapter, where it is trained.
+    """
+
+    language: nn.Module
+    tower: Tower
+    tower_adapter: PeftModel | None
+    projector: Projector
+
+
+def language_width(name: str) -> int:
+    """D of a language model, from its configuration."""
+    return int(AutoConfig.from_pretrained(model_folder(name)).get_text_config().hidden_size)
+
+
+def begin(task: ImageTask, loaded: LoadedModel) -> Sighted:
+    """The state before the first step: fresh adapters and projector, and what the task starts from put into them.
+
+    Tower and projector stay in 16 or 32 bits: only the language model's linears are ever quantised.
+
+    Raises:
+        KitError: tower or start are missing or do not fit.
+    """
+    # A tower sees each picture once: on a CPU it can afford fp32.
+    dtype = loaded.compute if loaded.device.type == "cuda" else torch.float32
+    tower = load_tower(task.tower, loaded.device, dtype)
+    projector = fresh_projector(tower.width, language_width(task.model), task.run.seed).to(loaded.device)
+    language: nn.Module = loaded.model
+    tower_adapter = None
+    if task.stage == "tune":
+        language = attach_adapter(loaded.model, task.lora, task.run.seed)
+    if task.tower_lora is not None:
+        assert isinstance(tower.network, PreTrainedModel)
+        tower_adapter = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.idle)
+    if task.start is not None:
+        adapted = language if isinstance(language, PeftModel) else None
+        load_start(read_start(task.start), projector, adapted, tower_adapter)
+    log.info(
+        "tower: %s in %s, %d patches of %d; projector to %d", task.tower, str(dtype).removeprefix("torch."),
+        tower.patches, tower.width, projector.linear_2.out_features,
+    )  # fmt: skip
+    return Sighted(language, tower, tower_adapter, projector)
+
+
+def features_for(sighted: Sighted, table: PictureTable, pictures: Pictures) -> KeptFeatures | LiveFeatures:
+    """Features of all pictures of a run: kept where the tower is frozen and they fit, and the tower is let go."""
+    if sighted.tower_adapter is None and len(table):
+        kept = keep_features(sighted.tower, table, pictures.views, pictures.cache_gib)
+        if kept is not None:
+            sighted.tower.to("cpu")
+            return kept
+    elif sighted.tower_adapter is not None:
+        log.info("features: the tower is trained, so it runs at every step and nothing of it is kept")
+    return LiveFeatures(sighted.tower, table, pictures.views)
+
+
+def see_with(sighted: Sighted, features: FeatureSource, compute: torch.dtype) -> VisionLanguageModel:
+    """The whole as one module, in eval mode."""
+    return VisionLanguageModel(sighted.language, sighted.projector, features, compute).eval()
+
+
+def embedding(module: VisionLanguageModel, table: PictureTable) -> Embed:
+    """How `answer_batched` and the chat give conversations with pictures to the language model."""
+
+    def embed(ids: torch.Tensor, conversations: Sequence[Conversation]) -> torch.Tensor:
+        numbers = [table.number(Path(image)) for conversation in conversations for image in conversation.images]
+        return module.embed(ids, numbers)
+
+    return embed
+
+
+def save_trained(sighted: Sighted, folder: Path, base: str) -> None:
+    """Everything that is trained, in PEFT's layout and `projector.safetensors`."""
+    if isinstance(sighted.language, PeftModel):
+        save_adapter(sighted.language, folder, base)
+    if sighted.tower_adapter is not None:
+        save_adapter(sighted.tower_adapter, folder / TOWER, sighted.tower.name)
+    save_projector(sighted.projector, folder)
+
+
+def restore_trained(sighted: Sighted, folder: Path) -> None:
+    """Put back what `save_trained` wrote.
+
+    Raises:
+        ModelError: something of it is missing.
+    """
+    try:
+        restore_projector(sighted.projector, folder)
+        if isinstance(sighted.language, PeftModel):
+            restore_adapter(sighted.language, folder)
+        if sighted.tower_adapter is not None:
+            restore_adapter(sighted.tower_adapter, folder / TOWER)
+    except OSError as error:
+        raise ModelError(f"{folder}: not the trained parts of this task ({error}); train it to its end.") from error

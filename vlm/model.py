@@ -1,0 +1,59 @@
+"""Tower, projector and language model as the training loop sees them.
+
+Shapes: B sequences, T tokens, I pictures, P patches, V width of the tower, D width of the language model.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from llm.generation import computing_in
+from llm.model import answer_loss, keeps_logits
+from tuning.samples import Batch
+from vlm.features import FeatureSource
+from vlm.projector import Projector
+from vlm.splice import splice
+
+
+class VisionLanguageModel(nn.Module):
+    """A causal LM that sees: features of its pictures, projected, lie over their places among the embeddings.
+
+    Args:
+        language: a causal language model, with an adapter or without.
+        features: by the numbers of pictures; a module among the parameters where the tower is trained.
+        compute: what products are computed in.
+    """
+
+    def __init__(
+        self, language: nn.Module, projector: Projector, features: FeatureSource, compute: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.language = language
+        self.projector = projector
+        self.features = features
+        self.compute = compute
+        self._keeps_logits = keeps_logits(language)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross entropy summed over N labelled tokens, float32[], and N, int64[]."""
+        embeddings = self.embed(batch.input_ids, batch.pictures)
+        if self.training and not batch.pictures:  # devices wait for gradients of every trained parameter
+            for name, parameter in self.named_parameters():
+                if parameter.requires_grad and not name.startswith("language."):
+                    embeddings = embeddings + 0.0 * parameter.sum().to(embeddings.dtype)
+        return answer_loss(self.language, batch, self.compute, self._keeps_logits, inputs_embeds=embeddings)
+
+    def embed(self, ids: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
+        """int64[B, T] with patches, and the numbers of I pictures -> float[B, T, D].
+
+        Ids are looked up where they are no patches; without pictures the tower and the projector do not run.
+        """
+        embeddings = self.language.get_input_embeddings()(ids.clamp(min=0))  # type: ignore[operator]
+        if not pictures:
+            return embeddings
+        with computing_in(self.compute, ids.device):
+            features = self.features(pictures).to(ids.device)
+            # Outside autocast nothing would bring a cached half to the projector's type.
+            projected = self.projector(features.to(self.projector.linear_1.weight.dtype))
+        return splice(embeddings, ids, projected)

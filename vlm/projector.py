@@ -1,0 +1,55 @@
+"""The projector: from the tower's features to the language model's width.
+
+Shapes: I pictures, P patches, V width of the tower, D width of the language model.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tuning.files import replacing
+
+FILE = "projector.safetensors"
+
+
+class Projector(nn.Module):
+    """LLaVA-1.5's `mlp2x_gelu`: two linear layers with an exact GELU between them, named as transformers names them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, hidden)
+        self.linear_2 = nn.Linear(hidden, hidden)
+
+    @property
+    def width(self) -> int:
+        """V."""
+        return self.linear_1.in_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """float[I, P, V] -> float[I, P, D]."""
+        return self.linear_2(F.gelu(self.linear_1(features)))
+
+
+def fresh_projector(width: int, hidden: int, seed: int) -> Projector:
+    """A projector with random weights, the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Projector(width, hidden)
+
+
+def save_projector(projector: Projector, folder: Path) -> None:
+    """`projector.safetensors`, fp32, keys sorted so that equal runs give equal bytes."""
+    from safetensors.torch import save
+
+    state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in projector.named_parameters()}
+    with replacing(folder / FILE) as stream:
+        stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
+
+
+def restore_projector(projector: Projector, folder: Path) -> None:
+    """Read back what `save_projector` wrote."""
+    from safetensors.torch import load_file
+
+    projector.load_state_dict(load_file(folder / FILE))

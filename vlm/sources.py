@@ -1,0 +1,57 @@
+"""The files that an image task names, read and checked without a model."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from tuning.conversation import Conversation
+from tuning.files import resolve_path
+from tuning.formats import ReadNotes, SourceRow, read_rows
+from tuning.pictures import open_picture, picture_path
+from tuning.probes import Probe
+
+log = logging.getLogger("twinlens")
+
+
+def read_seen(
+    files: Iterable[Path], folder: Path | None, tell: Callable[[str], None] = log.info
+) -> Iterator[SourceRow]:
+    """The rows of several files in order, the paths of their pictures full; rows without pictures pass as they are.
+
+    Args:
+        folder: where picture paths start; each file's own folder when None.
+
+    Raises:
+        DataError: a row cannot be used, or a picture is missing or leads out of the folder.
+    """
+    for file in files:
+        notes = ReadNotes()
+        path = resolve_path(file)
+        below = path.parent if folder is None else resolve_path(folder)
+        seen: dict[Conversation, Conversation] = {}
+        for row in read_rows(path, notes):
+            if not row.conversation.images:
+                yield row
+                continue
+            if row.conversation not in seen:
+                images = tuple(str(picture_path(image, below, row.where)) for image in row.conversation.images)
+                seen[row.conversation] = dataclasses.replace(row.conversation, images=images)
+            yield dataclasses.replace(row, conversation=seen[row.conversation])
+        for sentence in notes.sentences():
+            tell(f"{file}: {sentence}")
+
+
+def check_pictures(rows: Iterable[SourceRow], probes: Iterable[Probe] = ()) -> int:
+    """Open every distinct picture once, so that a broken one is named before anything trains; how many there are.
+
+    Raises:
+        DataError: a picture is broken, too large or no picture; its row is named.
+    """
+    opened: set[str] = set()
+    places = [(str(probe.image), f"probe {probe.ask!r}") for probe in probes if probe.image]
+    for image, where in (*((image, row.where) for row in rows for image in row.conversation.images), *places):
+        if image not in opened:
+            open_picture(Path(image), where)
+            opened.add(image)
+    return len(opened)

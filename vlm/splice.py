@@ -1,0 +1,24 @@
+"""Features in the places of their pictures.
+
+Shapes: B sequences, T tokens, I pictures, P patches, D width of the language model.
+"""
+
+import torch
+
+from tuning.samples import PATCH
+
+
+def splice(embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Lay projected features over the `PATCH` places of a batch, row after row (LLaVA, arXiv 2310.03744).
+
+    Args:
+        embeddings: float[B, T, D], anything where a patch stands.
+        ids: int64[B, T].
+        features: float[I, P, D], the pictures in the order of their patches.
+
+    Returns:
+        float[B, T, D] in the type of `embeddings`.
+    """
+    places = ids == PATCH
+    assert int(places.sum()) == features.shape[0] * features.shape[1], "as many features as patches"
+    return embeddings.masked_scatter(places.unsqueeze(-1), features.to(embeddings.dtype))
