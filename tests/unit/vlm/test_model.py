@@ -1,0 +1,165 @@
+"""Splicing, the projector's part in every step, and pictures on their way through template and batch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_tokenizer
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from llm.dataset import encode_row
+from llm.generation import answer_batched
+from llm.loading import load_template
+from llm.template import ChatTemplate
+from tuning.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.formats import SourceRow
+from tuning.samples import IGNORED, PATCH, EncodedSample, collate
+from vlm.model import VisionLanguageModel
+from vlm.projector import Projector, fresh_projector, restore_projector, save_projector
+from vlm.splice import splice
+
+PATCHES, WIDTH = 3, 8
+TABLE = torch.randn(4, PATCHES, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+class Table(nn.Module):
+    """Features of four made-up pictures; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, pictures: Sequence[int]) -> torch.Tensor:
+        self.calls += 1
+        return TABLE[list(pictures)].half()
+
+
+@pytest.fixture
+def sighted(tiny_model: Path) -> VisionLanguageModel:
+    language = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
+    return VisionLanguageModel(language, fresh_projector(WIDTH, 64, 0), Table(), torch.float32).eval()
+
+
+@pytest.fixture
+def template(tiny_model: Path) -> ChatTemplate:
+    return load_template(str(tiny_model), None, PATCHES)
+
+
+def seen(question: str, answer: str, *images: str) -> SourceRow:
+    turns = (Turn("user", f"{IMAGE_MARK}\n" * len(images) + question), Turn("assistant", answer))
+    return SourceRow(1, "row 1", Conversation(turns, images))
+
+
+def encoded(template: ChatTemplate, *rows: SourceRow, max_length: int = 400) -> list[EncodedSample]:
+    return [encode_row(row, template, max_length, int) for row in rows]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_features_lie_on_their_patches_and_nowhere_else(rows: list[list[bool]]) -> None:
+    width = max(map(len, rows)) * PATCHES
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    for line, marks in zip(ids, rows, strict=True):
+        for place, mark in enumerate(marks):
+            line[place * PATCHES : (place + 1) * PATCHES] = PATCH if mark else 5
+    pictures = sum(map(sum, rows))
+    features = torch.arange(pictures * PATCHES, dtype=torch.float32)[:, None].expand(-1, 2) + 100
+    spliced = splice(torch.zeros(*ids.shape, 2), ids, features.reshape(pictures, PATCHES, 2))
+    assert torch.equal(spliced[ids == PATCH], features), "in their order, row after row"
+    assert not spliced[ids != PATCH].any()
+
+
+def test_a_mark_takes_as_many_places_as_the_tower_has_patches(template: ChatTemplate) -> None:
+    (sample,) = encoded(template, seen("what colour?", "red.", "2", "0"))
+    assert (sample.ids == PATCH).sum() == 2 * PATCHES
+    assert not sample.supervised[sample.ids == PATCH].any()
+    assert sample.pictures == (2, 0)
+    (plain,) = encoded(template, seen("what colour?", "red."))
+    text = make_tokenizer().decode(sample.ids[sample.ids != PATCH])
+    assert text.replace("\n\nwhat", "what") == make_tokenizer().decode(plain.ids)
+
+
+def test_pictures_beyond_a_cut_are_dropped_with_it(template: ChatTemplate) -> None:
+    turns = (
+        Turn("user", f"{IMAGE_MARK}\nwho?"), Turn("assistant", "one"),
+        Turn("user", f"{IMAGE_MARK}\nwho?"), Turn("assistant", "two " * 50),
+    )  # fmt: skip
+    (sample,) = encoded(template, SourceRow(1, "row 1", Conversation(turns, ("3", "1"))), max_length=60)
+    assert sample.cut
+    assert sample.pictures == (3,)
+    assert (sample.ids == PATCH).sum() == PATCHES
+
+
+def test_batches_keep_pictures_in_the_order_of_their_patches(template: ChatTemplate) -> None:
+    samples = encoded(template, seen("a?", "b", "3"), seen("a?", "b"), seen("a?", "b", "1", "2"))
+    batch = collate([[samples[0], samples[1]], [samples[2]]], 0)
+    assert batch.pictures == (3, 1, 2)
+    assert batch.silenced().pictures == batch.to(torch.device("cpu")).pictures == (3, 1, 2)
+
+
+def test_the_loss_is_that_of_the_answers_alone(sighted: VisionLanguageModel, template: ChatTemplate) -> None:
+    (sample,) = encoded(template, seen("what colour?", "red.", "1"))
+    batch = collate([[sample]], 0)
+    loss, labels = sighted(batch)
+    assert int(labels) == int(sample.supervised.sum())
+    embeddings = sighted.embed(batch.input_ids, batch.pictures)
+    log = sighted.language(inputs_embeds=embeddings).logits.log_softmax(-1)[0, :-1]
+    targets = batch.labels[0, 1:]
+    kept = targets != IGNORED
+    assert float(loss) == pytest.approx(-float(log[kept].gather(1, targets[kept, None]).sum()), rel=1e-5)
+
+
+def test_packed_equals_unpacked(sighted: VisionLanguageModel, template: ChatTemplate) -> None:
+    samples = encoded(template, seen("a?", "one.", "0"), seen("b?", "two."), seen("c?", "three.", "2", "1"))
+    together, _ = sighted(collate([samples], 0))
+    alone = sum(float(sighted(collate([[sample]], 0))[0]) for sample in samples)
+    assert float(together) == pytest.approx(alone, rel=1e-4)
+
+
+def test_a_row_without_a_picture_costs_no_tower_and_still_reaches_every_parameter(
+    sighted: VisionLanguageModel, template: ChatTemplate
+) -> None:
+    (sample,) = encoded(template, seen("who?", "me."))
+    alone, _ = sighted(collate([[sample]], 0))
+    sighted.train()
+    loss, _ = sighted(collate([[sample]], 0))
+    assert float(loss) == pytest.approx(float(alone))
+    assert isinstance(sighted.features, Table)
+    assert sighted.features.calls == 0
+    sighted.language.get_input_embeddings().requires_grad_(True)
+    sighted(collate([[sample]], 0))[0].backward()
+    assert all(parameter.grad is not None for parameter in sighted.projector.parameters())
+    assert not any(parameter.grad.any() for parameter in sighted.projector.parameters())
+
+
+def test_answers_depend_on_the_picture_and_not_on_the_batch(
+    sighted: VisionLanguageModel, template: ChatTemplate
+) -> None:
+    nn.init.normal_(sighted.projector.linear_2.weight, std=2.0)
+
+    def embed(ids: torch.Tensor, conversations: Sequence[Conversation]) -> torch.Tensor:
+        return sighted.embed(ids, [int(image) for each in conversations for image in each.images])
+
+    asked = [seen("what?", "", image).conversation for image in "0123"] + [seen("who are you?", "").conversation]
+    asked = [Conversation(each.turns[:-1], each.images) for each in asked]
+    batched = answer_batched(sighted.language, template, asked, 12, embed=embed)
+    alone = [answer_batched(sighted.language, template, [each], 12, embed=embed)[0] for each in asked]
+    assert batched == alone
+    assert len({answer.text for answer in batched[:4]}) > 1
+    text_only = answer_batched(sighted.language, template, asked[-1:], 12)
+    assert text_only == batched[-1:]
+
+
+def test_a_projector_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    one, other = fresh_projector(WIDTH, 16, 1), Projector(WIDTH, 16)
+    save_projector(one, tmp_path)
+    first = (tmp_path / "projector.safetensors").read_bytes()
+    restore_projector(other, tmp_path)
+    features = torch.randn(2, PATCHES, WIDTH)
+    assert torch.equal(one(features), other(features))
+    save_projector(other, tmp_path)
+    assert (tmp_path / "projector.safetensors").read_bytes() == first
+    assert torch.equal(fresh_projector(WIDTH, 16, 1).linear_1.weight, one.linear_1.weight)
