@@ -13,7 +13,7 @@ Pair = tuple[str, str]
 SEEN = frozenset({"present", "color", "where", "count"})
 REFERS_TO = {"color": SEEN, "where": SEEN, "count": SEEN, "seen": SEEN - {"present"}, "why": frozenset({"fact"})}
 """What a follow-up of each kind may come right after, on the same subject."""
-OPENERS = ("describe", "what", "color", "fact", "where", "text", "count", "present", "about", "absent", "why", "trap")
+OPENERS = ("describe", "what", "color", "fact", "where", "text", "count", "present", "about", "absent", "trap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class _Plan:
     """What has been asked so far, over all dialogues about one picture."""
 
     topics: tuple[Topic, ...]
+    where: str
     draw: random.Random
     slots: int
     asked: Counter[Topic] = field(default_factory=Counter[Topic])
@@ -59,7 +60,7 @@ def make_dialogues(
             f"{where}: what is known of this picture answers {enough} different questions, and a dialogue of {rounds} "
             f"rounds asks {rounds}; add objects or facts, or give --rounds {enough}."
         )
-    plan = _Plan(tuple(topics), draw, number * rounds)
+    plan = _Plan(tuple(topics), where, draw, number * rounds)
     return [_dialogue(plan, rounds) for _ in range(number)]
 
 
@@ -108,6 +109,11 @@ def _next(plan: _Plan, topics: Sequence[Topic], pairs: Sequence[Pair]) -> Topic:
     due = plan.due
     free = due if len(due) >= plan.slots else [topic for topic in plan.topics if topic not in topics]
     free = [topic for topic in free if _questions(topic, before, pairs)]
+    if not free:
+        raise DataError(
+            f"{plan.where}: what is known of this picture answers only {len(pairs)} different questions in a "
+            f"dialogue; add objects or facts, or give --rounds {len(pairs)}."
+        )
     if before is None:
         openings = [topic for topic in free if topic.questions] or free
         return min(
@@ -123,8 +129,14 @@ def _unfit(plan: _Plan, topic: Topic, topics: Sequence[Topic]) -> float:
     before = topics[-1] if topics else None
     if before is not None and _refers(topic, before):
         unfit -= 1.5
-    if not topic.needed:
-        unfit += 1.5 if topic.kind in ("seen", "why", "trap") else 0.75
+    if topic.kind == "why":
+        unfit -= 0 if plan.asked[topic] else 4  # the chance does not come often: only right after its fact
+    elif not topic.needed:
+        unfit += 1.5 if topic.kind in ("seen", "trap") else 0.75
+    if topic.kind == "fact" and any(
+        other.kind == "why" and other.subject == topic.subject and not plan.asked[other] for other in plan.topics
+    ):
+        unfit -= 1.5  # its source has not been asked yet
     told = {other.kind for other in topics if other.subject == topic.subject}
     if topic.kind == "present" and (told or any(other.kind in ("what", "describe") for other in topics)):
         unfit += 4  # nobody asks whether there is what was just spoken of

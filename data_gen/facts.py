@@ -87,7 +87,7 @@ def read_facts(path: Path) -> tuple[Picture, ...]:
     tree, faults = read_tree(path), _Faults(path)
     entries = _entries(path, tree)
     pictures: list[Picture] = []
-    seen: dict[str, int] = {}
+    seen: dict[Path, int] = {}
     for entry in entries:
         if not isinstance(entry, Keys):
             faults.add(entry.line, "pictures", "not a picture; write `- {image: workshop.jpg, caption: ...}`.")
@@ -96,12 +96,12 @@ def read_facts(path: Path) -> tuple[Picture, ...]:
         picture = _picture(entry, faults)
         if picture is None:
             continue
-        if picture.image in seen:
-            line = seen[picture.image]
+        if picture.path in seen:
+            line = seen[picture.path]
             faults.add(entry.line, "image", f"{picture.image} stands at line {line} too; write both as one entry.")
         elif len(faults.sentences) == before:
             pictures.append(picture)
-        seen.setdefault(picture.image, entry.line)
+        seen.setdefault(picture.path, entry.line)
     if faults.sentences:
         raise DataError("\n".join(faults.sentences))
     return tuple(pictures)
@@ -223,7 +223,8 @@ def _refuse_present(
 
 
 def _key(name: str) -> str:
-    return re.sub(r"^(an?|the) (?=.)", "", fold(name))
+    """The same for what a question would name in the same words: `a cup`, `the cup`, `cups`."""
+    return re.sub(r"^(an?|the) (?=.)|(?<=[a-z]{2})s$", "", fold(name))
 
 
 def _values(entry: Keys, known: tuple[str, ...], prefix: str, faults: _Faults) -> dict[str, Tree]:

@@ -73,7 +73,7 @@ def write_image_qa(
         for spoken in languages
         for picture in pictures
     ]
-    places = _place(pictures, out)
+    places = _place(pictures, facts.parent, out)
     conversations = [_conversation(each, places[picture.image]) for picture, _, found in made for each in found]
     conversations += [Conversation(each.turns, tuple(places[image] for image in each.images)) for each in extra]
     rows, distinct = write_dialogues(out, conversations, repeat=repeat, schema=schema)
@@ -162,7 +162,7 @@ def _topics_asked(dialogues: Sequence[Dialogue]) -> tuple[Topic, ...]:
     return tuple(dict.fromkeys(topic for dialogue in dialogues for topic in dialogue.topics))
 
 
-def _place(pictures: Sequence[Picture], out: Path) -> dict[str, str]:
+def _place(pictures: Sequence[Picture], folder: Path, out: Path) -> dict[str, str]:
     """Each picture's path from the folder of `out`, where every reader finds it upright."""
     places: dict[str, str] = {}
     root = out.parent.resolve()
@@ -170,7 +170,9 @@ def _place(pictures: Sequence[Picture], out: Path) -> dict[str, str]:
         path = picture.path
         turned = _turned(path)
         if turned or not path.resolve().is_relative_to(root):
-            path = pictures_folder(out) / picture.image
+            path = pictures_folder(out) / os.path.relpath(picture.path, folder.absolute())
+            if turned and path.suffix.lower() not in (".jpg", ".jpeg"):
+                path = path.with_suffix(".png")
             refuse_overwriting(picture.path, path)
             if turned:
                 _write_upright(picture, path)
@@ -189,10 +191,10 @@ def _turned(path: Path) -> bool:
 def _write_upright(picture: Picture, path: Path) -> None:
     upright = open_picture(picture.path, picture.where)
     with replacing(path) as stream:
-        if path.suffix.lower() in (".jpg", ".jpeg"):
-            upright.save(stream, "JPEG", quality=95)
-        else:
+        if path.suffix == ".png":
             upright.save(stream, "PNG")
+        else:
+            upright.save(stream, "JPEG", quality=95)
 
 
 def _blank(out: Path) -> Path:

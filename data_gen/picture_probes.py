@@ -114,7 +114,7 @@ def _held_out(
     }
     rounds: tuple[list[list[_Asked]], list[list[_Asked]]] = ([], [])
     for each in trained:
-        draw = random.Random(f"{seed} {each.language} {each.place} probes")
+        draw = random.Random(f"{seed} {each.language} {each.picture.image} probes")
         by_kind: tuple[dict[str, list[_Asked]], dict[str, list[_Asked]]] = ({}, {})
         for topic in each.topics:
             ways = [ask for ask in topic.held_out if fold(ask) not in asked]

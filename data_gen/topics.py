@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from data_gen import wording
@@ -59,6 +60,7 @@ class Topic:
 Bank = Mapping[str, Phrases]
 
 
+@lru_cache(maxsize=2)
 def read_bank(language: str) -> Bank:
     """The shipped phrases of one language, by kind."""
     from ruamel.yaml import YAML

@@ -128,15 +128,14 @@ def answer_words(text: str, question: str) -> tuple[str, ...]:
     """What an answer says beyond its question: names and numbers, or else whatever words are new."""
     if IN_CJK.search(text):
         return _new_chinese(text, question)
-    words = [word for word in re.findall(r"\w+(?:[.,'’:-]\w+)*", text) if not mentions(question, word)]
-    telling = [
-        word
-        for index, word in enumerate(words)
-        if any(sign.isdigit() for sign in word)
-        or (word[0].isupper() and word.lower() not in _words()["dull"] and (index > 0 or not text.startswith(word)))
-        or word.lower() in _words()["numbers"]
-    ]
-    return tuple(dict.fromkeys(telling or content_words(" ".join(words))))
+    first, *rest = re.findall(r"\w+(?:[.,'’:-]\w+)*", text) or [""]
+    named = first if rest and rest[0][0].isupper() else ""  # otherwise its capital says only that it is first
+    telling = [word for word in (named, *rest) if word[:1].isupper() or word.lower() in _words()["numbers"]]
+    telling += [word for word in (first, *rest) if any(sign.isdigit() for sign in word)]
+    new = [word for word in telling if word.lower() not in _words()["dull"] and not mentions(question, word)]
+    return tuple(dict.fromkeys(new)) or content_words(
+        " ".join(word for word in (first, *rest) if word and not mentions(question, word))
+    )
 
 
 def content_words(text: str) -> tuple[str, ...]:
@@ -144,9 +143,8 @@ def content_words(text: str) -> tuple[str, ...]:
     if IN_CJK.search(text):
         return _new_chinese(text, "")
     words = re.findall(r"\w+", text)
-    return tuple(
-        dict.fromkeys([word for word in words if len(word) > 3 and word.lower() not in _words()["dull"]] or words[-1:])
-    )
+    telling = [word for word in words if word.lower() not in _words()["dull"]]
+    return tuple(dict.fromkeys([word for word in telling if len(word) > 3] or telling or words[-1:]))
 
 
 def fact_words(fact: Fact) -> tuple[str, ...]:

@@ -27,7 +27,13 @@ def image_qa(
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Make dialogues about pictures, and probes that ask the same in other words."""
+    """Make dialogues about pictures, and probes that ask the same in other words.
+
+    FACTS is a list under `pictures`: image, caption, objects (name, color, count, place), text (a list), facts (ask,
+    answer, source, expect, also), absent (a list). A caption, an object or a fact is needed. As CSV its columns are
+    image, caption, name, color, count, place, text, ask, answer, source, absent; a row without an image goes on with
+    the picture above.
+    """
     from data_gen.image_qa import probes_path, write_image_qa
     from tuning.probes import read_probes
 

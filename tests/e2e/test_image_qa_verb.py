@@ -1,0 +1,66 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+HOUSE = Path(__file__).resolve().parents[2]
+FACTS = """pictures:
+- image: robot.png
+  caption: A blue robot stands on a bench.
+  objects: [{name: robot, color: blue, place: in the middle}, {name: bench, count: 1}]
+  facts: [{ask: What is it called?, answer: It is called Tilly., source: the log}]
+  absent: [dog]
+"""
+
+
+@pytest.fixture
+def twinlens(tmp_path):
+    Image.new("RGB", (8, 8), "teal").save(tmp_path / "robot.png")
+    (tmp_path / "facts.yaml").write_text(FACTS, encoding="utf-8")
+
+    def call(*words):
+        command = [sys.executable, "-m", "twinlens", *words]
+        environment = {"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+
+    return call
+
+
+def test_pictures_become_a_dataset_and_the_next_verb_is_named(twinlens, tmp_path):
+    result = twinlens("data", "image-qa", "facts.yaml", "out/qa.json", "--repeat", "4")
+    assert result.returncode == 0, result.stderr
+    assert "24 rows, 6 of them distinct" in result.stdout
+    assert result.stdout.endswith(
+        "next: twinlens train configs/image/embedded-picture.yaml 'data.files=[out/qa.json]' "
+        "'evaluation.probes=[out/qa.json.probes.yaml]'\n"
+    )
+    assert len(json.loads((tmp_path / "out/qa.json").read_text())) == 24
+    inspected = twinlens("data", "inspect", "out/qa.json", "--json")
+    assert json.loads(inspected.stdout)["census"]["rows"] == 24
+
+
+def test_json_is_one_object(twinlens):
+    result = twinlens("data", "image-qa", "facts.yaml", "qa.jsonl", "--dialogues", "2", "--repeat", "1", "--json")
+    values = json.loads(result.stdout)
+    assert (values["rows"], values["languages"], values["probes"]) == (2, ["en"], "qa.jsonl.probes.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["gone.yaml", "qa.json"], "gone.yaml: cannot be read"),
+        (["facts.yaml", "qa.txt"], "qa.txt: end OUT in .json"),
+        (["facts.yaml", "qa.json", "--rounds", "50"], "facts.yaml, line 2: what is known"),
+        (["facts.yaml", "qa.json", "--others", "gone.yaml"], "gone.yaml: cannot be read"),
+        (["bad.yaml", "qa.json"], "bad.yaml, line 2: gone.png: no such picture"),
+    ],
+)
+def test_what_people_must_change_is_one_sentence(twinlens, tmp_path, words, expected):
+    (tmp_path / "bad.yaml").write_text("pictures:\n- {image: gone.png, caption: x}\n")
+    result = twinlens("data", "image-qa", *words)
+    assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
+    assert result.stderr.startswith(f"error: {expected}") and result.stderr.count("\n") == 1
+    assert not (tmp_path / "qa.json").exists()
