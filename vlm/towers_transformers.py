@@ -36,12 +36,15 @@ def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> To
     """As `load_tower`."""
     from transformers import CLIPVisionModel, SiglipVisionModel
 
+    from llm.loading import silence_libraries
+
     folder = _settings_folder(name)
     config, kind = _vision_config(folder)
     config.attention_dropout = 0.0  # a tower's features are the same in training and in use
     preprocess = _read_preprocess(folder, config.image_size)
     network_class: Any = CLIPVisionModel if kind == "clip" else SiglipVisionModel
     source = folder if _is_local(name) else name
+    silence_libraries()
     try:
         network, notes = network_class.from_pretrained(
             source, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
