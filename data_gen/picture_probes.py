@@ -113,7 +113,7 @@ def _held_out(
         if turn.role == "user"
     }
     rounds: tuple[list[list[_Asked]], list[list[_Asked]]] = ([], [])
-    for each in trained:
+    for number, each in enumerate(trained):
         draw = random.Random(f"{seed} {each.language} {each.picture.image} probes")
         by_kind: tuple[dict[str, list[_Asked]], dict[str, list[_Asked]]] = ({}, {})
         for topic in each.topics:
@@ -122,7 +122,9 @@ def _held_out(
                 for found, ask in zip(by_kind, _preferred(topic, ways, draw), strict=False):
                     found.setdefault(topic.kind, []).append(_Asked(ask, topic, each))
         for found, kinds in zip(rounds, by_kind, strict=True):
-            found.append(list(_turns(list(kinds.values()))))
+            values = list(kinds.values())
+            start = number % max(len(values), 1)  # many pictures do not all begin with the same kind of question
+            found.append(list(_turns(values[start:] + values[:start])))
     first, second = (list(_turns(found)) for found in rounds)
     return [(asked, False) for asked in first] + [(asked, True) for asked in second]
 

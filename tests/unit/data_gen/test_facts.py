@@ -38,6 +38,7 @@ def written(folder: Path, text: str, name: str = "facts.yaml") -> Path:
 def faults(path: Path) -> list[str]:
     with pytest.raises(DataError) as raised:
         read_facts(path)
+    assert raised.value.exit_code == 2
     return str(raised.value).splitlines()
 
 

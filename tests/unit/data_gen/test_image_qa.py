@@ -206,6 +206,20 @@ def test_probes_know_right_answers_from_recited_ones(folder):
         assert probe.reject and not probe.expect and probe.image and probe.image.name.startswith("blank.")
 
 
+def test_probes_on_many_pictures_are_of_many_kinds(folder):
+    entries = []
+    for index in range(40):
+        Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
+        objects = "[{name: cat, color: black, place: left}, {name: box, count: 2}]"
+        entries.append(f"- {{image: {index}.png, caption: A cat., objects: {objects}}}\n")
+    (folder / "facts.yaml").write_text("pictures:\n" + "".join(entries))
+    probes = [
+        probe for probe in read_probes(probes_path(make(folder, "out.json", repeat=1))) if probe.group == "picture"
+    ]
+    assert len(probes) == len({probe.image for probe in probes}) == 30
+    assert len({probe.expect for probe in probes}) >= 5
+
+
 def test_pictures_stand_upright_beside_the_dataset_only_where_they_must(folder):
     corner = Image.new("RGB", (40, 20), "white")
     corner.paste("red", (0, 0, 10, 10))
