@@ -20,6 +20,7 @@ from vlm.model import VisionLanguageModel
 from vlm.projector import Projector, fresh_projector, restore_projector, save_projector
 from vlm.settings import ImageTask, Pictures
 from vlm.start import load_start, read_start
+from vlm.towers_embedded import NAME as EMBEDDED
 from vlm.vision import Tower, load_tower
 
 log = logging.getLogger("twinlens")
@@ -54,9 +55,7 @@ def begin(task: ImageTask, loaded: LoadedModel) -> Sighted:
     Raises:
         KitError: tower or start are missing or do not fit.
     """
-    # A tower sees each picture once: on a CPU it can afford fp32.
-    dtype = loaded.compute if loaded.device.type == "cuda" else torch.float32
-    tower = load_tower(task.tower, loaded.device, dtype)
+    tower = load_tower(task.tower, loaded.device, tower_dtype(task.tower, loaded))
     projector = fresh_projector(tower.width, language_width(task.model), task.run.seed).to(loaded.device)
     language: nn.Module = loaded.model
     tower_adapter = None
@@ -69,10 +68,18 @@ def begin(task: ImageTask, loaded: LoadedModel) -> Sighted:
         adapted = language if isinstance(language, PeftModel) else None
         load_start(read_start(task.start), projector, adapted, tower_adapter)
     log.info(
-        "tower: %s in %s, %d patches of %d; projector to %d", task.tower, str(dtype).removeprefix("torch."),
-        tower.patches, tower.width, projector.linear_2.out_features,
+        "tower: %s, %d patches of %d; projector to %d", task.tower, tower.patches, tower.width,
+        projector.linear_2.out_features,
     )  # fmt: skip
     return Sighted(language, tower, tower_adapter, projector)
+
+
+def tower_dtype(name: str, loaded: LoadedModel) -> torch.dtype:
+    """The type of a tower: that of the language model's products on a GPU, except for the embedded one.
+
+    On a CPU a tower sees each picture once and can afford fp32; the features of the embedded one are 10 % off in bf16.
+    """
+    return torch.float32 if loaded.device.type == "cpu" or name == EMBEDDED else loaded.compute
 
 
 def features_for(sighted: Sighted, table: PictureTable, pictures: Pictures) -> KeptFeatures | LiveFeatures:
