@@ -14,6 +14,7 @@ from llm.saving import (
     Change,
     change,
     check_destination,
+    check_shard_size,
     new_folder,
     round_to,
     stored_dtype,
@@ -55,8 +56,10 @@ def merge(
 
     Raises:
         ModelError: base or adapter are missing, do not fit, or the base is stored quantised; or merging went wrong.
+        ConfigError: the destination is there already, or the size of a shard is none.
         DeviceError: the destination cannot be written or has too little space.
     """
+    check_shard_size(max_shard_size)
     read_adapter_config(adapter)
     folder = model_folder(base)
     dtype = stored_dtype(folder)

@@ -1,6 +1,7 @@
 """What merging and exporting share: a destination checked before anything loads, logits compared, folders whole."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -83,6 +84,16 @@ def check_destination(destination: Path, needed: int) -> None:
             f"{destination}: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free; "
             "free some or give another disk."
         )
+
+
+def check_shard_size(size: str) -> None:
+    """Refuse what is no size of a file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", size):
+        raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
 
 
 @contextmanager

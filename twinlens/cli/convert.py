@@ -6,9 +6,11 @@ import typer
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError
-from tuning.run_dir import RunDir
+from tuning.run_dir import RunDir, open_run
 from tuning.settings import Quant, read_settings
 from twinlens.cli.output import JSON, finish
+from twinlens.task_files import read_task
+from vlm.settings import ImageTask
 
 app = typer.Typer(help="Turn what training leaves into what others load.", no_args_is_help=True)
 
@@ -47,6 +49,54 @@ def merge(
         "quantised_difference": report.quantised.difference if report.quantised else None,
     }
     finish(result, lines, f"twinlens chat {destination}", as_json)
+
+
+@app.command()
+def llava(
+    run: Path = typer.Argument(..., metavar="RUN", help="The folder of an image run."),
+    destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
+    layout: str | None = typer.Option(
+        None, help="hf, official or parts; hf where transformers' LLaVA knows the tower, else parts."
+    ),
+    max_shard_size: str = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB."),
+    as_json: bool = JSON,
+) -> None:
+    """Merge an image run in 16 bits, verify it, and write it as a LLaVA checkpoint or as parts."""
+    opened = open_run(run)
+    task, _ = read_task(opened.task)
+    if not isinstance(task, ImageTask):
+        raise ConfigError(f"{run}: is a run of the text path; use `twinlens convert merge {run} {destination}`.")
+    if layout not in (None, "hf", "official", "parts"):
+        raise ConfigError(f"--layout {layout}: no such layout; take hf, official or parts.")
+    from vlm.export import export
+
+    report = export(opened, task, destination, layout, max_shard_size)
+    lines = [
+        f"written against base + adapter (fp32):   {report.exported}",
+        f"rounding to {report.dtype} changed:       {report.rounded}",
+    ]
+    if layout is None and report.layout == "parts":
+        lines.append(f"layout: parts, for transformers' LLaVA has no class for the tower {task.tower}")
+    else:
+        lines.append(f"layout: {report.layout}")
+    lines.append(f"model: {destination}")
+    result = {
+        "model": str(destination),
+        "layout": report.layout,
+        "dtype": report.dtype,
+        "exported_difference": report.exported.difference,
+        "rounding_difference": report.rounded.difference,
+        "rounding_same_token": report.rounded.same_token,
+    }
+    finish(result, lines, _after(report.layout, destination), as_json)
+
+
+def _after(layout: str, destination: Path) -> str | None:
+    """What a written model is for."""
+    return {
+        "hf": f"transformers serve {destination}",
+        "parts": f"twinlens chat {destination / 'language'}",
+    }.get(layout)
 
 
 def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None]:

@@ -1,0 +1,243 @@
+"""What an image run learned, merged in 16 bits, checked, and written for others to load.
+
+Shapes: N positions of a few prompts, K tokens in the vocabulary.
+"""
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, LlavaForConditionalGeneration, PreTrainedModel
+
+from llm.loading import load_model, model_folder
+from llm.merge import ASKED
+from llm.saving import (
+    TOLERANCE,
+    Change,
+    change,
+    check_destination,
+    check_shard_size,
+    new_folder,
+    round_to,
+    stored_dtype,
+    weights_size,
+)
+from llm.template import ChatTemplate
+from tuning.conversation import Conversation, single
+from tuning.errors import ConfigError, ModelError
+from tuning.run_dir import RunDir
+from tuning.samples import PATCH
+from tuning.settings import Quant
+from vlm.layouts import Merged, native_model, widen, write_native, write_official, write_parts
+from vlm.loading import Sighted, begin, restore_trained
+from vlm.markup import make_processor, refuse_other_ids, tokenizer_with_image
+from vlm.model import VisionLanguageModel
+from vlm.projector import FILE, Projector
+from vlm.recipe import sighted_template
+from vlm.settings import ImageTask
+from vlm.start import check_start
+from vlm.tower import Tower
+from vlm.vision import tower_facts
+
+Layout = Literal["hf", "official", "parts"]
+SHOWN = single("<image>\nWhat is in this picture?")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written, and what that did to the logits.
+
+    Args:
+        exported: adapters on their base against what is written, both fp32.
+        rounded: what rounding to `dtype` changed after that.
+    """
+
+    folder: Path
+    layout: Layout
+    dtype: str
+    exported: Change
+    rounded: Change
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    run: RunDir
+    task: ImageTask
+    template: ChatTemplate
+    layout: Layout
+    destination: Path
+    dtype: torch.dtype
+    shard: str
+
+
+def choose_layout(task: ImageTask, asked: Layout | None) -> Layout:
+    """HF-native where the tower has a class there, else parts; what is asked for is checked.
+
+    Raises:
+        ConfigError: the layout has no place for this tower or language model.
+    """
+    kind = tower_facts(task.tower).kind
+    if asked is None:
+        return "hf" if kind in ("clip", "siglip") else "parts"
+    if asked == "hf" and kind not in ("clip", "siglip"):
+        raise ConfigError(
+            f"--layout hf: transformers' LLaVA knows CLIP and SigLIP towers, not {task.tower}; take --layout parts."
+        )
+    if asked == "official" and kind != "clip":
+        raise ConfigError(
+            f"--layout official: LLaVA's own code knows CLIP towers, not {task.tower}; take --layout hf or parts."
+        )
+    if asked == "official" and (model := AutoConfig.from_pretrained(model_folder(task.model)).model_type) != "llama":
+        raise ConfigError(f"--layout official: LLaVA's own code knows Llama, not {model}; take --layout hf or parts.")
+    return asked
+
+
+def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None, shard: str) -> ExportReport:
+    """Merge a run and write it.
+
+    Args:
+        asked: the layout, or None for the one that fits the tower.
+        shard: largest weights file, such as `2GB`.
+
+    Raises:
+        ConfigError: the layout has no place for the tower, the destination is there already, or a shard has no size.
+        ModelError: the run has not finished, or what would be written gives other logits.
+        DeviceError: the destination cannot be written.
+    """
+    check_shard_size(shard)
+    layout = choose_layout(task, asked)
+    if not (run.adapter / FILE).exists():
+        raise ModelError(f"{run.path}: nothing trained in it yet ({FILE} is missing); train it to its end.")
+    folder = model_folder(task.model)
+    dtype = stored_dtype(folder)
+    check_destination(destination, weights_size(folder))
+    task = task.model_copy(update={"start": None})  # what it started from is in what it learned
+    template = sighted_template(task)
+    hidden = AutoConfig.from_pretrained(folder).get_text_config().hidden_size
+    check_start(str(run.adapter / FILE), tower_facts(task.tower).width, hidden)
+
+    order = _Order(run, task, template, layout, destination, dtype, shard)
+    exported, rounded = _export_native(order) if layout == "hf" else _export_plain(order)
+    return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)
+
+
+def _merged(order: _Order) -> tuple[Merged, Tensor, Tensor]:
+    """What a run learned in fp32, the pixels of a picture, and the logits of its adapters for that picture."""
+    loaded = load_model(order.task.model, order.template, Quant(bits=16, compute="fp32"), "cpu")
+    sighted = begin(order.task, loaded)
+    restore_trained(sighted, order.run.adapter)
+    pixels = sighted.tower.preprocess(probe_picture())
+    trained = spliced_logits(sighted.language, sighted.projector, sighted.tower, order.template, pixels)
+    return merge(sighted), pixels, trained
+
+
+def _export_plain(order: _Order) -> tuple[Change, Change]:
+    merged, pixels, trained = _merged(order)
+
+    def logits() -> Tensor:
+        return spliced_logits(merged.language, merged.projector, merged.tower, order.template, pixels)
+
+    exported = _refuse_change(trained, written := logits())
+    for module in (merged.language, *((merged.tower,) if merged.tower_tuned else ())):
+        round_to(module, order.dtype)
+    rounded = change(written, logits())
+    with new_folder(order.destination) as unfinished:
+        if order.layout == "official":
+            write_official(merged, order.template, unfinished, order.dtype, order.shard)
+        else:
+            write_parts(merged, order.template, unfinished, order.destination, order.dtype, order.shard)
+    return exported, rounded
+
+
+def _export_native(order: _Order) -> tuple[Change, Change]:
+    merged, pixels, trained = _merged(order)
+    tokenizer, image_id = tokenizer_with_image(order.template)
+    processor = make_processor(merged.tower, tokenizer)
+    for asked, pictures in ((SHOWN, [probe_picture()]), (single(ASKED[0]), [])):
+        refuse_other_ids(processor, order.template, asked, pictures, image_id)
+    widen(merged.language, len(tokenizer))
+    model = native_model(merged, image_id)
+    known = trained.shape[1]
+    exported = _refuse_change(trained, written := native_logits(model, order.template, pixels)[:, :known])
+    round_to(model, order.dtype)
+    rounded = native_logits(model, order.template, pixels)[:, :known]
+    with new_folder(order.destination) as unfinished:
+        write_native(model, merged.tower, tokenizer, unfinished, order.dtype, order.shard)
+        del model, merged
+        gc.collect()  # two of them in fp32 may be more than fits
+        _refuse_change(rounded, _read_back(unfinished, order.template, pixels)[:, :known])
+    return exported, change(written, rounded)
+
+
+def _read_back(folder: Path, template: ChatTemplate, pixels: Tensor) -> Tensor:
+    """float32[N, K] of what transformers makes of a folder.
+
+    Raises:
+        ModelError: it misses weights in it, or finds others.
+    """
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, notes = loaded
+    if odd := sorted((*notes["missing_keys"], *notes["unexpected_keys"])):
+        raise ModelError(f"--layout hf: transformers does not read this model back ({odd[0]}); take --layout parts.")
+    return native_logits(model.eval(), template, pixels)
+
+
+def merge(sighted: Sighted) -> Merged:
+    """Fold the adapters into what they adapt."""
+    language: Any = sighted.language
+    if isinstance(language, PeftModel):
+        language = language.merge_and_unload()  # type: ignore[operator]
+    if sighted.tower_adapter is not None:
+        sighted.tower.network = sighted.tower_adapter.merge_and_unload()  # type: ignore[operator]
+    assert isinstance(language, PreTrainedModel)
+    return Merged(language.eval(), sighted.projector, sighted.tower.eval(), sighted.tower_adapter is not None)
+
+
+def probe_picture() -> Image.Image:
+    """A picture with something in every place, twice as wide as high."""
+    across, down = Image.linear_gradient("L").rotate(90), Image.linear_gradient("L")
+    return Image.merge("RGB", (across, down, Image.radial_gradient("L"))).resize((96, 48))
+
+
+@torch.no_grad()
+def spliced_logits(
+    language: nn.Module, projector: Projector, tower: Tower, template: ChatTemplate, pixels: Tensor
+) -> Tensor:
+    """float32[N, K] of our own model, its features not rounded as the cache rounds them."""
+    features = tower(pixels[None])
+    module = VisionLanguageModel(language, projector, lambda pictures: features[list(pictures)], torch.float32).eval()
+    logits: list[Tensor] = []
+    for ids, pictures in _prompts(template):
+        output = language(inputs_embeds=module.embed(ids, pictures), use_cache=False)
+        logits.append(output.logits[0].float())
+    return torch.cat(logits)
+
+
+@torch.no_grad()
+def native_logits(model: LlavaForConditionalGeneration, template: ChatTemplate, pixels: Tensor) -> Tensor:
+    """float32[N, K] of transformers' LLaVA."""
+    logits: list[Tensor] = []
+    for ids, pictures in _prompts(template):
+        marked = ids.masked_fill(ids == PATCH, model.config.image_token_index)
+        seen = pixels[None].expand(len(pictures), -1, -1, -1) if pictures else None
+        logits.append(model(input_ids=marked, pixel_values=seen, use_cache=False).logits[0].float())
+    return torch.cat(logits)
+
+
+def _prompts(template: ChatTemplate) -> list[tuple[Tensor, list[int]]]:
+    asked: list[tuple[Conversation, list[int]]] = [(SHOWN, [0]), *((single(text), []) for text in ASKED)]
+    return [(torch.tensor([template.prompt(conversation)]), pictures) for conversation, pictures in asked]
+
+
+def _refuse_change(was: Tensor, written: Tensor) -> Change:
+    difference = change(was, written)
+    if not difference.difference <= TOLERANCE:
+        raise ModelError(
+            f"what would be written gives other logits than the run ({difference}), so nothing is; keep the run."
+        )
+    return difference
