@@ -102,7 +102,8 @@ def new_folder(destination: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
     try:
         yield unfinished
-        unfinished.chmod(0o755)
+        for path in (unfinished, *unfinished.rglob("*")):  # temporary folders and safetensors are for their owner alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if destination.exists():
             destination.rmdir()
         unfinished.rename(destination)
