@@ -8,7 +8,8 @@ import warnings
 import typer
 
 import twinlens.cli.data_files
-import twinlens.cli.data_image_qa  # noqa: F401 - like data_files, adds its verbs to data
+import twinlens.cli.data_image_qa
+import twinlens.cli.data_pictures  # noqa: F401 - like data_files, adds its verbs to data
 from tuning.errors import KitError
 from twinlens.cli import chat, configs, convert, data, demo, doctor, train
 
