@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +33,8 @@ from tuning.run_dir import read_lines
 from vlm.vision import Tower
 
 log = logging.getLogger("twinlens")
-TOWER_BATCH = 16
+TOWER_BATCH = 16  # pictures that go through the tower together
+AHEAD = 4  # groups of them that are being opened meanwhile
 
 
 class FeatureSource(Protocol):
@@ -246,16 +249,28 @@ def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: floa
 def _fill(store: FeatureStore, tower: Tower, table: PictureTable, names: Sequence[str], missing: Sequence[str]) -> None:
     place = {name: divmod(number, len(names) // len(table)) for number, name in enumerate(names)}
     row = max(store.index().values(), default=-1) + 1
-    with Counter("pictures", len(missing), shown=len(missing) > TOWER_BATCH) as counter:
-        for start in range(0, len(missing), TOWER_BATCH):
-            group = missing[start : start + TOWER_BATCH]
-            pixels = [
-                view_pixels(tower, table.paths[number], table.hashes[number], view)
-                for number, view in (place[name] for name in group)
-            ]
-            store.add(group, rounded(see(tower, torch.stack(pixels))), row)
+
+    def pixels(name: str) -> torch.Tensor:
+        number, view = place[name]
+        return view_pixels(tower, table.paths[number], table.hashes[number], view)
+
+    with Counter("pictures", len(missing), shown=len(missing) > TOWER_BATCH) as counter, ThreadPoolExecutor() as pool:
+        for group, opened in in_groups(pool, pixels, missing):
+            store.add(group, rounded(see(tower, torch.stack(opened))), row)
             row += len(group)
             counter.advance(len(group))
+
+
+def in_groups(
+    pool: ThreadPoolExecutor, pixels: Callable[[str], torch.Tensor], names: Sequence[str]
+) -> Iterator[tuple[Sequence[str], list[torch.Tensor]]]:
+    """Names with their pixels, group after group; the next groups are opened while the tower sees one."""
+    groups = [names[start : start + TOWER_BATCH] for start in range(0, len(names), TOWER_BATCH)]
+    opening = deque(([pool.submit(pixels, name) for name in group]) for group in groups[:AHEAD])
+    for number, group in enumerate(groups):
+        yield group, [each.result() for each in opening.popleft()]
+        if number + AHEAD < len(groups):
+            opening.append([pool.submit(pixels, name) for name in groups[number + AHEAD]])
 
 
 def make_room(store: FeatureStore, names: Sequence[str], bound: int) -> bool:

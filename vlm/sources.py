@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tuning.conversation import Conversation
@@ -48,10 +49,18 @@ def check_pictures(rows: Iterable[SourceRow], probes: Iterable[Probe] = ()) -> i
     Raises:
         DataError: a picture is broken, too large or no picture; its row is named.
     """
-    opened: set[str] = set()
-    places = [(str(probe.image), f"probe {probe.ask!r}") for probe in probes if probe.image]
-    for image, where in (*((image, row.where) for row in rows for image in row.conversation.images), *places):
-        if image not in opened:
-            open_picture(Path(image), where)
-            opened.add(image)
-    return len(opened)
+    places: dict[str, str] = {}
+    for row in rows:
+        for image in row.conversation.images:
+            places.setdefault(image, row.where)
+    for probe in probes:
+        if probe.image is not None:
+            places.setdefault(str(probe.image), f"probe {probe.ask!r}")
+
+    def check(place: tuple[str, str]) -> None:
+        open_picture(Path(place[0]), place[1])
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(check, places.items()):
+            pass
+    return len(places)
