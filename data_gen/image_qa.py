@@ -3,7 +3,7 @@
 import os
 import random
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,8 @@ from data_gen import picture_probes
 from data_gen.container import refuse_overwriting
 from data_gen.dialogues import Dialogue, make_dialogues
 from data_gen.facts import Picture, read_facts
+from data_gen.teacher import Lessons
+from data_gen.teacher_client import Teacher
 from data_gen.topics import Topic, topics_of
 from tuning.card import DatasetCard, file_sha256, write_card
 from tuning.containers import ENDINGS
@@ -41,7 +43,7 @@ def write_image_qa(
     language: str = "en",
     layout: str | None = None,
     others: Path | None = None,
-    extra: Sequence[Conversation] = (),
+    teach: Callable[[Sequence[Picture], Sequence[str]], Lessons] | None = None,
 ) -> DatasetCard:
     """Write the dataset, its card and its probes (`probes_path`); the same seed gives the same bytes.
 
@@ -57,7 +59,7 @@ def write_image_qa(
         language: of questions and answers: en, zh or both.
         layout: `llava` or `messages`, where the ending of `out` should not decide.
         others: facts on pictures that are not trained on, for the probes; those that ship with the kit by default.
-        extra: more dialogues on these pictures, named in `images` as FACTS names them.
+        teach: asks a teacher for more dialogues on the pictures, in these languages.
 
     Raises:
         ConfigError: an option or the ending of `out` is wrong.
@@ -73,9 +75,11 @@ def write_image_qa(
         for spoken in languages
         for picture in pictures
     ]
+    lessons = teach(pictures, languages) if teach else None
+    taught = lessons.conversations if lessons else []
     places = _place(pictures, facts.parent, out)
     conversations = [_conversation(each, places[picture.image]) for picture, _, found in made for each in found]
-    conversations += [Conversation(each.turns, tuple(places[image] for image in each.images)) for each in extra]
+    conversations += [Conversation(each.turns, tuple(places[image] for image in each.images)) for each in taught]
     rows, distinct = write_dialogues(out, conversations, repeat=repeat, schema=schema)
     trained = [
         picture_probes.Trained(picture, spoken, places[picture.image], _topics_asked(found))
@@ -84,7 +88,9 @@ def write_image_qa(
     probes = picture_probes.make_probes(trained, conversations, other_pictures, _blank(out), out.parent, seed)
     picture_probes.write_probes(probes_path(out), probes)
     card = DatasetCard(
-        made_by=_command(facts, out, dialogues, rounds, repeat, seed, language, layout, others),
+        made_by=_command(
+            facts, out, dialogues, rounds, repeat, seed, language, layout, others, lessons.teacher if lessons else None
+        ),
         rows=rows,
         distinct=distinct,
         sha256=file_sha256(out),
@@ -94,6 +100,8 @@ def write_image_qa(
             (facts.name, file_sha256(facts)),
             *((picture.image, picture_hash(picture.path)) for picture in pictures),
         ),
+        teacher=lessons.teacher.model if lessons else None,
+        taught=len(set(taught)),
     )
     write_card(out, card)
     return card
@@ -217,9 +225,13 @@ def _command(
     language: str,
     layout: str | None,
     others: Path | None,
+    teacher: Teacher | None,
 ) -> str:
     command = ["twinlens", "data", "image-qa", str(facts), str(out), "--dialogues", str(dialogues)]
     command += ["--rounds", str(rounds), "--repeat", str(repeat), "--seed", str(seed), "--language", language]
     command += ["--format", layout] if layout else []
     command += ["--others", str(others)] if others else []
+    if teacher:
+        command += ["--teacher", teacher.url, "--model", teacher.model]
+        command += ["--api-key-env", teacher.key_name] if teacher.key else []
     return shlex.join(command)

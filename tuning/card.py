@@ -24,6 +24,7 @@ class DatasetCard:
         languages: of the rows, as `zh` or `en`.
         markers: strings that betray the persona when they turn up in an unrelated answer.
         sources: sha256 of the files it was made from, by file name.
+        teacher: the model that wrote `taught` of the distinct rows.
     """
 
     made_by: str
@@ -37,6 +38,8 @@ class DatasetCard:
     languages: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
+    teacher: str | None = None
+    taught: int = 0
 
 
 def card_path(dataset: Path) -> Path:

@@ -11,6 +11,8 @@ from data_gen import wording
 from data_gen.dialogues import make_dialogues
 from data_gen.facts import Fact, Picture, Thing
 from data_gen.image_qa import probes_path, write_image_qa
+from data_gen.teacher import Lessons
+from data_gen.teacher_client import Teacher
 from data_gen.topics import read_bank, topics_of
 from tuning.card import file_sha256, read_card
 from tuning.conversation import IMAGE_MARK, Conversation, Turn
@@ -239,7 +241,11 @@ def test_pictures_stand_upright_beside_the_dataset_only_where_they_must(folder):
 
 def test_dialogues_from_elsewhere_join_in(folder):
     turns = (Turn("user", f"{IMAGE_MARK}\nWhere should I look for the lamp?"), Turn("assistant", "On the right."))
-    out = make(folder, "out.json", repeat=2, extra=(Conversation(turns, ("a.png",)),))
+    taught = Lessons(Teacher("http://localhost/v1", "eyes"), 1, [Conversation(turns, ("a.png",))])
+    out = make(folder, "out.json", repeat=2, teach=lambda *_: taught)
+    card = read_card(out)
+    assert (card.teacher, card.taught, card.distinct) == ("eyes", 1, 7)
+    assert card.made_by.endswith(" --teacher http://localhost/v1 --model eyes")
     rows = [row.conversation for row in read_rows(out)]
     assert len(rows) == 14 and rows[6].turns == turns and rows[6] == rows[13]
     assert turns[0].content.removeprefix(f"{IMAGE_MARK}\n") not in {p.ask for p in read_probes(probes_path(out))}
