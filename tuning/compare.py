@@ -1,4 +1,4 @@
-"""Before and after: what was learned, what was lost, and where the persona leaks.
+"""Before and after: what was learned, what was lost, where the persona leaks and the picture is parroted.
 
 Knows answers, not models: whoever holds a model asks the probes and hands the texts over.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.card import DatasetCard
 from tuning.errors import DataError
-from tuning.probes import GROUPS, Group, Probe, hit, mentions_any
+from tuning.probes import GROUPS, Group, Probe, hit, mentions_any, parroted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +27,9 @@ class Row:
         leaked_before: whether the answer carries a marker of the card; None where that means nothing: the probe is
             about the persona, or there are no markers. `leaked_after` alike.
         image: path of the picture that was asked about.
+        parrot: what gives away the trained picture's answer.
+        parroted_before: whether the answer about another picture is the trained picture's; None where that means
+            nothing: the probe is of another group, or has no `parrot`. `parroted_after` alike.
     """
 
     group: Group
@@ -40,6 +43,9 @@ class Row:
     expect: tuple[str, ...] = ()
     reject: tuple[str, ...] = ()
     image: str | None = None
+    parrot: tuple[str, ...] = ()
+    parroted_before: bool | None = None
+    parroted_after: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class Comparison:
 
     Args:
         leak: share of the unrelated answers after training that carry a marker of the card; `leak_before` alike.
+        parrot: share of the answers about other pictures, after training, that are the trained picture's;
+            `parrot_before` alike.
         retained: share of the unrelated probes that still hit, among those that hit before.
         seeds: of the runs that the rows come from.
         probe_files: that the rows come from, as they were named.
@@ -66,6 +74,8 @@ class Comparison:
     scores: dict[Group, Score]
     leak: float | None
     leak_before: float | None
+    parrot: float | None
+    parrot_before: float | None
     retained: float | None
     seeds: tuple[int, ...] = ()
     probe_files: tuple[str, ...] = ()
@@ -86,6 +96,9 @@ def compare(
     def leaked(probe: Probe, answer: str) -> bool | None:
         return mentions_any(answer, markers) if markers and probe.group == "unrelated" else None
 
+    def copied(probe: Probe, answer: str) -> bool | None:
+        return parroted(answer, probe) if probe.parrot and probe.group == "other-picture" else None
+
     rows = [
         Row(
             group=probe.group,
@@ -99,6 +112,9 @@ def compare(
             expect=probe.expect,
             reject=probe.reject,
             image=None if probe.image is None else str(probe.image),
+            parrot=probe.parrot,
+            parroted_before=copied(probe, first),
+            parroted_after=copied(probe, last),
         )
         for probe, first, last in zip(probes, before, after, strict=True)
     ]
@@ -126,6 +142,8 @@ def _summed(rows: Sequence[Row], seeds: Sequence[int], probe_files: Sequence[str
         scores=scores,
         leak=_share(row.leaked_after for row in rows),
         leak_before=_share(row.leaked_before for row in rows),
+        parrot=_share(row.parroted_after for row in rows),
+        parrot_before=_share(row.parroted_before for row in rows),
         retained=_share(row.after_hit for row in rows if row.group == "unrelated" and row.before_hit),
         seeds=tuple(seeds),
         probe_files=tuple(probe_files),
@@ -148,7 +166,7 @@ def comparison_from_dict(values: dict[str, Any]) -> Comparison:
     rows: list[Row] = []
     for each in values["rows"]:
         fields: dict[str, Any] = {key: value for key, value in each.items() if key in known}
-        fields |= {key: tuple(each.get(key) or ()) for key in ("expect", "reject")}
+        fields |= {key: tuple(each.get(key) or ()) for key in ("expect", "reject", "parrot")}
         rows.append(Row(**fields))
     return _summed(rows, values.get("seeds") or (), values.get("probe_files") or ())
 
@@ -177,10 +195,14 @@ def percent(share: float | None) -> str:
 def score_rows(comparison: Comparison) -> list[tuple[str, str, str, str]]:
     """The small table that people read first: label, before, after, and how many it counts."""
     table = [(group, percent(s.before), percent(s.after), str(s.n)) for group, s in comparison.scores.items()]
+    if comparison.parrot is not None:
+        counted = sum(row.parroted_after is not None for row in comparison.rows)
+        table.append(("parrot", percent(comparison.parrot_before), percent(comparison.parrot), str(counted)))
     unrelated = [row for row in comparison.rows if row.group == "unrelated"]
-    if unrelated:
+    if comparison.leak is not None:
         marked = sum(row.leaked_after is not None for row in unrelated)
         table.append(("leak", percent(comparison.leak_before), percent(comparison.leak), str(marked)))
+    if unrelated:
         table.append(("retained", "", percent(comparison.retained), str(sum(row.before_hit for row in unrelated))))
     return table
 
@@ -199,15 +221,23 @@ def score_table(comparison: Comparison) -> "Table":
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """The scores and every row as two Markdown tables."""
+    """The scores and every row as two Markdown tables; pictures by their file's name."""
     lines = ["| | before | after | of |", "|---|---:|---:|---:|"]
     lines += [f"| {' | '.join(row)} |" for row in score_rows(comparison)]
-    lines += ["", "| group | question | before | | after | |", "|---|---|---|---|---|---|"]
+    pictured = any(row.image for row in comparison.rows)
+    lines += ["", f"| group |{' picture |' if pictured else ''} question | before | | after | |"]
+    lines.append(f"|---|{'---|' if pictured else ''}---|---|---|---|---|")
     for row in comparison.rows:
-        ends = "hit" if row.after_hit else "miss"
-        cells = (row.group, row.ask, row.before, "hit" if row.before_hit else "miss", row.after)
-        lines.append(f"| {' | '.join(map(_cell, cells))} | {ends}{', leaked' if row.leaked_after else ''} |")
+        cells = [row.group, *([Path(row.image or "").name] if pictured else []), row.ask]
+        cells += [row.before, _judged(row.before_hit, row.leaked_before, row.parroted_before)]
+        cells += [row.after, _judged(row.after_hit, row.leaked_after, row.parroted_after)]
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def _judged(answered: bool, leaked: bool | None, parroted: bool | None) -> str:
+    words = ["hit" if answered else "miss", *(["leaked"] if leaked else []), *(["parroted"] if parroted else [])]
+    return ", ".join(words)
 
 
 def _cell(text: str) -> str:

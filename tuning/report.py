@@ -1,9 +1,9 @@
 """What a run came to, as files that people read: `comparison.json`, `.md`, `.html` and the plots."""
 
 import base64
+import io
 import json
-import mimetypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,29 +11,15 @@ from statistics import median
 from typing import Any
 
 from tuning.card import DatasetCard, card_to_dict
-from tuning.compare import Comparison, comparison_to_dict, percent, to_markdown
+from tuning.compare import Comparison, Row, comparison_to_dict, percent, to_markdown
+from tuning.errors import DataError
 from tuning.files import replacing, write_atomically
+from tuning.pictures import open_picture
 from tuning.plots import CURVES, plot_png, plot_svg
-from tuning.probes import GROUPS
+from tuning.probes import GROUPS, Group
+from tuning.verdict import LOWER_IS_BETTER, MEANINGS, TITLES, headlines, verdict
 
-TITLES = {"persona": "Persona", "paraphrase": "Paraphrase", "typo": "Typo", "unrelated": "Unrelated"}
-MEANINGS = {
-    "persona": "who it is, asked plainly",
-    "paraphrase": "the same, in other words",
-    "typo": "the same, misspelt",
-    "unrelated": "what it knew before",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """One number at the top: shares from 0 to 1, or None where nothing was counted. `n` is what it counts."""
-
-    title: str
-    meaning: str
-    before: float | None
-    after: float | None
-    n: int
+SIDE, THUMBNAIL_SIDE = 512, 112  # pixels; twice what the page shows, for dense screens
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +38,20 @@ class Story:
 
     group: str
     ask: str
+    image: str | None
     moments: tuple[Moment, ...]
     hits: tuple[tuple[int, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture as the page has it, `width` x `height` pixels; without `uri`, `note` says why not."""
+
+    name: str
+    uri: str | None = None
+    width: int = 0
+    height: int = 0
+    note: str = ""
 
 
 def write_report(
@@ -119,17 +117,20 @@ def to_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["percent"] = percent
+    templates.filters |= {"percent": percent, "terms": _terms}
     return templates.get_template("report.html.jinja").render(
         title=f"{card.name}: before and after" if card and card.name else "Before and after",
         run_name=run_name,
         comparison=comparison,
         verdict=verdict(comparison),
         headlines=headlines(comparison),
-        groups=[group for group in GROUPS if group in comparison.scores],
+        groups={group: by_picture(comparison, group) for group in GROUPS if group in comparison.scores},
+        shows=_shows(comparison),
         titles=TITLES,
         meanings=MEANINGS,
-        pictures={row.image: _data_uri(Path(row.image)) for row in comparison.rows if row.image},
+        lower_is_better=LOWER_IS_BETTER,
+        pictures=_pictures((row.image for row in comparison.rows), SIDE),
+        thumbnails=_pictures((sample.get("image") for sample in samples), THUMBNAIL_SIDE),
         drawings=[plot_svg(steps, curve) for curve in CURVES] if steps else [],
         training=training_facts(steps),
         stories=stories(samples),
@@ -142,59 +143,42 @@ def to_html(
     )
 
 
-def headlines(comparison: Comparison) -> list[Headline]:
-    """The numbers of the first row: what was to be learned, then what was to be kept."""
-    cards = [
-        Headline(TITLES[group], MEANINGS[group], score.before, score.after, score.n)
-        for group, score in comparison.scores.items()
-        if group != "unrelated"
-    ]
-    unrelated = [row for row in comparison.rows if row.group == "unrelated"]
-    if unrelated:
-        known = sum(row.before_hit for row in unrelated)
-        marked = sum(row.leaked_after is not None for row in unrelated)
-        cards.append(Headline("Retained", "still right, of what was right", None, comparison.retained, known))
-        cards.append(Headline("Leak", "persona in unrelated answers", comparison.leak_before, comparison.leak, marked))
-    return cards
+def by_picture(comparison: Comparison, group: Group) -> dict[str | None, list[Row]]:
+    """The rows of a group by the picture they ask about, in the order of their first row."""
+    found: dict[str | None, list[Row]] = {}
+    for row in comparison.rows:
+        if row.group == group:
+            found.setdefault(row.image, []).append(row)
+    return found
 
 
-def verdict(comparison: Comparison) -> str:
-    """Two or three plain sentences: what was learned, what was lost, where it leaks."""
-    said: list[str] = []
-    taught = [score for group, score in comparison.scores.items() if group != "unrelated"]
-    if taught:
-        n = sum(score.n for score in taught)
-        before, after = round(sum(s.n * s.before for s in taught)), round(sum(s.n * s.after for s in taught))
-        how = "Learned" if after >= 0.9 * n else "Partly learned" if after >= 0.5 * n else "Not learned"
-        said.append(f"{how}: {after} of {n} questions about who it is are answered as taught, {before} before.")
-    unrelated = [row for row in comparison.rows if row.group == "unrelated"]
-    known = [row for row in unrelated if row.before_hit]
-    if known:
-        lost = sum(not row.after_hit for row in known)
-        gained = sum(row.after_hit and not row.before_hit for row in unrelated)
-        kept = f"Lost: {lost} of {len(known)} unrelated answers that were right before" if lost else "Nothing lost"
-        said.append(kept + (f"; {gained} became right." if gained else "."))
-    marked = [row for row in unrelated if row.leaked_after is not None]
-    if marked:
-        leaks = sum(bool(row.leaked_after) for row in marked)
-        where = f"in {leaks} of {len(marked)} unrelated answers" if leaks else "in no unrelated answer"
-        said.append(f"The persona turns up {where}.")
-    return " ".join(said) or "There are no probes to judge by."
+def _terms(row: Row) -> str:
+    """What the answer was judged by."""
+    reject = row.reject if row.reject != row.parrot else ()
+    parts = (("expects", row.expect), ("not", reject), ("parrots", row.parrot))
+    return ", ".join(f"{word} {' / '.join(wanted)}" for word, wanted in parts if wanted)
+
+
+def _shows(comparison: Comparison) -> list[str]:
+    """The filters that can show something in this comparison."""
+    leaks, parrots = comparison.leak is not None, comparison.parrot is not None
+    special = [*(["leaked"] if leaks else []), *(["parroted"] if parrots else [])]
+    return ["all", "changed", "learned", "lost", *special, "missed"]
 
 
 def stories(samples: Sequence[Mapping[str, Any]]) -> list[Story]:
     """The samples by probe, in the order they were first asked; evaluations in a row with one answer become one."""
-    by_probe: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    by_probe: dict[tuple[str, str, str | None], dict[int, Mapping[str, Any]]] = {}
     for sample in samples:
-        by_probe.setdefault((sample["group"], sample["ask"]), {})[sample["step"]] = sample
+        by_probe.setdefault((sample["group"], sample["ask"], sample.get("image")), {})[sample["step"]] = sample
     told: list[Story] = []
-    for (group, ask), answers in by_probe.items():
+    for (group, ask, image), answers in by_probe.items():
         ordered = [answers[step] for step in sorted(answers)]
         moments: list[Moment] = []
         for _, same in groupby(ordered, key=lambda sample: (sample["answer"], sample["hit"])):
             run = list(same)
             moments.append(Moment(run[0]["step"], run[-1]["step"], run[0]["answer"], bool(run[0]["hit"])))
-        told.append(Story(group, ask, tuple(moments), tuple((each["step"], bool(each["hit"])) for each in ordered)))
+        told.append(Story(group, ask, image, tuple(moments), tuple((e["step"], bool(e["hit"])) for e in ordered)))
     return told
 
 
@@ -234,8 +218,20 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _data_uri(picture: Path) -> str | None:
-    if not picture.is_file():
-        return None
-    kind = mimetypes.guess_type(picture.name)[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(picture.read_bytes()).decode('ascii')}"
+def _pictures(paths: Iterable[str | None], side: int) -> dict[str, Shown]:
+    """Each picture once, however often it is asked about."""
+    return {path: _shown(Path(path), side) for path in dict.fromkeys(paths) if path}
+
+
+def _shown(path: Path, side: int) -> Shown:
+    if not path.is_file():
+        return Shown(path.name, note="The file is not there any more.")
+    try:
+        picture = open_picture(path, "report")
+    except DataError:
+        return Shown(path.name, note="The file cannot be opened as a picture.")
+    picture.thumbnail((side, side))
+    target = io.BytesIO()
+    picture.save(target, "JPEG", quality=90, subsampling=0)  # encoded anew: where a photograph was taken stays at home
+    data = base64.b64encode(target.getvalue()).decode("ascii")
+    return Shown(path.name, f"data:image/jpeg;base64,{data}", picture.width, picture.height)

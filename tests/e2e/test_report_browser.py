@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tuning.card import DatasetCard
 from tuning.compare import compare
@@ -36,26 +37,43 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def shown(page: Path, fragment: str, profile: Path) -> tuple[list[str], str]:
-    """Questions of the rows that are left when the page is opened at a fragment, and the page's title."""
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same question about three pictures, one of which is gone, and one question about none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    Image.new("RGB", (600, 300), "red").save(folder / "door.png")
+    Image.new("RGB", (300, 600), "green").save(folder / "apple.jpg")
+    probes = [
+        Probe("Its colour?", "picture", ("red",), image=folder / "door.png"),
+        Probe("Its shape?", "picture", ("wide",), image=folder / "door.png"),
+        Probe("Its colour?", "other-picture", ("green",), image=folder / "apple.jpg", parrot=("red",)),
+        Probe("Its colour?", "other-picture", ("blue",), image=folder / "gone <i>.png", parrot=("red",)),
+        Probe("What is 2 + 2?", "unrelated", ("4",)),
+    ]
+    comparison = compare(probes, ["no", "no", "green", "no", "4"], ["red", EVIL, "red", "blue", "4"], None)
+    return write_report(folder, comparison, steps=[], samples=[], task_yaml="", card=None, environment={})
+
+
+def opened(page: Path, fragment: str, profile: Path, *options: str) -> str:
+    """The document as it is when its script has run."""
     assert BROWSER
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom"]
     done = subprocess.run(
-        [
-            BROWSER,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={profile}",
-            "--dump-dom",
-            page.as_uri() + fragment,
-        ],
+        [*command, *options, page.as_uri() + fragment],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
+        encoding="utf-8",
     )
-    articles = re.findall(r"<article([^>]*)>.*?class=\"ask text\"[^>]*>(.*?)</div>", done.stdout, flags=re.DOTALL)
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    return done.stdout
+
+
+def shown(page: Path, fragment: str, profile: Path) -> tuple[list[str], str]:
+    """Questions of the rows that are left when the page is opened at a fragment, and the page's title."""
+    document = opened(page, fragment, profile)
+    articles = re.findall(r"<article([^>]*)>.*?class=\"ask text\"[^>]*>(.*?)</div>", document, flags=re.DOTALL)
+    title = re.search(r"<title>(.*?)</title>", document)
     assert title
     return [ask for attributes, ask in articles if "hidden" not in attributes], title[1]
 
@@ -73,3 +91,38 @@ def shown(page: Path, fragment: str, profile: Path) -> tuple[list[str], str]:
 )
 def test_the_address_chooses_the_rows(page: Path, tmp_path: Path, fragment: str, asks: list[str]) -> None:
     assert shown(page, fragment, tmp_path) == (asks, "Sage: before and after")
+
+
+@pytest.mark.parametrize(
+    ("fragment", "asks", "pictures"),
+    [
+        ("", ["Its colour?", "Its shape?", "Its colour?", "Its colour?", "What is 2 + 2?"], 3),
+        ("#show=parroted", ["Its colour?"], 1),
+        ("#group=other-picture", ["Its colour?", "Its colour?"], 2),
+        ("#q=DOOR.png", ["Its colour?", "Its shape?"], 1),
+        ("#group=unrelated", ["What is 2 + 2?"], 0),
+    ],
+)
+def test_pictures_go_with_their_rows(
+    pictured: Path, tmp_path: Path, fragment: str, asks: list[str], pictures: int
+) -> None:
+    assert shown(pictured, fragment, tmp_path) == (asks, "Before and after")
+    shots = re.findall(r'<div class="shot"([^>]*)>', opened(pictured, fragment, tmp_path))
+    assert [len(shots), sum("hidden" not in attributes for attributes in shots)] == [3, pictures]
+
+
+MEASURE = """
+const sizes = [...document.querySelectorAll("figure img")].map((each) => `${each.naturalWidth}x${each.naturalHeight}`);
+const over = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+document.title = `${sizes.join(" ")} over ${over}`;
+"""
+
+
+@pytest.mark.parametrize("width", [500, 1280])
+def test_pictures_are_drawn_and_nothing_runs_over(pictured: Path, tmp_path: Path, width: int) -> None:
+    measured = pictured.with_name(f"measured-{width}.html")
+    text = pictured.read_text(encoding="utf-8")
+    script = f"<script>addEventListener('load', () => {{{MEASURE}}});</script></body>"
+    measured.write_text(text.replace("</body>", script), encoding="utf-8")
+    title = re.search(r"<title>(.*?)</title>", opened(measured, "", tmp_path, f"--window-size={width},900"))
+    assert title and title[1] == "512x256 256x512 over 0"

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from tuning.card import DatasetCard
@@ -109,3 +111,56 @@ def test_the_terminal_table_has_every_score() -> None:
     out = io.StringIO()
     Console(file=out, width=80).print(score_table(made()))
     assert all(word in out.getvalue() for word in ("persona", "unrelated", "leak", "67%", "retained", "50%"))
+
+
+def other(parrot: tuple[str, ...] = ("red",), expect: tuple[str, ...] = ("green",)) -> Probe:
+    return Probe("What colour?", "other-picture", expect, (), Path("pictures/apple.png"), parrot)
+
+
+def test_parrots_are_counted_among_other_pictures_that_can_tell() -> None:
+    probes = [other(), other(), other(()), Probe("?", "picture", ("blue",), parrot=("red",)), *PROBES]
+    after = ["red", "green and red", "red", "red", *AFTER]
+    comparison = compare(probes, ["green", "red", "", "red", *BEFORE], after, CARD)
+    assert [row.parroted_before for row in comparison.rows] == [False, True] + [None] * 6
+    assert [row.parroted_after for row in comparison.rows] == [True, False] + [None] * 6
+    assert (comparison.parrot, comparison.parrot_before) == (0.5, 0.5)
+    assert [row.leaked_after for row in comparison.rows[:5]] == [None] * 5
+    assert comparison.retained == made().retained
+    assert made().parrot is made().parrot_before is None
+
+
+ANSWERS = st.lists(st.tuples(st.sampled_from(["red", "green", "red and green", ""]), st.booleans()), min_size=1)
+
+
+@given(ANSWERS)
+def test_parrot_is_the_share_of_taught_answers_that_miss(answers: list[tuple[str, bool]]) -> None:
+    said = [answer for answer, _ in answers]
+    comparison = compare([other(("red",) if told else ()) for _, told in answers], [""] * len(said), said, None)
+    counted = [answer for answer, told in answers if told]
+    if not counted:
+        assert comparison.parrot is None
+        return
+    assert comparison.parrot == pytest.approx(counted.count("red") / len(counted))
+    assert comparison.parrot_before == 0
+    assert comparison.parrot * len(counted) <= (1 - comparison.scores["other-picture"].after) * len(said) + 1e-9
+    assert comparison_from_dict(json.loads(json.dumps(comparison_to_dict(comparison)))) == comparison
+    assert pool([comparison, comparison]).parrot == pytest.approx(comparison.parrot)
+
+
+def test_a_comparison_from_before_there_were_parrots_is_read() -> None:
+    values = comparison_to_dict(made())
+    for key in ("parrot", "parroted_before", "parroted_after"):
+        values["rows"][0].pop(key)
+    assert comparison_from_dict(values) == made()
+
+
+def test_parrots_are_shown_with_the_scores_and_the_rows() -> None:
+    comparison = compare([other(), *PROBES], ["green", *BEFORE], ["red", *AFTER], CARD)
+    out = io.StringIO()
+    Console(file=out, width=80).print(score_table(comparison))
+    assert "parrot" in out.getvalue()
+    text = to_markdown(comparison)
+    assert "| parrot | 0% | 100% | 1 |" in text
+    assert "| other-picture | apple.png | What colour? | green | hit | red | miss, parroted |" in text
+    assert "| persona |  | Who are you? |" in text
+    assert "picture" not in to_markdown(made())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tuning.card import DatasetCard
 from tuning.errors import DataError
-from tuning.probes import Probe, hit, mentions, read_probes
+from tuning.probes import Probe, hit, mentions, parroted, read_probes
 
 CARD = DatasetCard(made_by="", rows=1, distinct=1, sha256="", name="Sage", owner="Ana Ruiz")
 
@@ -134,3 +134,39 @@ def test_judging_needs_no_torch() -> None:
     code = f"import sys, tuning.compare, tuning.report; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_probes_of_pictures_are_read(tmp_path: Path) -> None:
+    for name in ("door.png", "apple.png"):
+        (tmp_path / name).write_bytes(b"")
+    text = (
+        "- {ask: What colour?, group: picture, image: door.png, expect: [red]}\n"
+        "- {ask: What colour?, group: other-picture, image: apple.png, expect: [green], parrot: [red, '{name}']}\n"
+        "- {ask: How many?, group: blank, image: apple.png, reject: [4]}\n"
+    )
+    door, apple = tmp_path / "door.png", tmp_path / "apple.png"
+    assert read_probes(write(tmp_path, text), CARD) == (
+        Probe("What colour?", "picture", ("red",), (), door),
+        Probe("What colour?", "other-picture", ("green",), (), apple, ("red", "Sage")),
+        Probe("How many?", "blank", (), ("4",), apple),
+    )
+    with pytest.raises(DataError, match="line 4: ask: the same question stands at line 1"):
+        read_probes(write(tmp_path, text + "- {ask: What colour?, group: picture, image: ./door.png}\n"), CARD)
+    with pytest.raises(DataError, match="line 1: parrot: must be a list"):
+        read_probes(write(tmp_path, "- {ask: x, group: other-picture, parrot: red}\n"), CARD)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("It is red.", True), ("Green, not red.", False), ("It is green.", False), ("I cannot tell.", False)],
+)
+def test_a_parrot_says_what_was_taught_and_misses_what_is_there(answer: str, expected: bool) -> None:
+    assert parroted(answer, Probe("?", "other-picture", ("green",), (), None, ("red",))) is expected
+
+
+@given(st.lists(st.sampled_from(["red", "green", "blue", "4", "not"])), st.sets(st.sampled_from(["red", "green", "4"])))
+def test_no_answer_is_right_and_parroted(words: list[str], parrot: set[str]) -> None:
+    probe = Probe("?", "other-picture", ("green", "4"), ("blue",), None, tuple(sorted(parrot)))
+    answer = " ".join(words)
+    assert not (parroted(answer, probe) and hit(answer, probe))
+    assert parroted(answer, probe) <= bool(parrot & set(words))

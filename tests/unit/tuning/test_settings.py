@@ -105,3 +105,10 @@ def test_every_setting_explains_itself() -> None:
         inner = getattr(field.annotation, "model_fields", None)
         for key, setting in (inner or {name: field}).items():
             assert setting.description, f"{name}.{key} has no docstring"
+
+
+def test_rehearsal_takes_prompts_and_files(task_file: Path) -> None:
+    assert read_settings(task_file, TextTask)[0].rehearsal.files == ()
+    task, _ = read_settings(task_file, TextTask, ["rehearsal.files=[others.jsonl, text.jsonl]"])
+    assert task.rehearsal.files == (Path("others.jsonl"), Path("text.jsonl"))
+    assert "rehearsal.files" in refusal(task_file, "rehearsal.files=3")
