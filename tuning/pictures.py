@@ -14,6 +14,8 @@ MAX_PIXELS = 100_000_000  # a file of a few kilobytes can claim more than any me
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # Pillow knows more, and starts programs for some
 # What its decoders trip over in a broken file.
 BROKEN = (OSError, EOFError, ValueError, TypeError, SyntaxError, ArithmeticError, LookupError, struct.error)
+# Pillow warns of what is refused here. For good: threads that open pictures would mix up what they put back.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def picture_path(name: str, folder: Path, where: str) -> Path:
@@ -41,16 +43,14 @@ def open_picture(path: Path, where: str) -> Image.Image:
         DataError: it cannot be read, is no picture, is broken, or has more than `MAX_PIXELS`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what is refused below
-            with Image.open(path, formats=FORMATS) as opened:
-                refuse_oversized(opened, path, where)
-                opened.load()
-                picture = _eight_bits(ImageOps.exif_transpose(opened))
-                if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                    ground = Image.new("RGBA", picture.size, "white")
-                    picture = Image.alpha_composite(ground, picture.convert("RGBA"))
-                return picture.convert("RGB")
+        with Image.open(path, formats=FORMATS) as opened:
+            refuse_oversized(opened, path, where)
+            opened.load()
+            picture = _eight_bits(ImageOps.exif_transpose(opened))
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                ground = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+            return picture.convert("RGB")
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: {path} is no picture that can be read; give a JPEG, PNG or WebP file.") from error
     except Image.DecompressionBombError as error:

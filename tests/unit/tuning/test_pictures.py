@@ -3,7 +3,9 @@
 import io
 import os
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from PIL import Image
 
 from tuning.errors import DataError
 from tuning.pictures import MAX_PIXELS, open_picture, picture_hash, picture_path
+
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\..*")  # the runner puts filters of its own first
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 PARTS = st.lists(st.sampled_from(["..", ".", "a", "b", "", "~", "a.png"]), min_size=1, max_size=6)
@@ -158,6 +162,14 @@ def test_a_damaged_picture_opens_or_is_told(folder: Path, kind: str, damage: lis
         assert open_picture(path, "row").mode == "RGB"
     except DataError:
         refusal(path)
+
+
+def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
+    path = saved(Image.effect_noise((64, 64), 80), tmp_path / "noise.png")
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: open_picture(path, "row"), range(64)))
+    assert list(warnings.filters) == filters
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
