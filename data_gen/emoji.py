@@ -26,6 +26,8 @@ COLOURS: dict[str, RGB] = {
     "black": (34, 34, 38),
     "white": (238, 238, 240),
 }
+# Where shade and light end, as shares of black and white mixed in; deep orange would be brown, a shaded white grey.
+DEPTHS = {"red": (0.5, 0.18), "black": (0.8, 0.22), "white": (0.28, 0.9), "orange": (0.32, 0.32), "pink": (0.36, 0.32)}
 GREY: RGB = (138, 138, 140)  # a ground, never an object: shading makes every black or white one partly grey
 LARGEST = 160  # pixels of an object's longer side, at most
 CLEAR = 0.6  # share of an object's pixels that one colour must have to be called its colour
@@ -76,11 +78,11 @@ def colourise(picture: Image.Image, colour: str) -> Image.Image:
     alpha = picture.getchannel("A")
     seen = _above(alpha, ALPHA_SEEN)
     light = ImageOps.autocontrast(picture.convert("L"), cutoff=1, mask=seen)
-    middle = min(max(_median(light, seen), 70), 190)
+    middle = min(max(_median(light, seen), 40), 215)
     base = COLOURS[colour]
-    dark, bright = {"black": (0.2, 0.22), "white": (0.66, 0.9)}.get(colour, (0.42, 0.32))
+    dark, bright = DEPTHS.get(colour, (0.55, 0.32))
     painted = ImageOps.colorize(
-        light, black=_mix((0, 0, 0), base, dark), mid=base, white=_mix(base, (255, 255, 255), bright), midpoint=middle
+        light, black=_mix(base, (0, 0, 0), dark), mid=base, white=_mix(base, (255, 255, 255), bright), midpoint=middle
     )
     painted.putalpha(alpha)
     return painted
@@ -93,14 +95,14 @@ def name_colour(red: int, green: int, blue: int) -> str | None:
     if value < 0.26 or (value < 0.34 and saturation < 0.35):
         return "black"
     if saturation < (0.28 if 200 <= degrees < 300 else 0.17):  # their whites have violet shadows
-        return "white" if value > 0.84 else "gray"
+        return "white" if value > 0.8 else "gray"
     if degrees < 50 and value < 0.68 and saturation > 0.25:
-        return "brown" if degrees > 8 or saturation < 0.62 or value < 0.5 else "red"
-    if 12 <= degrees < 50 and saturation < 0.55:
-        return None  # tan and skin
+        return "brown" if degrees > 8 or saturation < 0.62 else "red"
+    if (12 <= degrees < 50 and saturation < 0.55) or (degrees > 300 and value < 0.6):
+        return None  # tan and skin, plum and wine
     if (degrees >= 290 or degrees < 20) and saturation < 0.62 and value > 0.75:
         return "pink" if degrees >= 290 or degrees < 12 else None
-    spans = ((12, "red"), (17, None), (37, "orange"), (42, None), (66, "yellow"), (75, None), (164, "green"))
+    spans = ((12, "red"), (17, None), (37, "orange"), (42, None), (60, "yellow"), (75, None), (164, "green"))
     spans += ((186, None), (246, "blue"), (256, None), (292, "purple"), (300, None), (338, "pink"), (360, "red"))
     return next(name for end, name in spans if degrees <= end)
 

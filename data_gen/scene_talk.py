@@ -101,7 +101,7 @@ def ask_colour(rng: random.Random, thing: Thing) -> Exchange:
 def ask_where(rng: random.Random, thing: Thing) -> Exchange:
     """Where something is."""
     question = rng.choice(WHERE).format(name=_name(thing), be=_be(thing))
-    return Exchange(question, f"{_the(thing)} {_be(thing)} {_listed(thing.places)}.", _single(thing))
+    return Exchange(question, f"{_the(thing)} {_be(thing)} {listed(thing.places)}.", _single(thing))
 
 
 def ask_at(rng: random.Random, thing: Thing) -> Exchange:
@@ -115,12 +115,12 @@ def ask_what(rng: random.Random, scene: Scene) -> Exchange:
     """What there is, without colours and places."""
     question, answer = rng.choice(WHAT + WHAT_ONE if scene.total == 1 else WHAT)
     thing = scene.things[0]
-    return Exchange(question, _filled(answer, scene), _single(thing) if scene.total == 1 else None)
+    return Exchange(question, filled(answer, scene), _single(thing) if scene.total == 1 else None)
 
 
 def _describe(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> Exchange:
     question, answer = rng.choice(DESCRIBE)
-    return Exchange(question, _filled(answer, scene), _single(scene.things[0]) if scene.total == 1 else None)
+    return Exchange(question, filled(answer, scene), _single(scene.things[0]) if scene.total == 1 else None)
 
 
 def _what(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> Exchange:
@@ -149,7 +149,7 @@ def _where(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> Exchange:
 def _how_many(rng: random.Random, scene: Scene, nouns: Sequence[Noun]) -> Exchange:
     kind = rng.random()
     if kind < 0.15:
-        absent = _absent(rng, scene, nouns)
+        absent = absent_noun(rng, scene, nouns)
         return Exchange(rng.choice(HOW_MANY).format(plural=absent.plural), f"There are no {absent.plural}.")
     if kind < 0.45:
         return Exchange(rng.choice(HOW_MANY).format(plural="objects"), f"{_there(scene.total, 'object', 'objects')}.")
@@ -169,10 +169,10 @@ def _is_there(rng: random.Random, scene: Scene, nouns: Sequence[Noun]) -> Exchan
         if thing.count > 1:
             return Exchange(question, f"Yes, there are {NUMBERS[thing.count]} {thing.noun.plural}.")
         return Exchange(question, f"Yes, there is {_one(thing.noun.name)} {thing.places[0]}.", thing)
-    absent = _absent(rng, scene, nouns)
+    absent = absent_noun(rng, scene, nouns)
     answer = f"No, there is no {absent.name} in the picture."
     if rng.random() < 0.5:
-        answer = f"No, there is no {absent.name}. " + _filled("There {be} {what}.", scene)
+        answer = f"No, there is no {absent.name}. " + filled("There {be} {what}.", scene)
     return Exchange(rng.choice(THERE).format(one=_one(absent.name)), answer)
 
 
@@ -232,14 +232,14 @@ ASKERS: dict[Asker, int] = {
 ONCE = (_what, _describe, _ground)  # asked again they would only be said in other words
 
 
-def _filled(answer: str, scene: Scene) -> str:
+def filled(answer: str, scene: Scene) -> str:
     be = "is" if scene.things[0].count == 1 else "are"
-    what = _listed(_several(thing) for thing in scene.things)
-    described = _listed(f"{_several(thing, thing.colour)} {_listed(thing.places)}" for thing in scene.things)
+    what = listed(_several(thing) for thing in scene.things)
+    described = listed(f"{_several(thing, thing.colour)} {listed(thing.places)}" for thing in scene.things)
     return answer.format(be=be, what=what, describe=described, ground=scene.ground)
 
 
-def _absent(rng: random.Random, scene: Scene, nouns: Sequence[Noun]) -> Noun:
+def absent_noun(rng: random.Random, scene: Scene, nouns: Sequence[Noun]) -> Noun:
     """Something that is not there under any of its names."""
     present = {name for thing in scene.things for name in thing.names}
     while True:
@@ -259,7 +259,7 @@ def _one(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last

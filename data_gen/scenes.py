@@ -152,7 +152,7 @@ def _close(colour: str | None, ground: str) -> bool:
 def _ground(rng: random.Random, name: str) -> Image.Image:
     """A plain ground, or one that shades softly across; both ends are still called by the same name."""
     base = GROUNDS[name]
-    spread = 18 if name in ("black", "white", "gray", "brown") else 26
+    spread = {"white": 10, "black": 18, "gray": 18, "brown": 18}.get(name, 26)
     first, second = (_shifted(rng, base, spread) for _ in range(2))
     if rng.random() < 0.4:
         return Image.new("RGB", (SIZE, SIZE), first)

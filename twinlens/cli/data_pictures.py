@@ -37,16 +37,19 @@ def scenes_verb(
     probes: bool = typer.Option(
         False, "--probes", help="Write probes instead of rows: objects.yaml, colours.yaml and places.yaml."
     ),
+    facts: bool = typer.Option(False, "--facts", help="Write FACTS for data image-qa instead of rows: a .yaml."),
     objects: Objects = typer.Option(Objects.known, help="With --probes: the trained nouns, or those never trained."),
     processes: int | None = typer.Option(None, min=1, help="How many draw at once; all cores when left out."),
     as_json: bool = JSON,
 ) -> None:
     """Draw scenes of one to three objects and write what can be asked of them."""
-    from data_gen.scene_files import write_scene_probes, write_scenes
+    from data_gen.scene_files import write_scene_facts, write_scene_probes, write_scenes
     from tuning.card import card_path, card_to_dict
     from tuning.files import shipped
 
     vocabulary = nouns or shipped(NOUNS)
+    if probes and facts:
+        raise ConfigError("--probes and --facts: each is written instead of rows; give one of them.")
     if probes:
         asked = write_scene_probes(
             out, emoji, vocabulary, count=count, seed=seed, objects=objects.value, processes=processes
@@ -60,6 +63,11 @@ def scenes_verb(
         return
     if objects is not Objects.known:
         raise ConfigError("--objects unseen: nouns kept for probes are never trained; add --probes.")
+    if facts:
+        write_scene_facts(out, emoji, vocabulary, count=count, seed=seed)
+        following = shlex.join(["twinlens", "data", "image-qa", str(out), str(out.with_suffix(".jsonl"))])
+        finish({"out": out, "pictures": count}, [f"{out}: {count} pictures and what is to be seen"], following, as_json)
+        return
     card = write_scenes(out, emoji, vocabulary, count=count, seed=seed, processes=processes)
     finish(
         {"out": out, "card": card_path(out)} | card_to_dict(card),
