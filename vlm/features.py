@@ -230,7 +230,8 @@ def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: floa
                     len(names) * store.row_bytes / 2**30,
                 )
                 return None
-            missing = [name for name in names if name not in store.index()]
+            known = store.index()
+            missing = [name for name in names if name not in known]
             _fill(store, tower, table, names, missing)
             index = store.index()
     except OSError as error:
