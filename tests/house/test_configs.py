@@ -28,7 +28,7 @@ def test_headers_say_command_hardware_cost_and_result(file: Path) -> None:
 
 
 def test_every_folder_of_tasks_is_known() -> None:
-    known = {*KINDS, "data", "probes", "deepspeed", "pictures"}
+    known = {*KINDS, "projectors", "data", "probes", "deepspeed", "pictures"}
     assert {folder.name for folder in SHIPPED.iterdir() if any(folder.iterdir())} <= known
 
 

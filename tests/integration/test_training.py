@@ -17,10 +17,10 @@ import torch
 from data_gen.persona import write_persona
 from llm.dataset import encode_data
 from llm.loading import load_model, load_template
-from llm.model import LanguageModel
 from llm.mixture import mix
-from llm.sources import read_conversations
+from llm.model import LanguageModel
 from llm.settings import TextTask
+from llm.sources import read_conversations
 from tuning.engine import refuse_not_finite
 from tuning.errors import DataError
 from tuning.lora import WEIGHTS, attach_adapter

@@ -28,3 +28,18 @@ def text(
 
     run, comparison = demo_text(owner, name, seed, work_dir)
     show_comparison(run, comparison, as_json)
+
+
+@app.command()
+def image(
+    facts: Path | None = typer.Option(None, help="A picture of yours: FACTS, as data image-qa takes them."),
+    seed: int = typer.Option(0, help="Of data and training."),
+    work_dir: Path = typer.Option(Path("work_dirs"), help="Where the run folder is made."),
+    as_json: bool = JSON,
+) -> None:
+    """A picture becomes dialogues, a tuned model that sees it, and a measured before and after."""
+    from twinlens.cli.train import show_comparison
+    from twinlens.demo import demo_image
+
+    run, comparison = demo_image(facts, seed, work_dir)
+    show_comparison(run, comparison, as_json)

@@ -96,13 +96,14 @@ def _judge(run_dir: Any, task: Any, probes: Any) -> Any:
 
 
 def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
-    """The table of scores and where the report lies."""
+    """The table of scores, a few answers before and after, and where the report lies."""
     from rich.console import Console
 
-    from tuning.compare import comparison_to_dict, score_table
+    from tuning.compare import comparison_to_dict, sample_table, score_table
 
     if not as_json:
         Console().print(score_table(comparison))
+        Console().print(sample_table(comparison))
     report = run / "comparison.html"
     result = comparison_to_dict(comparison) | {"report": str(report)}
     finish(result, [f"report: {report}"], f"twinlens chat {run}", as_json)

@@ -133,7 +133,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 def test_what_is_not_finite_is_not_kept(
     cache: Path, tower: Tower, pictures: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tower, "forward", lambda pixels: torch.full((len(pixels), 49, 1280), 1e6))
+    monkeypatch.setattr(tower, "forward", lambda pixels: torch.full((len(pixels), 49, 8), 1e6))
     with pytest.raises(DataError, match="not finite"):
         keep_features(tower, table_of(pictures(1)), 0, 1.0)
 
