@@ -12,8 +12,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from llm.settings import TextTask
-from tuning.settings import Block
+from tuning.settings import Block, Lora
 from twinlens.cli.app import app
+from vlm.settings import ImageTask
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- map: written by docs/generate.py -->", "<!-- end of the map -->"
@@ -21,17 +22,20 @@ BEGIN, END = "<!-- map: written by docs/generate.py -->", "<!-- end of the map -
 ROOMS = {
     "tuning": "the core: how to train and to judge; knows tokens and modules, not personas or pictures",
     "llm": "the language model and the text path",
-    "vlm": "the image path's room, still to be furnished",
+    "vlm": "LLaVA and the image path: tower, projector and language model",
     "data_gen": "makes conversations; never imports torch",
     "twinlens": "the front door: the only package that may import all others",
     "twinlens/cli": "the verbs, a small module for each group",
 }
 PLACES = {
     "configs/text": "task files of the text path, by the names that `twinlens list-cfg` prints",
-    "configs/data": "phrase banks and rehearsal prompts",
+    "configs/image": "task files of the image path",
+    "configs/data": "phrase banks, rehearsal prompts and the vocabulary of scenes",
     "configs/probes": "questions with known answers, asked before and after",
+    "configs/pictures": "the pictures that ship, with what is known of them and their licence",
+    "configs/projectors": "the embedded projector, and how it was made",
     "configs/deepspeed": "DeepSpeed presets",
-    "docs": "the journey, the references, the decisions, the measurements",
+    "docs": "the journeys, the references, the decisions, the measurements",
     "tests/unit": "mirrors the rooms",
     "tests/integration": "several rooms together, on tiny models",
     "tests/e2e": "the command line, as a person uses it",
@@ -63,15 +67,22 @@ def map_of_house() -> str:
 
 
 def settings_reference() -> str:
-    """A table for each block of the task, from the fields' docstrings."""
-    lines = ["# Settings of a text task", "", "Written by `docs/generate.py` from the docstrings in the code.", ""]
+    """A table for each block of the tasks, from the fields' docstrings; of the image task what it has besides."""
+    lines = ["# Settings of a task", "", "Written by `docs/generate.py` from the docstrings in the code.", ""]
     lines += ["Settings of a group are written below its name, or as `group.key=value` on the command line.", ""]
-    own = {key: field for key, field in TextTask.model_fields.items() if not _block(field)}
-    lines += ["## The task itself", "", *_table(own)]
-    for key, field in TextTask.model_fields.items():
+    shared = TextTask.model_fields
+    lines += _fields("The task itself", shared)
+    besides = {key: field for key, field in ImageTask.model_fields.items() if key not in shared}
+    lines += ["", *_fields("Of an image task, besides", besides)]
+    return "\n".join(lines) + "\n"
+
+
+def _fields(title: str, fields: dict[str, FieldInfo]) -> list[str]:
+    lines = [f"## {title}", "", *_table({key: field for key, field in fields.items() if not _block(field)})]
+    for key, field in fields.items():
         if block := _block(field):
             lines += ["", f"## `{key}`", "", " ".join((block.__doc__ or "").split()), "", *_table(block.model_fields)]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _table(fields: dict[str, FieldInfo]) -> list[str]:
@@ -103,6 +114,8 @@ def _type(annotation: Any) -> str:
     """A type as people write it in YAML: `int`, `one of cosine, linear`, `list of path`."""
     name = getattr(annotation, "__name__", str(annotation))
     arguments = getattr(annotation, "__args__", ())
+    if annotation is Lora:
+        return "as `lora`"
     if name == "Literal":
         return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
     if name == "tuple":
