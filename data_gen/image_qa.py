@@ -11,8 +11,10 @@ from PIL import ExifTags, Image
 
 from data_gen import picture_probes
 from data_gen.container import refuse_overwriting
+from data_gen.contrast import contrast
 from data_gen.dialogues import Dialogue, make_dialogues
 from data_gen.facts import Picture, read_facts
+from data_gen.names import fold
 from data_gen.teacher import Lessons
 from data_gen.teacher_client import Teacher
 from data_gen.topics import Topic, topics_of
@@ -27,7 +29,8 @@ from tuning.row_readers import Schema
 
 LANGUAGES = ("en", "zh")
 LAYOUTS: dict[str, Schema] = {"llava": "llava", "messages": "messages"}
-OTHERS = SHIPPED / "pictures" / "probes.yaml"
+OTHERS = SHIPPED / "pictures" / "probes.yaml"  # never trained on
+REHEARSED = SHIPPED / "pictures" / "others.yaml"  # what the questions are asked of besides
 BLANK = SHIPPED / "pictures" / "blank.jpg"
 UPRIGHT = 1  # EXIF's value for a picture that needs no turning
 
@@ -45,7 +48,8 @@ def write_image_qa(
     others: Path | None = None,
     teach: Callable[[Sequence[Picture], Sequence[str]], Lessons] | None = None,
 ) -> DatasetCard:
-    """Write the dataset, its card and its probes (`probes_path`); the same seed gives the same bytes.
+    """Write the dataset, its card, its probes (`probes_path`) and the same questions about other pictures
+    (`contrast_path`, for rehearsal); the same seed gives the same bytes.
 
     Pictures that lie below the folder of `out` stay where they are; others, and those that EXIF turns, are written
     upright into `pictures_folder`.
@@ -87,6 +91,7 @@ def write_image_qa(
     ]
     probes = picture_probes.make_probes(trained, conversations, other_pictures, _blank(out), out.parent, seed)
     picture_probes.write_probes(probes_path(out), probes)
+    _write_contrast(out, made, seed)
     card = DatasetCard(
         made_by=_command(
             facts, out, dialogues, rounds, repeat, seed, language, layout, others, lessons.teacher if lessons else None
@@ -128,6 +133,11 @@ def probes_path(out: Path) -> Path:
     return out.with_name(out.name + ".probes.yaml")
 
 
+def contrast_path(out: Path) -> Path:
+    """`workshop.json` -> `workshop.json.others.jsonl`."""
+    return out.with_name(out.name + ".others.jsonl")
+
+
 def pictures_folder(out: Path) -> Path:
     """Where pictures are written that cannot stay where they are: `workshop.json` -> `workshop.pictures`."""
     return out.with_name(out.stem + ".pictures")
@@ -145,7 +155,7 @@ def _check(
         raise ConfigError(f"language {language!r}: choose one of {', '.join((*LANGUAGES, 'both'))}.")
     if layout is not None and layout not in LAYOUTS:
         raise ConfigError(f"format {layout!r}: choose one of {', '.join(LAYOUTS)}.")
-    for written in (out, probes_path(out)):
+    for written in (out, probes_path(out), contrast_path(out)):
         refuse_overwriting(facts, written)
     return LAYOUTS[layout or ("llava" if out.suffix == ".json" else "messages")]
 
@@ -189,6 +199,21 @@ def _place(pictures: Sequence[Picture], folder: Path, out: Path) -> dict[str, st
                     stream.write(picture.path.read_bytes())
         places[picture.image] = Path(os.path.relpath(path.resolve(), root)).as_posix()
     return places
+
+
+def _write_contrast(out: Path, made: Sequence[tuple[Picture, str, list[Dialogue]]], seed: int) -> None:
+    """Rows of rehearsal; no file where there is nothing to ask, or no other picture."""
+    others = read_facts(REHEARSED) if REHEARSED.exists() else ()
+    asked: dict[str, list[Dialogue]] = {}
+    for _, language, found in made:
+        asked.setdefault(language, []).extend(found)
+    if not any(topic.kind == "fact" for found in asked.values() for each in found for topic in each.topics):
+        return
+    images = list(_place(others, REHEARSED.parent, out).values())
+    known = {fold(fact.ask) for other in others for fact in other.facts}
+    rows = [row for language, found in asked.items() for row in contrast(found, images, known, language, seed)]
+    if rows:
+        write_rows(contrast_path(out), rows, "messages", ENDINGS[".jsonl"])
 
 
 def _turned(path: Path) -> bool:

@@ -39,6 +39,7 @@ def asking(
     *,
     embed: Embed | None = None,
     shown: bool = False,
+    batch_size: int = 64,
 ) -> Asking:
     """A function that answers probes in batches, the likeliest words each time."""
 
@@ -49,6 +50,7 @@ def asking(
                 template,
                 [as_conversation(probe) for probe in probes],
                 max_new_tokens,
+                batch_size,
                 compute=compute,
                 on_progress=counter.advance,
                 embed=embed,

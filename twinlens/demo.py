@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_gen.image_qa import probes_path, write_image_qa
+from data_gen.image_qa import contrast_path, probes_path, write_image_qa
 from data_gen.persona import Persona, write_persona
 from tuning.compare import Comparison
 from tuning.files import shipped
@@ -16,6 +16,7 @@ log = logging.getLogger("twinlens")
 TEXT = "text/embedded-persona.yaml"
 IMAGE = "image/embedded-picture.yaml"
 WORKSHOP = "pictures/workshop.yaml"
+OTHERS = "pictures/others.jsonl"
 UNRELATED = "probes/unrelated.en.yaml"
 
 
@@ -38,7 +39,12 @@ def demo_image(facts: Path | None, seed: int, work_dir: Path, overrides: Sequenc
     data = work_dir / "demo-image" / "picture.jsonl"
     card = write_image_qa(facts or shipped(WORKSHOP), data, dialogues=6, rounds=5, repeat=1, seed=seed)
     log.info("1/3 data: %d dialogues of 5 rounds: %s", card.rows, data)
-    given = [f"data.files=[{data}]", f"evaluation.probes=[{probes_path(data)}, {UNRELATED}]", f"run.seed={seed}"]
+    given = [
+        f"data.files=[{data}]",
+        f"rehearsal.files=[{OTHERS}, {contrast_path(data)}]",
+        f"evaluation.probes=[{probes_path(data)}, {UNRELATED}]",
+        f"run.seed={seed}",
+    ]
     return _train_and_judge("demo-image", IMAGE, work_dir, [*given, *overrides])
 
 

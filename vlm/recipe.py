@@ -39,6 +39,7 @@ from vlm.start import check_start
 from vlm.vision import TowerFacts, tower_facts
 
 log = logging.getLogger("twinlens")
+JUDGED = 192  # probes answered at once: on a CPU each word costs unpacking all 4-bit weights, however many ask
 
 
 def train(
@@ -111,7 +112,7 @@ def judge(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) ->
     module = see_with(sighted, features_for(sighted, table, task.pictures), loaded.compute)
     answers = asking(
         sighted.language, template, loaded.compute, task.evaluation.max_new_tokens,
-        embed=embedding(module, table), shown=True,
+        embed=embedding(module, table), shown=True, batch_size=JUDGED,
     )  # fmt: skip
     before = answers(probes)
     restore_trained(sighted, run_dir.adapter)

@@ -35,7 +35,8 @@ def test_pictures_become_a_dataset_and_the_next_verb_is_named(twinlens, tmp_path
     assert "24 rows, 6 of them distinct" in result.stdout
     assert result.stdout.endswith(
         "next: twinlens train configs/image/embedded-picture.yaml 'data.files=[out/qa.json]' "
-        "'evaluation.probes=[out/qa.json.probes.yaml]'\n"
+        "'rehearsal.files=[pictures/others.jsonl, out/qa.json.others.jsonl]' "
+        "'evaluation.probes=[out/qa.json.probes.yaml, probes/unrelated.en.yaml]'\n"
     )
     assert len(json.loads((tmp_path / "out/qa.json").read_text())) == 24
     inspected = twinlens("data", "inspect", "out/qa.json", "--json")
