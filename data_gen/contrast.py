@@ -17,7 +17,7 @@ UNTOLD = {
     ),
     "zh": ("从这张图片看不出来。", "这张图片没有说明。", "关于这张图片，我不知道。"),
 }
-ROWS, ROUNDS = 3, 3  # dialogues about each other picture, and questions in each
+ROWS, ROUNDS = 2, 3  # dialogues about each other picture, and questions in each
 
 
 def contrast(
