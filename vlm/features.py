@@ -15,7 +15,6 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -198,17 +197,6 @@ class FeatureStore:
         rows = self._rows_file.stat().st_size // self.row_bytes
         return np.memmap(self._rows_file, np.float16, "r", shape=(rows, *self._shape))
 
-    def size(self) -> int:
-        """Bytes on disk."""
-        return self._rows_file.stat().st_size if self._rows_file.exists() else 0
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One process at a time fills a store."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder.with_suffix(".lock")):
-            yield
-
 
 def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: float) -> KeptFeatures | None:
     """Run every picture through the tower that is not kept yet; None where the bound or the disk is too small.
@@ -220,7 +208,9 @@ def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: floa
     store = FeatureStore(folder / hashlib.sha256(tower.key.encode()).hexdigest()[:24], tower.patches, tower.width)
     names = [f"{digest}.{view}" for digest in table.hashes for view in range(1 + views)]
     try:
-        with store.locked():
+        folder.mkdir(parents=True, exist_ok=True)
+        # One lock for all stores: making room drops others, which must not be those that a process is filling.
+        with FileLock(folder / ".lock"):
             store.folder.mkdir(exist_ok=True)
             os.utime(store.folder)  # used now: others are dropped before it
             if not make_room(store, names, int(bound_gib * 2**30)):
@@ -230,10 +220,9 @@ def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: floa
                     len(names) * store.row_bytes / 2**30,
                 )
                 return None
-            known = store.index()
-            missing = [name for name in names if name not in known]
-            _fill(store, tower, table, names, missing)
             index = store.index()
+            missing = [name for name in names if name not in index]
+            index |= _fill(store, tower, table, names, missing, max(index.values(), default=-1) + 1)
     except OSError as error:
         raise DeviceError(
             f"{store.folder}: cannot be written ({error.strerror}); free space, or set TWINLENS_CACHE or "
@@ -247,9 +236,12 @@ def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: floa
     return KeptFeatures(store.mapped(), rows)
 
 
-def _fill(store: FeatureStore, tower: Tower, table: PictureTable, names: Sequence[str], missing: Sequence[str]) -> None:
+def _fill(
+    store: FeatureStore, tower: Tower, table: PictureTable, names: Sequence[str], missing: Sequence[str], row: int
+) -> dict[str, int]:
+    """Add what is missing from `row` on; where each of it lies."""
     place = {name: divmod(number, len(names) // len(table)) for number, name in enumerate(names)}
-    row = max(store.index().values(), default=-1) + 1
+    added = {name: row + number for number, name in enumerate(missing)}
 
     def pixels(name: str) -> torch.Tensor:
         number, view = place[name]
@@ -257,9 +249,9 @@ def _fill(store: FeatureStore, tower: Tower, table: PictureTable, names: Sequenc
 
     with Counter("pictures", len(missing), shown=len(missing) > TOWER_BATCH) as counter, ThreadPoolExecutor() as pool:
         for group, opened in in_groups(pool, pixels, missing):
-            store.add(group, rounded(see(tower, torch.stack(opened))), row)
-            row += len(group)
+            store.add(group, rounded(see(tower, torch.stack(opened))), added[group[0]])
             counter.advance(len(group))
+    return added
 
 
 def in_groups(
