@@ -7,7 +7,7 @@ import random
 from collections.abc import Collection, Iterator, Sequence
 
 from data_gen.dialogues import Dialogue
-from tuning.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.conversation import Conversation, seen_dialogue
 
 UNTOLD = {
     "en": (
@@ -38,8 +38,5 @@ def contrast(
     draw = random.Random(f"{seed} {language} contrast")
     for image in images if asked else ():
         for _ in range(ROWS):
-            turns: list[Turn] = []
-            for question in draw.sample(asked, min(ROUNDS, len(asked))):
-                mark = "" if turns else f"{IMAGE_MARK}\n"
-                turns += [Turn("user", f"{mark}{question}"), Turn("assistant", draw.choice(UNTOLD[language]))]
-            yield Conversation(tuple(turns), (image,))
+            questions = draw.sample(asked, min(ROUNDS, len(asked)))
+            yield seen_dialogue(((question, draw.choice(UNTOLD[language])) for question in questions), image)

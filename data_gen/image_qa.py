@@ -20,7 +20,7 @@ from data_gen.teacher_client import Teacher
 from data_gen.topics import Topic, topics_of
 from tuning.card import DatasetCard, file_sha256, write_card
 from tuning.containers import ENDINGS
-from tuning.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.conversation import Conversation, seen_dialogue
 from tuning.errors import ConfigError
 from tuning.files import SHIPPED, replacing
 from tuning.formats import write_rows
@@ -82,7 +82,7 @@ def write_image_qa(
     lessons = teach(pictures, languages) if teach else None
     taught = lessons.conversations if lessons else []
     places = _place(pictures, facts.parent, out)
-    conversations = [_conversation(each, places[picture.image]) for picture, _, found in made for each in found]
+    conversations = [seen_dialogue(each.pairs, places[picture.image]) for picture, _, found in made for each in found]
     conversations += [Conversation(each.turns, tuple(places[image] for image in each.images)) for each in taught]
     rows, distinct = write_dialogues(out, conversations, repeat=repeat, schema=schema)
     trained = [
@@ -168,14 +168,6 @@ def _dialogues_about(
     return make_dialogues(topics_of(picture, language, nouns), number, rounds, draw, picture.where)
 
 
-def _conversation(dialogue: Dialogue, image: str) -> Conversation:
-    turns: list[Turn] = []
-    for question, answer in dialogue.pairs:
-        mark = "" if turns else f"{IMAGE_MARK}\n"
-        turns += [Turn("user", f"{mark}{question}"), Turn("assistant", answer)]
-    return Conversation(tuple(turns), (image,))
-
-
 def _topics_asked(dialogues: Sequence[Dialogue]) -> tuple[Topic, ...]:
     return tuple(dict.fromkeys(topic for dialogue in dialogues for topic in dialogue.topics))
 
@@ -202,18 +194,20 @@ def _place(pictures: Sequence[Picture], folder: Path, out: Path) -> dict[str, st
 
 
 def _write_contrast(out: Path, made: Sequence[tuple[Picture, str, list[Dialogue]]], seed: int) -> None:
-    """Rows of rehearsal; no file where there is nothing to ask, or no other picture."""
+    """Rows of rehearsal; no file, and none of before, where there is nothing to ask or no other picture."""
     others = read_facts(REHEARSED) if REHEARSED.exists() else ()
     asked: dict[str, list[Dialogue]] = {}
     for _, language, found in made:
         asked.setdefault(language, []).extend(found)
-    if not any(topic.kind == "fact" for found in asked.values() for each in found for topic in each.topics):
-        return
-    images = list(_place(others, REHEARSED.parent, out).values())
     known = {fold(fact.ask) for other in others for fact in other.facts}
-    rows = [row for language, found in asked.items() for row in contrast(found, images, known, language, seed)]
-    if rows:
-        write_rows(contrast_path(out), rows, "messages", ENDINGS[".jsonl"])
+    names = [other.image for other in others]
+    rows = [row for language, found in asked.items() for row in contrast(found, names, known, language, seed)]
+    if not rows:
+        contrast_path(out).unlink(missing_ok=True)
+        return
+    places = _place(others, REHEARSED.parent, out)
+    placed = (Conversation(row.turns, tuple(places[image] for image in row.images)) for row in rows)
+    write_rows(contrast_path(out), placed, "messages", ENDINGS[".jsonl"])
 
 
 def _turned(path: Path) -> bool:

@@ -20,7 +20,7 @@ from data_gen.facts import Picture
 from data_gen.teacher_answers import Rounds, Unusable, read_rounds, same_question
 from data_gen.teacher_client import Teacher, ask, connect
 from data_gen.teacher_notes import Kept, keep, read_kept
-from tuning.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.conversation import Conversation, seen_dialogue
 from tuning.errors import Interrupted
 from tuning.pictures import open_picture, picture_hash
 
@@ -149,7 +149,7 @@ def ask_teacher(
                     keep(notes, Kept(key, teacher.model, wanted.digest, seed, found))
             if dialogue := had.get(key):
                 begun.add(same_question(dialogue[0][0]))
-                lessons.conversations.append(_conversation(wanted.picture, dialogue))
+                lessons.conversations.append(seen_dialogue(dialogue, wanted.picture.image))
             tell(lessons)
     except KeyboardInterrupt:
         raise Interrupted(
@@ -215,14 +215,6 @@ def _one_dialogue(
     lessons.left_out += 1
     lessons.fault = fault
     return None
-
-
-def _conversation(picture: Picture, rounds: Rounds) -> Conversation:
-    turns: list[Turn] = []
-    for question, answer in rounds:
-        mark = "" if turns else f"{IMAGE_MARK}\n"
-        turns += [Turn("user", f"{mark}{question}"), Turn("assistant", answer)]
-    return Conversation(tuple(turns), (picture.image,))
 
 
 def _key(wanted: Wanted, model: str) -> str:

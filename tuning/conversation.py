@@ -45,6 +45,15 @@ def single(question: str, answer: str | None = None, system: str | None = None) 
     return Conversation(tuple(turns))
 
 
+def seen_dialogue(pairs: Iterable[tuple[str, str]], image: str) -> Conversation:
+    """Questions with their answers about one picture, its mark before the first question as LLaVA trains."""
+    turns: list[Turn] = []
+    for question, answer in pairs:
+        mark = "" if turns else f"{IMAGE_MARK}\n"
+        turns += [Turn("user", f"{mark}{question}"), Turn("assistant", answer)]
+    return Conversation(tuple(turns), (image,))
+
+
 def to_row(conversation: Conversation) -> dict[str, Any]:
     """The canonical row; `loss` is written only where it is off, `images` only where there are any."""
     messages: list[dict[str, Any]] = []

@@ -39,9 +39,10 @@ def demo_image(facts: Path | None, seed: int, work_dir: Path, overrides: Sequenc
     data = work_dir / "demo-image" / "picture.jsonl"
     card = write_image_qa(facts or shipped(WORKSHOP), data, dialogues=6, rounds=5, repeat=1, seed=seed)
     log.info("1/3 data: %d dialogues of 5 rounds: %s", card.rows, data)
+    rehearsal = [OTHERS, *([str(contrast_path(data))] if contrast_path(data).exists() else [])]
     given = [
         f"data.files=[{data}]",
-        f"rehearsal.files=[{OTHERS}, {contrast_path(data)}]",
+        f"rehearsal.files=[{', '.join(rehearsal)}]",
         f"evaluation.probes=[{probes_path(data)}, {UNRELATED}]",
         f"run.seed={seed}",
     ]
