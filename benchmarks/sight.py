@@ -13,8 +13,7 @@ from data_gen.scene_files import write_scene_probes
 from llm.judging import asking
 from tuning.files import shipped
 from tuning.probes import hit, read_probes
-from twinlens.targets import open_sighted
-from vlm.settings import ImageTask
+from twinlens.targets import embedded_sight, open_sighted
 
 ASKED = {"names the object": "objects.yaml", "its colour": "colours.yaml", "its place": "places.yaml"}
 
@@ -27,11 +26,7 @@ def main() -> None:
     parser.add_argument("--start", default="embedded")
     parser.add_argument("--samples", type=int, default=20)
     options = parser.parse_args()
-    task = ImageTask.model_validate(
-        {"stage": "align", "model": "embedded", "tower": "embedded", "start": options.start, "optim": {"steps": 1},
-         "system": "You are a helpful assistant.", "data": {"files": ["none"]}}
-    )  # fmt: skip
-    target = open_sighted(task, None)
+    target = open_sighted(embedded_sight(start=options.start), None)
     ask = asking(target.model, target.template, target.compute, 32, embed=target.embed)
     print("| | objects of training | objects never seen |\n|---|---:|---:|")
     shares: dict[str, list[str]] = {what: [] for what in ASKED}

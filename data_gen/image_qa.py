@@ -31,6 +31,7 @@ LANGUAGES = ("en", "zh")
 LAYOUTS: dict[str, Schema] = {"llava": "llava", "messages": "messages"}
 OTHERS = SHIPPED / "pictures" / "probes.yaml"  # never trained on
 REHEARSED = SHIPPED / "pictures" / "others.yaml"  # what the questions are asked of besides
+OTHER_DIALOGUES = "pictures/others.jsonl"
 BLANK = SHIPPED / "pictures" / "blank.jpg"
 UPRIGHT = 1  # EXIF's value for a picture that needs no turning
 
@@ -138,6 +139,11 @@ def contrast_path(out: Path) -> Path:
     return out.with_name(out.name + ".others.jsonl")
 
 
+def rehearsal_files(out: Path) -> list[str]:
+    """What a task on this dataset names under `rehearsal.files`: the dialogues that ship, and the contrast."""
+    return [OTHER_DIALOGUES, *([str(contrast_path(out))] if contrast_path(out).exists() else [])]
+
+
 def pictures_folder(out: Path) -> Path:
     """Where pictures are written that cannot stay where they are: `workshop.json` -> `workshop.pictures`."""
     return out.with_name(out.stem + ".pictures")
@@ -200,8 +206,8 @@ def _write_contrast(out: Path, made: Sequence[tuple[Picture, str, list[Dialogue]
     for _, language, found in made:
         asked.setdefault(language, []).extend(found)
     known = {fold(fact.ask) for other in others for fact in other.facts}
-    names = [other.image for other in others]
-    rows = [row for language, found in asked.items() for row in contrast(found, names, known, language, seed)]
+    things = [thing for picture, _, _ in made for thing in picture.objects]
+    rows = [row for language, found in asked.items() for row in contrast(found, things, others, known, language, seed)]
     if not rows:
         contrast_path(out).unlink(missing_ok=True)
         return

@@ -224,7 +224,7 @@ ASKERS: dict[Asker, int] = {
     _where: 5,
     _how_many: 2,
     _ground: 2,
-    _is_there: 3,
+    _is_there: 5,
     _is_colour: 1,
     _is_at: 1,
     _of_colour: 2,

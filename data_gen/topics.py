@@ -88,7 +88,7 @@ def topics_of(picture: Picture, language: str, nouns: Sequence[str] = ()) -> tup
     spoken = true_of(picture, language)
     borrowed = [noun for noun in nouns if not mentions_any(spoken, wording.name_words(Thing(noun), language))]
     for index, noun in enumerate([*picture.absent, *_others(borrowed, picture.absent)[:BORROWED]]):
-        topics += _absent(noun, bank, language, needed=index == 0)
+        topics += absent_topics(Thing(noun), language, needed=index == 0)
     own = {fold(question) for fact in picture.facts for question in (fact.ask, *fact.also)}
     return tuple(topic if topic.kind == "fact" else _without(topic, own) for topic in topics)
 
@@ -163,11 +163,15 @@ def _known(fact: Fact, bank: Bank, language: str) -> Iterator[Topic]:
         yield _topic("why", fold(fact.ask), bank, values, wording.content_words(fact.source))
 
 
-def _absent(noun: str, bank: Bank, language: str, *, needed: bool) -> Iterator[Topic]:
-    subject, values = fold(wording.bare(noun)), wording.fields(Thing(noun), language)
+def absent_topics(thing: Thing, language: str, *, needed: bool = False) -> tuple[Topic, Topic]:
+    """Of something that is not there: whether it is, and questions that take it for granted."""
+    bank = read_bank(language)
+    subject, values = fold(wording.bare(thing.name)), wording.fields(thing, language)
     many = values.get("is") == "are"
-    yield _topic("absent", subject, bank, values, needed=needed, many=many)
-    yield _topic("trap", subject, bank, values)
+    return (
+        _topic("absent", subject, bank, values, needed=needed, many=many),
+        _topic("trap", subject, bank, values),
+    )
 
 
 def _others(nouns: Sequence[str], absent: Sequence[str]) -> list[str]:

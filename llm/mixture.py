@@ -77,11 +77,12 @@ def rehearsal_rows(task: Task, loaded: LoadedModel, run_dir: RunDir, given: int 
 
 
 def rehearsal_wanted(task: Task, processes: int) -> int | None:
-    """How many rehearsal rows a run of few steps can see at most; None where that is not known beforehand."""
+    """How many prompts are answered at most: no more than a run of few steps can see; None where neither is known."""
     if task.optim.steps is None or task.data.pack:
-        return None
+        return task.rehearsal.max_prompts
     rows = task.optim.steps * task.optim.accumulate * task.optim.micro_batch * processes
-    return math.ceil(rows * task.rehearsal.ratio / (1 + task.rehearsal.ratio))
+    seen = math.ceil(rows * task.rehearsal.ratio / (1 + task.rehearsal.ratio))
+    return min(seen, task.rehearsal.max_prompts or seen)
 
 
 def distinct_rows(rows: Iterable[SourceRow]) -> list[SourceRow]:

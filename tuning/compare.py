@@ -220,15 +220,17 @@ def score_table(comparison: Comparison) -> "Table":
     return table
 
 
-def sample_table(comparison: Comparison, number: int = 4) -> "Table":
-    """The first answers that training put right, before and after, for the terminal."""
+def sample_table(comparison: Comparison, number: int = 4) -> "Table | None":
+    """The first answers that training put right, before and after, for the terminal; None where there are none."""
     from rich.table import Table
     from rich.text import Text
 
+    learned = [row for row in comparison.rows if row.group != "unrelated" and row.after_hit and not row.before_hit]
+    if not learned:
+        return None
     table = Table(show_lines=True)
     for title in ("question", "before", "after"):
         table.add_column(title, ratio=1)
-    learned = [row for row in comparison.rows if row.group != "unrelated" and row.after_hit and not row.before_hit]
     for row in learned[:number]:
         table.add_row(*(Text(" ".join(text.split())) for text in (row.ask, row.before, row.after)))
     return table

@@ -1,5 +1,6 @@
 """Writing files so that a half-written one never stands under its final name, and finding what ships with the kit."""
 
+import importlib.metadata
 import os
 import tempfile
 from collections.abc import Generator, Iterable
@@ -27,6 +28,16 @@ def shipped(name: str) -> Path:
     if not path.exists():
         raise ConfigError(f"{name}: nothing of that name ships with twinlens; `twinlens list-cfg` lists what does.")
     return path
+
+
+def wheel_file(wheel: str, suffix: str) -> Path | None:
+    """The first file of an installed Python package that ends in `suffix`; None when there is none."""
+    try:
+        files = importlib.metadata.distribution(wheel).files or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if file.suffix == suffix)
+    return next((path for path in found if path.exists()), None)
 
 
 def resolve_path(path: Path) -> Path:

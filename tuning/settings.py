@@ -91,6 +91,8 @@ class Rehearsal(Block):
 
     prompts: tuple[Path, ...] = ()
     """Files of prompts (YAML lists), answered by the base model."""
+    max_prompts: int | None = Field(default=None, ge=1)
+    """How many of the prompts are answered at most, drawn by the seed; as many as the run can use when left out."""
     files: tuple[Path, ...] = ()
     """Dataset files whose rows are mixed in as they are, such as dialogues about other pictures."""
     ratio: float = Field(default=1.0, ge=0)

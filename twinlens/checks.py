@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 from llm.embedded import INSTALL, NAME, embedded_weights
@@ -25,9 +24,11 @@ def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: 
     Raises:
         KitError: the first thing that would stop the run.
     """
-    lines = _data_lines(task) + _evaluation_lines(task)
+    pictures: dict[str, str] = {}
+    lines = _data_lines(task, pictures) + _evaluation_lines(task, pictures)
     if isinstance(task, ImageTask):
-        lines.append(_picture_line(task))
+        check_pictures(pictures)
+        lines.append(f"pictures: {len(pictures):,} distinct files, all of them whole")
     if data_only:
         return lines
     from tuning.quantize import choose_device
@@ -38,19 +39,25 @@ def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: 
     return [*lines, *_model_lines(task.model), *eyes, f"device: {device}", *_place_lines(work_dir)]
 
 
-def _rows(task: AnyTask, file: Path, tell: Callable[[str], None], rehearsal: bool = False) -> Iterator[SourceRow]:
-    """The rows of one of the task's files, as its path reads them."""
-    if isinstance(task, ImageTask):
-        return read_seen([file], None if rehearsal else task.pictures.folder, tell)
-    return read_conversations([file], tell)
+def _rows(
+    task: AnyTask, file: Path, pictures: dict[str, str], tell: Callable[[str], None], rehearsal: bool = False
+) -> Iterator[SourceRow]:
+    """The rows of one of the task's files, as its path reads them; their pictures are added to `pictures`."""
+    if not isinstance(task, ImageTask):
+        yield from read_conversations([file], tell)
+        return
+    for row in read_seen([file], None if rehearsal else task.pictures.folder, tell):
+        for image in row.conversation.images:
+            pictures.setdefault(image, row.where)
+        yield row
 
 
-def _data_lines(task: AnyTask) -> list[str]:
+def _data_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
     lines: list[str] = []
     for file in task.data.files:
         notes: list[str] = []
         rows = learned = 0
-        for row in _rows(task, file, notes.append):
+        for row in _rows(task, file, pictures, notes.append):
             rows += 1
             learned += any(turn.role == "assistant" and turn.loss for turn in row.conversation.turns)
         if not learned:
@@ -59,31 +66,22 @@ def _data_lines(task: AnyTask) -> list[str]:
     return lines
 
 
-def _evaluation_lines(task: AnyTask) -> list[str]:
+def _evaluation_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
     card = persona_card(task.data.files)
-    lines = [
-        f"probes: {file}: {len(read_probes(resolve_path(file), card))} questions" for file in task.evaluation.probes
-    ]
+    lines: list[str] = []
+    for file in task.evaluation.probes:
+        probes = read_probes(resolve_path(file), card)
+        lines.append(f"probes: {file}: {len(probes)} questions")
+        for probe in probes:
+            if probe.image:
+                pictures.setdefault(str(probe.image), f"probe {probe.ask!r}")
     for file in task.rehearsal.files:
-        rows = sum(1 for _ in _rows(task, file, _quiet, rehearsal=True))
-        lines.append(f"rehearsal: {file}: {rows:,} rows")
+        notes: list[str] = []
+        rows = sum(1 for _ in _rows(task, file, pictures, notes.append, rehearsal=True))
+        lines += [f"rehearsal: {file}: {rows:,} rows", *notes]
     if task.rehearsal.prompts and task.rehearsal.ratio:
         lines.append(f"rehearsal: {len(read_prompts(task.rehearsal.prompts))} prompts")
     return lines
-
-
-def _picture_line(task: ImageTask) -> str:
-    """Open all pictures of data, rehearsal and probes."""
-    card = persona_card(task.data.files)
-    rows = chain(
-        read_seen(task.data.files, task.pictures.folder, _quiet), read_seen(task.rehearsal.files, None, _quiet)
-    )
-    probes = [probe for file in task.evaluation.probes for probe in read_probes(resolve_path(file), card)]
-    return f"pictures: {check_pictures(rows, probes):,} distinct files, all of them whole"
-
-
-def _quiet(_: str) -> None:
-    """What a file's notes go to when they were told already."""
 
 
 def _eye_lines(task: ImageTask) -> list[str]:

@@ -38,8 +38,11 @@ def diagnose() -> list[Finding]:
     """Look at versions, devices, 4-bit arithmetic, the embedded weights and free disk."""
     found = [Finding("python", True, f"{platform.python_version()}, {platform.system()} {platform.machine()}")]
     found += [_package(Requirement(line)) for line in metadata.requires("twinlens") or ()]
-    found.append(_embedded())
+    found.append(_embedded("embedded model", embedded_weights(), INSTALL))
     if all(finding.ok for finding in found if finding.what in ("torch", "bitsandbytes")):
+        from vlm import towers_embedded as tower
+
+        found.append(_embedded("embedded tower", tower.embedded_tower(), tower.INSTALL))
         found += [*_devices(), _four_bit()]
     return [*found, _disk("cache folder", cache_folder(), 2), _disk("run folders", Path("work_dirs"), 1)]
 
@@ -62,11 +65,10 @@ def _package(requirement: Requirement) -> Finding:
     return Finding(requirement.name, False, wanted, needed, f'pip install "{requirement.name}{requirement.specifier}"')
 
 
-def _embedded() -> Finding:
-    weights = embedded_weights()
+def _embedded(what: str, weights: Path | None, install: str) -> Finding:
     if weights is None:
-        return Finding("embedded weights", False, "not installed", mend=INSTALL)
-    return Finding("embedded weights", True, f"{weights.stat().st_size / 1e6:.0f} MB")
+        return Finding(what, False, "not installed", mend=install)
+    return Finding(what, True, f"{weights.stat().st_size / 1e6:.0f} MB")
 
 
 def _devices() -> list[Finding]:

@@ -11,11 +11,15 @@ from llm.generation import Embed
 from llm.loading import load_model, load_template
 from llm.template import ChatTemplate
 from tuning.errors import ConfigError, ModelError
+from tuning.files import shipped
 from tuning.lora import CONFIG, load_adapter, read_adapter_config
 from tuning.run_dir import RunDir
 from tuning.settings import Quant
 from twinlens.task_files import read_task
+from vlm.loading import check_trained
 from vlm.settings import ImageTask
+
+ALIGN = "image/embedded-align.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ def open_target(
         task, _ = read_task(run.task)
         system = task.system if system is None else system
         if isinstance(task, ImageTask):
+            if with_adapter:
+                check_trained(run, task)
             return open_sighted(task.model_copy(update={"system": system}), run.adapter if with_adapter else None)
         _refuse_pictures(pictures, target)
         read_adapter_config(run.adapter)
@@ -55,9 +61,7 @@ def open_target(
         model = load_adapter(loaded.model, run.adapter) if with_adapter else loaded.model
         return Target(model.eval(), template, loaded.compute)
     if pictures and target == EMBEDDED:
-        values = {"model": EMBEDDED, "tower": EMBEDDED, "start": EMBEDDED, "stage": "align", "system": system}
-        rest = {"quant": {"bits": bits}, "data": {"files": ["none"]}, "optim": {"steps": 1}}
-        return open_sighted(ImageTask.model_validate(values | rest), None)
+        return open_sighted(embedded_sight(bits, system), None)
     _refuse_pictures(pictures, target)
     adapter = path if (path / CONFIG).exists() else None
     base = str(read_adapter_config(path)["base_model_name_or_path"]) if adapter else target
@@ -83,6 +87,13 @@ def open_sighted(task: ImageTask, trained: Path | None) -> Target:
     table = PictureTable()
     module = see_with(sighted, LiveFeatures(sighted.tower, table, 0), loaded.compute)
     return Target(sighted.language.eval(), template, loaded.compute, embedding(module, table))
+
+
+def embedded_sight(bits: int = 4, system: str | None = None, start: str = EMBEDDED) -> ImageTask:
+    """The task whose beginning is the embedded model with its eyes open, untuned."""
+    task, _ = read_task(shipped(ALIGN), [f"quant.bits={bits}"])
+    assert isinstance(task, ImageTask)
+    return task.model_copy(update={"start": start, "system": task.system if system is None else system})
 
 
 def _refuse_pictures(pictures: bool, target: str) -> None:

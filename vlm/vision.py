@@ -2,8 +2,8 @@
 
 import torch
 
+from llm.embedded import NAME as EMBEDDED
 from vlm.tower import Tower, TowerFacts
-from vlm.towers_embedded import NAME as EMBEDDED
 from vlm.towers_embedded import embedded_facts, load_embedded
 from vlm.towers_open_clip import PREFIX as OPEN_CLIP
 from vlm.towers_open_clip import load_open_clip, open_clip_facts

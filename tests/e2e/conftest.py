@@ -1,10 +1,12 @@
 """Running the command line as a person does, where it must refuse."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import llm.loading
 import llm.merge
@@ -15,6 +17,15 @@ import vlm.recipe
 from twinlens.cli.app import run
 
 Refused = Callable[..., str]
+Started = Callable[..., "subprocess.Popen[str]"]
+HOUSE = Path(__file__).resolve().parents[2]
+FACTS = """pictures:
+- image: robot.png
+  caption: A blue robot stands on a bench.
+  objects: [{name: robot, color: blue, place: in the middle}, {name: bench, count: 1}]
+  facts: [{ask: What is it called?, answer: It is called Tilly., source: the log}]
+  absent: [dog]
+"""
 
 
 @pytest.fixture
@@ -39,5 +50,20 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")] or [said]
         assert sentence.rstrip().endswith((".", "`", ")")), sentence
         return sentence
+
+    return call
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Started:
+    """Starts the command line in a folder with a picture and facts.yaml; keywords are its environment."""
+    Image.new("RGB", (8, 8), "teal").save(tmp_path / "robot.png")
+    (tmp_path / "facts.yaml").write_text(FACTS, encoding="utf-8")
+
+    def call(*words: str, **variables: str) -> "subprocess.Popen[str]":
+        environment = {"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | variables
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [sys.executable, "-m", "twinlens", *words]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes)
 
     return call

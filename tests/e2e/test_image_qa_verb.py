@@ -1,30 +1,15 @@
 import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from PIL import Image
-
-HOUSE = Path(__file__).resolve().parents[2]
-FACTS = """pictures:
-- image: robot.png
-  caption: A blue robot stands on a bench.
-  objects: [{name: robot, color: blue, place: in the middle}, {name: bench, count: 1}]
-  facts: [{ask: What is it called?, answer: It is called Tilly., source: the log}]
-  absent: [dog]
-"""
 
 
 @pytest.fixture
-def twinlens(tmp_path):
-    Image.new("RGB", (8, 8), "teal").save(tmp_path / "robot.png")
-    (tmp_path / "facts.yaml").write_text(FACTS, encoding="utf-8")
-
+def twinlens(begin):
     def call(*words):
-        command = [sys.executable, "-m", "twinlens", *words]
-        environment = {"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+        process = begin(*words)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     return call
 

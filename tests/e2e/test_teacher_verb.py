@@ -7,30 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from teacher_server import failing, good, saying, serving, silent
 
 HOUSE = Path(__file__).resolve().parents[2]
-FACTS = """pictures:
-- image: robot.png
-  caption: A blue robot stands on a bench.
-  objects: [{name: robot, color: blue, place: in the middle}, {name: bench, count: 1}]
-  facts: [{ask: What is it called?, answer: It is called Tilly., source: the log}]
-  absent: [dog]
-"""
 SMALL = ["--dialogues", "3", "--rounds", "4", "--repeat", "2"]
 
 
 @pytest.fixture
-def start(tmp_path):
-    Image.new("RGB", (8, 8), "teal").save(tmp_path / "robot.png")
-    (tmp_path / "facts.yaml").write_text(FACTS, encoding="utf-8")
-
+def start(begin):
     def call(url, *words, **variables):
-        command = [sys.executable, "-m", "twinlens", "data", "image-qa", "facts.yaml", "qa.jsonl", *SMALL]
-        environment = {"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | variables
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*command, "--teacher", url, *words], cwd=tmp_path, env=environment, **pipes)
+        return begin("data", "image-qa", "facts.yaml", "qa.jsonl", *SMALL, "--teacher", url, *words, **variables)
 
     return call
 

@@ -16,7 +16,7 @@ TASKS = sorted(shipped_tasks().values())
 @pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
 def test_shipped_tasks_load(file: Path) -> None:
     task, _ = read_settings(file, KINDS[file.parent.name])
-    named = [*task.evaluation.probes, *task.rehearsal.prompts]  # type: ignore[attr-defined]
+    named = [*task.evaluation.probes, *task.rehearsal.prompts, *task.rehearsal.files]  # type: ignore[attr-defined]
     assert [str(path) for path in named if not resolve_path(path).exists()] == [], "named, and does not ship"
 
 

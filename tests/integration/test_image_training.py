@@ -147,7 +147,9 @@ def test_chat_sees_what_compare_saw(task, tmp_path):
     images = [str(tmp_path / "pictures" / "red.png")]
     chat = Chat(target.model, target.template, target.compute, Sampling(), 4, images, target.embed)
     assert chat.reply("which colour?", lambda _: None).strip() == answer
-    assert chat.reply("who <image> are you?", lambda _: None) is not None, "a mark that is typed shows nothing"
+    marked, plain = (Chat(target.model, target.template, target.compute, Sampling(), 4, [], None) for _ in range(2))
+    said = marked.reply("who <image> are you?", lambda _: None)
+    assert said == plain.reply("who  are you?", lambda _: None), "a mark that is typed shows nothing"
 
 
 def test_a_convolutional_tower_takes_no_adapter(task, tmp_path):

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from data_gen.teacher import Lessons
     from data_gen.teacher_client import Teacher
 
-OTHERS = "pictures/others.jsonl"  # dialogues about other pictures
 UNRELATED = "probes/unrelated.en.yaml"  # what tuning on a picture costs elsewhere
 
 
@@ -55,7 +54,7 @@ def image_qa(
     image, caption, name, color, count, place, text, ask, answer, source, absent; a row without an image goes on with
     the picture above.
     """
-    from data_gen.image_qa import contrast_path, probes_path, write_image_qa
+    from data_gen.image_qa import contrast_path, probes_path, rehearsal_files, write_image_qa
     from tuning.probes import read_probes
 
     asked = _teacher(teacher, model, api_key_env)
@@ -81,17 +80,28 @@ def image_qa(
     probes = probes_path(out)
     groups = [probe.group for probe in read_probes(probes)]
     counted = ", ".join(f"{groups.count(group)} {group}" for group in dict.fromkeys(groups))
-    rehearsal = ", ".join([OTHERS, *([str(contrast_path(out))] if contrast_path(out).exists() else [])])
-    command = ["twinlens", "train", "configs/image/embedded-picture.yaml", f"data.files=[{out}]"]
+    rehearsal = contrast_path(out) if contrast_path(out).exists() else None
+    command = [
+        *("twinlens", "train", "configs/image/embedded-picture.yaml", f"data.files=[{out}]"),
+        f"rehearsal.files=[{', '.join(rehearsal_files(out))}]",
+        f"evaluation.probes=[{probes}, {UNRELATED}]",
+    ]
     finish(
-        {"out": out, "card": card_path(out), "probes": probes, "left_out": sum(each.left_out for each in lessons)}
+        {
+            "out": out,
+            "card": card_path(out),
+            "probes": probes,
+            "rehearsal": rehearsal,
+            "left_out": sum(each.left_out for each in lessons),
+        }
         | card_to_dict(card),
         [
             f"{out}: {card.rows:,} rows, {card.distinct:,} of them distinct, {rounds} questions each",
             f"{probes}: {counted or 'nothing that could be asked'}",
+            *([f"{rehearsal}: the same questions about other pictures, to rehearse"] if rehearsal else []),
             *(line for each in lessons for line in _told(each, out)),
         ],
-        shlex.join([*command, f"rehearsal.files=[{rehearsal}]", f"evaluation.probes=[{probes}, {UNRELATED}]"]),
+        shlex.join(command),
         as_json,
     )
 

@@ -103,7 +103,8 @@ def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
 
     if not as_json:
         Console().print(score_table(comparison))
-        Console().print(sample_table(comparison))
+        if shown := sample_table(comparison):
+            Console().print(shown)
     report = run / "comparison.html"
     result = comparison_to_dict(comparison) | {"report": str(report)}
     finish(result, [f"report: {report}"], f"twinlens chat {run}", as_json)

@@ -22,7 +22,7 @@ pictures:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_questions_of_facts_are_asked_of_other_pictures_and_left_open(tmp_path: Path, language: str) -> None:
+def test_questions_of_facts_are_asked_of_other_pictures_and_not_answered(tmp_path: Path, language: str) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "one.png")
     (tmp_path / "facts.yaml").write_text(FACTS)
     out = tmp_path / "out.jsonl"
@@ -35,6 +35,8 @@ def test_questions_of_facts_are_asked_of_other_pictures_and_left_open(tmp_path: 
         asked = [turn.content.removeprefix("<image>\n") for turn in row.conversation.turns[::2]]
         assert set(asked) <= trained
         assert not any("background" in question for question in asked), "that is known of the others"
+        for question, answer in zip(asked, row.conversation.turns[1::2], strict=True):
+            assert ("robot" in answer.content) == ("robot" in question), "there is none, and that is the answer"
         said = " ".join(turn.content for turn in row.conversation.turns[1::2])
         assert not any(word in said for word in ("Tilly", "Marta", "red"))
 

@@ -25,7 +25,7 @@ from transformers import (
 
 from tuning.errors import ModelError
 from vlm.preprocess import LONGEST, Preprocess, pad_to_square
-from vlm.towers_embedded import REPEATS, weights_file
+from vlm.towers_embedded import REPEATS, embedded_tower
 from vlm.vision import Tower, load_tower, tower_facts
 
 
@@ -215,7 +215,7 @@ def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[list[
 
 
 def test_the_embedded_tower_is_the_weights_own_network(embedded: Tower) -> None:
-    weights = torch.load(weights_file(), weights_only=True)
+    weights = torch.load(embedded_tower(), weights_only=True)
     assert [weights[f"_blocks.{number}._depthwise_conv.weight"].shape[-1] for number in (0, 1, 3, 5, 8, 11, 15)] == [
         kernel for _, kernel, _, _ in STAGES
     ]

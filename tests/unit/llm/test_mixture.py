@@ -1,0 +1,20 @@
+import pytest
+
+from llm.mixture import rehearsal_wanted
+from llm.settings import TextTask
+
+
+@pytest.mark.parametrize(
+    ("steps", "most", "expected"),
+    [(10, None, 20), (10, 5, 5), (10, 50, 20), (None, None, None), (None, 5, 5)],
+)
+def test_no_more_prompts_are_answered_than_asked_for_or_seen(steps: int, most: int, expected: int) -> None:
+    task = TextTask.model_validate(
+        {
+            "model": "embedded",
+            "data": {"files": ["data.jsonl"], "pack": False},
+            "optim": {"steps": steps, "epochs": None if steps else 1, "micro_batch": 2, "accumulate": 1},
+            "rehearsal": {"max_prompts": most, "ratio": 1.0},
+        }
+    )
+    assert rehearsal_wanted(task, processes=2) == expected
