@@ -107,7 +107,7 @@ def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "a
         pad_token_id=template.pad_id,
         bos_token_id=model.config.get_text_config().bos_token_id,
     )
-    report = settle_quantised(model, quant.bits, keep)
+    report = settle_quantised(model, quant.bits, keep, compute)
     log.info("model: %s on %s, computing in %s: %s", name, place, str(compute).removeprefix("torch."), report)
     return LoadedModel(model, template, place, compute, name, folder, report)
 

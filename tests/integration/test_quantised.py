@@ -8,6 +8,7 @@ from llm.embedded import embedded_weights
 from llm.generation import answer_batched
 from llm.loading import load_model, load_template
 from llm.model import LanguageModel
+from tuning import quantize
 from tuning.conversation import single
 from tuning.lora import attach_adapter
 from tuning.quantize import choose_device
@@ -18,14 +19,15 @@ needs_embedded = pytest.mark.skipif(embedded_weights() is None, reason="the embe
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits):
+def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, monkeypatch):
+    monkeypatch.setattr(quantize, "ROOM", 0)
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=bits), "cpu")
     report = loaded.quantised
     assert (report.quantised, report.linears) == (0 if bits == 16 else 14, 15)
     assert report.kept == (() if bits == 16 else ("lm_head",))
-    for module in loaded.model.modules():
-        if isinstance(module, Linear4bit):
-            assert module.weight.quant_type == "nf4" and module.weight.compress_statistics
+    packed = [module for module in loaded.model.modules() if isinstance(module, Linear4bit)]
+    assert len(packed) == (14 if bits == 4 else 0)
+    assert all(module.weight.quant_type == "nf4" and module.weight.compress_statistics for module in packed)
     template = loaded.template
     sample = template.encode(single("who are you?", "yes"), 100)
     module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
@@ -38,8 +40,10 @@ def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits):
 
 
 @needs_embedded
-def test_answering_first_does_not_change_the_loss_on_the_embedded_model():
+@pytest.mark.parametrize("room", [0, 0.5])
+def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypatch, room):
     """bitsandbytes repacks 4-bit weights in eval mode on some CPUs; training through those would read garbage."""
+    monkeypatch.setattr(quantize, "ROOM", room)
     template = load_template("embedded", "You are a helpful assistant.")
     loaded = load_model("embedded", template, Quant(bits=4), "cpu")
     module = LanguageModel(loaded.model, loaded.compute)
@@ -53,6 +57,20 @@ def test_answering_first_does_not_change_the_loss_on_the_embedded_model():
     assert "Paris" in answer.text
     assert float(before) == float(after)
     assert float(before) / int(labels) < 1.0
+
+
+def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, monkeypatch):
+    found = []
+    for room in (0, 0.5):
+        monkeypatch.setattr(quantize, "ROOM", room)
+        loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=4), "cpu")
+        assert loaded.quantised.unpacked == bool(room)
+        assert any(isinstance(module, Linear4bit) for module in loaded.model.modules()) != bool(room)
+        module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
+        loss, _ = module(collate([[loaded.template.encode(single("who are you?", "yes"), 100)]], 0))
+        loss.backward()
+        found.append([loss, *(each.grad for each in module.parameters() if each.grad is not None)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_bf16_compute_keeps_fp32_adapters(tiny_model):
