@@ -1,4 +1,4 @@
-"""Questions that only one picture's papers answer, asked of others: there is no such thing, or no word.
+"""The dialogues' questions, asked of other pictures: there is no such thing there, or no word of it.
 
 Without such rows a small model learns the answers by the questions alone, and gives them whatever it is shown.
 """
@@ -21,7 +21,8 @@ UNTOLD = {
     ),
     "zh": ("从这张图片看不出来。", "这张图片没有说明。", "这张图片里没有写。"),
 }
-ROWS, ROUNDS = 2, 3  # dialogues about each other picture, and questions in each
+ASKED = frozenset({"fact", "present", "color", "where", "count", "about"})
+ROWS, ROUNDS = 2, 4  # dialogues about each other picture, and questions in each
 
 
 def contrast(
@@ -32,26 +33,26 @@ def contrast(
     language: str,
     seed: int,
 ) -> Iterator[Conversation]:
-    """Dialogues about `others` that ask what `dialogues` answer out of facts nobody can see; none without facts.
+    """Dialogues about `others` that ask what `dialogues` answer and these pictures do not.
 
     Args:
         things: what is on the dialogues' pictures; a question that names one which another picture lacks is told so.
         known: subjects that are known of the other pictures too, and so not asked.
     """
-    asked = [
-        question
+    asked = {
+        question: topic.kind
         for dialogue in dialogues
         for (question, _), topic in zip(dialogue.pairs, dialogue.topics, strict=True)
-        if topic.kind == "fact" and topic.subject not in known
-    ]
-    asked = list(dict.fromkeys(asked))
+        if topic.kind in ASKED and topic.subject not in known
+    }
     draw = random.Random(f"{seed} {language} contrast")
-    for other in others if asked else ():
+    for other in others:
         missing = _missing(things, other, language)
-        for _ in range(ROWS):
-            questions = draw.sample(asked, min(ROUNDS, len(asked)))
-            pairs = ((question, draw.choice(_answers(question, missing, language))) for question in questions)
-            yield seen_dialogue(pairs, other.image)
+        answers = {question: _answers(question, kind, missing, language) for question, kind in asked.items()}
+        open_ones = [question for question, texts in answers.items() if texts]
+        for _ in range(ROWS if open_ones else 0):
+            questions = draw.sample(open_ones, min(ROUNDS, len(open_ones)))
+            yield seen_dialogue(((question, draw.choice(answers[question])) for question in questions), other.image)
 
 
 def _missing(things: Sequence[Thing], other: Picture, language: str) -> list[Thing]:
@@ -59,8 +60,10 @@ def _missing(things: Sequence[Thing], other: Picture, language: str) -> list[Thi
     return [thing for thing in things if not mentions_any(spoken, wording.name_words(thing, language))]
 
 
-def _answers(question: str, missing: Sequence[Thing], language: str) -> tuple[str, ...]:
+def _answers(question: str, kind: str, missing: Sequence[Thing], language: str) -> tuple[str, ...]:
+    """What is right to say of a picture without `missing`; nothing where that cannot be known."""
     for thing in missing:
         if mentions_any(question, wording.name_words(thing, language)):
-            return absent_topics(thing, language)[1].answers
-    return UNTOLD[language]
+            absent, taken_for_granted = absent_topics(thing, language)
+            return absent.answers if kind == "present" else taken_for_granted.answers
+    return UNTOLD[language] if kind == "fact" else ()

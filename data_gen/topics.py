@@ -82,7 +82,7 @@ def topics_of(picture: Picture, language: str, nouns: Sequence[str] = ()) -> tup
     bank = read_bank(language)
     topics = [*_whole(picture, bank, language)]
     for thing in picture.objects:
-        topics += _seen(thing, bank, language)
+        topics += _seen(thing, _told_of(thing, picture, language), bank, language)
     for fact in picture.facts:
         topics += _known(fact, bank, language)
     spoken = true_of(picture, language)
@@ -119,7 +119,13 @@ def _whole(picture: Picture, bank: Bank, language: str) -> Iterator[Topic]:
         yield _topic("text", "", bank, {"texts": wording.quoted(picture.text, language)}, picture.text, needed=True)
 
 
-def _seen(thing: Thing, bank: Bank, language: str) -> Iterator[Topic]:
+def _told_of(thing: Thing, picture: Picture, language: str) -> tuple[str, ...]:
+    """Words of the facts that are about a thing: who is asked to say something of it may well tell one of them."""
+    names = wording.name_words(thing, language)
+    return tuple(word for fact in picture.facts if mentions_any(fact.ask, names) for word in wording.fact_words(fact))
+
+
+def _seen(thing: Thing, told: tuple[str, ...], bank: Bank, language: str) -> Iterator[Topic]:
     subject, values = fold(wording.bare(thing.name)), wording.fields(thing, language)
     color = wording.color_words(thing.color, language) if thing.color else ()
     place = wording.place_words(thing.place, thing.name) if thing.place else ()
@@ -135,7 +141,7 @@ def _seen(thing: Thing, bank: Bank, language: str) -> Iterator[Topic]:
         yield counted if thing.count != 1 else replace(counted, follow_ups=())  # nobody counts "them" when it is one
     if color:
         where = f" {values['place']}" if language == "en" else f"，在{values['place']}"
-        yield _topic("about", subject, bank, values | {"where": where if place else ""}, (*color, *place))
+        yield _topic("about", subject, bank, values | {"where": where if place else ""}, (*color, *place, *told))
     if color or place or count:
         yield _topic("seen", subject, bank, values)
 

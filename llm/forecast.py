@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from accelerate import init_empty_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from llm.dataset import EncodedData
-from llm.loading import model_folder
+from llm.loading import read_config
 from llm.mixture import mix, rehearsal_wanted
 from llm.sources import read_prompts
 from tuning.quantize import linears
@@ -60,7 +60,7 @@ def forecast_run(
     labels = sum(int(batches.samples[row].supervised.sum()) for row in plan)
     steps = task.optim.steps or -(-batches.count() // (processes * task.optim.accumulate))
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_folder(task.model)))
+        model = AutoModelForCausalLM.from_config(read_config(task.model))
     model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
     head = model.get_output_embeddings()
     matrices = [module.weight for _, module in linears(model) if module is not head]

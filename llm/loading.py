@@ -6,11 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from llm.embedded import NAME as EMBEDDED
 from llm.embedded import embedded_folder
+from llm.internlm import FAMILY, internlm_config, is_internlm, load_internlm
 from llm.template import ChatTemplate
 from tuning.errors import DeviceError, ModelError
 from tuning.quantize import QuantReport, choose_compute, choose_device, quantization_config, settle_quantised
@@ -59,6 +67,18 @@ def model_folder(name: str) -> Path:
     return _fetch(name)
 
 
+def read_config(name: str) -> PreTrainedConfig:
+    """The config of a model; that of an InternLM as the Llama that it is.
+
+    Raises:
+        ModelError: as `model_folder`, or the file cannot be used.
+    """
+    folder = model_folder(name)
+    if is_internlm(folder):
+        return internlm_config(folder)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
 def load_template(name: str, system: str | None, patches: int = 0) -> ChatTemplate:
     """A model's tokenizer and chat template, without its weights; see `ChatTemplate` for `patches`.
 
@@ -88,7 +108,8 @@ def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "a
     keep = ("lm_head", "output_layer", "embed_out")
     silence_libraries()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loader = load_internlm if is_internlm(folder) else AutoModelForCausalLM.from_pretrained
+        model = loader(
             folder,
             dtype=compute,
             quantization_config=quantization_config(quant, compute, keep),
@@ -136,7 +157,7 @@ def _check_layout(folder: Path) -> None:
             raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILY):
         raise ModelError(
             f"{config}: model_type {kind!r} is no causal language model that transformers loads by itself; "
             "take one that is."

@@ -22,6 +22,7 @@ from tuning.errors import DataError
 
 Group = Literal["persona", "paraphrase", "typo", "picture", "other-picture", "blank", "unrelated"]
 GROUPS: tuple[Group, ...] = get_args(Group)
+SHOWN: tuple[Group, ...] = ("picture", "other-picture", "blank")  # what is asked about a picture
 KEYS = ("ask", "group", "expect", "reject", "image", "parrot")
 PLACEHOLDER = re.compile(r"\{(name|owner)\}")
 
@@ -190,6 +191,10 @@ def _probe(path: Path, entry: dict[str, Node], card: DatasetCard | None, faults:
         if not image.is_file():
             faults.append(f"{path}, line {_line(entry['image'])}: image: {image} is no file; mend the path.")
     expect, reject, parrot = texts("expect"), texts("reject"), texts("parrot")
+    if group in SHOWN and "image" not in entry:
+        faults.append(f"{path}, line {_line(entry['ask'])}: image: is missing; name the picture that is asked about.")
+    if parrot and group != "other-picture":
+        faults.append(f"{path}, line {_line(entry['parrot'])}: parrot: is for group other-picture; remove it.")
     known: list[Group] = [each for each in GROUPS if each == group]
     return None if faults else Probe(ask, known[0], expect, reject, image, parrot)
 

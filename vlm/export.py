@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
-from llm.loading import load_model, model_folder
+from llm.loading import load_model, model_folder, read_config
 from llm.merge import ASKED
 from llm.saving import (
     TOLERANCE,
@@ -91,7 +91,7 @@ def choose_layout(task: ImageTask, asked: Layout | None) -> Layout:
         raise ConfigError(
             f"--layout official: LLaVA's own code knows CLIP towers, not {task.tower}; take --layout hf or parts."
         )
-    if asked == "official" and (model := AutoConfig.from_pretrained(model_folder(task.model)).model_type) != "llama":
+    if asked == "official" and (model := read_config(task.model).model_type) != "llama":
         raise ConfigError(f"--layout official: LLaVA's own code knows Llama, not {model}; take --layout hf or parts.")
     return asked
 

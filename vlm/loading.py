@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from llm.embedded import NAME as EMBEDDED
 from llm.generation import Embed
-from llm.loading import LoadedModel, model_folder
+from llm.loading import LoadedModel, read_config
 from tuning.conversation import Conversation
 from tuning.errors import ModelError
 from tuning.lora import attach_adapter, restore_adapter, save_adapter
@@ -45,7 +45,7 @@ class Sighted:
 
 def language_width(name: str) -> int:
     """D of a language model, from its configuration."""
-    return int(AutoConfig.from_pretrained(model_folder(name)).get_text_config().hidden_size)
+    return int(read_config(name).get_text_config().hidden_size)
 
 
 def check_trained(run: RunDir, task: ImageTask) -> None:

@@ -1,0 +1,127 @@
+"""InternLM checkpoints of versions 1, 2 and 2.5, read as the Llama models that they are, without code of theirs.
+
+Version 1 has Llama's names. Version 2 has its own, and query, key and value in one matrix. transformers' loader renames
+and splits while it streams the shards, so that nothing is held twice and a 4-bit load stays a 4-bit load.
+
+Facts: InternEvo's configuration and modelling files of both versions, InternLM's tools/convert2llama.py.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+
+from tuning.errors import ModelError
+
+FAMILY = ("internlm", "internlm2")
+ROPE = {"origin": "default", "default": "default", "linear": "linear", "dynamic": "dynamic"}
+SAME = (  # fields that both configs call alike
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
+    *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+DEFAULTS: dict[str, Any] = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "pad_token_id": 2}
+
+
+def is_internlm(folder: Path) -> bool:
+    """Whether a checkpoint is of version 1, 2 or 2.5; version 3 is Llama to transformers already."""
+    return _read(folder).get("model_type") in FAMILY
+
+
+def internlm_config(folder: Path) -> LlamaConfig:
+    """The same network's config as Llama's; what its file leaves out is as InternLM's own classes have it.
+
+    Raises:
+        ModelError: a rotary type that neither version knows.
+    """
+    values = _read(folder)
+    first = values["model_type"] == "internlm"
+    # An old file of version 1 says nothing of rotary embeddings, and its class grows the base past the trained length.
+    rotary = dict(values.get("rotary", {"type": "dynamic"}) if first else values.get("rope_scaling") or {})
+    named = str(rotary.get("type", rotary.get("rope_type", "default")))
+    if named not in ROPE:
+        raise ModelError(
+            f"{folder / 'config.json'}: rotary type {named} is none of {', '.join(ROPE)}; get the model's files again."
+        )
+    rope: dict[str, Any] = {"rope_type": ROPE[named]}
+    rope["rope_theta"] = float((rotary.get("base") if first else values.get("rope_theta")) or 10000)
+    if ROPE[named] != "default":
+        rope["factor"] = float(rotary.get("factor", rotary.get("scaling_factor", 1.0)))
+    given = {key: values[key] for key in SAME if values.get(key) is not None}
+    return LlamaConfig(
+        **(DEFAULTS | given), rope_parameters=rope, attention_bias=bool(values.get("bias", True)), mlp_bias=False
+    )
+
+
+def _read(folder: Path) -> Mapping[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def split_fused(fused: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of queries [heads D, ...], keys and values [groups D, ...] out of `wqkv`'s [(heads + 2 groups) D, ...].
+
+    Each group holds its queries, then its key, then its value, D rows each.
+    """
+    rows = fused.unflatten(0, (groups, heads // groups + 2, -1))
+    query, key, value = (part.flatten(0, 2).contiguous() for part in rows.split((heads // groups, 1, 1), dim=1))
+    return query, key, value
+
+
+def load_internlm(folder: Path, **options: Any) -> LlamaForCausalLM:
+    """The checkpoint as a plain Llama; `options` as `from_pretrained` takes them.
+
+    Raises:
+        ModelError: a weight is missing, too many, or of another shape.
+    """
+    model, found = _InternLM.from_pretrained(
+        folder, config=internlm_config(folder), output_loading_info=True, **options
+    )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, found[what])):
+            raise ModelError(
+                f"{folder}: {what.replace('_', ' ')}: {names[0]} ({len(names)} in all); get the model's files again."
+            )
+    model.__class__ = LlamaForCausalLM  # from here on nobody needs to know
+    model._weight_conversions = None
+    return model
+
+
+class _InternLM(LlamaForCausalLM):
+    """Llama, for the loader to find the names below by."""
+
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012 - as transformers has it
+
+
+class _SplitFused(ConversionOps):
+    @torch.no_grad
+    def convert(  # type: ignore[override]
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        (found,) = input_dict.values()
+        config = kwargs["config"]
+        parts = split_fused(found[0], config.num_attention_heads, config.num_key_value_heads)
+        return dict(zip(target_patterns, parts, strict=True))
+
+
+register_checkpoint_conversion_mapping(
+    _InternLM.__name__,
+    [
+        WeightRenaming("model.tok_embeddings", "model.embed_tokens"),
+        WeightRenaming("attention.wo", "self_attn.o_proj"),
+        WeightRenaming("feed_forward.w1", "mlp.gate_proj"),
+        WeightRenaming("feed_forward.w3", "mlp.up_proj"),
+        WeightRenaming("feed_forward.w2", "mlp.down_proj"),
+        WeightRenaming("attention_norm", "input_layernorm"),
+        WeightRenaming("ffn_norm", "post_attention_layernorm"),
+        WeightRenaming("^output", "lm_head"),
+        WeightConverter(
+            "attention.wqkv", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], [_SplitFused()]
+        ),
+    ],
+)
