@@ -97,7 +97,7 @@ def test_bad_models(refused: Refused, task: Callable[..., Path], tiny_model: Pat
 
     assert "config.json is missing" in refused("train", task(model=str(broken("a", "config.json"))))
     assert "no weights" in refused("train", task(model=str(broken("b", "*.safetensors"))))
-    assert "internlm2" in refused("train", task(model=str(broken("c", model_type="internlm2"))))
+    assert "baichuan" in refused("train", task(model=str(broken("c", model_type="baichuan"))))
     assert "no chat template" in refused("train", task(model=str(broken("d", "*.jinja"))))
     sharded = broken("e")
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
