@@ -9,7 +9,7 @@ Facts: InternEvo's configuration and modelling files of both versions, InternLM'
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
