@@ -79,9 +79,9 @@ def load_internlm(folder: Path, **options: Any) -> LlamaForCausalLM:
     Raises:
         ModelError: a weight is missing, too many, or of another shape.
     """
-    model, found = _InternLM.from_pretrained(
-        folder, config=internlm_config(folder), output_loading_info=True, **options
-    )
+    config = internlm_config(folder)
+    loaded = _InternLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    model, found = cast(Any, loaded)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, found[what])):
             raise ModelError(
