@@ -50,7 +50,9 @@ def contrast(
         missing = _missing(things, other, language)
         answers = {question: _answers(question, kind, missing, language) for question, kind in asked.items()}
         open_ones = [question for question, texts in answers.items() if texts]
-        for _ in range(ROWS if open_ones else 0):
+        if not open_ones:
+            continue
+        for _ in range(ROWS):
             questions = draw.sample(open_ones, min(ROUNDS, len(open_ones)))
             yield seen_dialogue(((question, draw.choice(answers[question])) for question in questions), other.image)
 

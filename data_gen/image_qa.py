@@ -32,6 +32,7 @@ LAYOUTS: dict[str, Schema] = {"llava": "llava", "messages": "messages"}
 OTHERS = SHIPPED / "pictures" / "probes.yaml"  # never trained on
 REHEARSED = SHIPPED / "pictures" / "others.yaml"  # what the questions are asked of besides
 OTHER_DIALOGUES = "pictures/others.jsonl"
+UNRELATED = "probes/unrelated.en.yaml"  # what tuning on a picture costs elsewhere
 BLANK = SHIPPED / "pictures" / "blank.jpg"
 UPRIGHT = 1  # EXIF's value for a picture that needs no turning
 
@@ -139,9 +140,14 @@ def contrast_path(out: Path) -> Path:
     return out.with_name(out.name + ".others.jsonl")
 
 
-def rehearsal_files(out: Path) -> list[str]:
-    """What a task on this dataset names under `rehearsal.files`: the dialogues that ship, and the contrast."""
-    return [OTHER_DIALOGUES, *([str(contrast_path(out))] if contrast_path(out).exists() else [])]
+def task_overrides(out: Path) -> list[str]:
+    """What a task on this dataset is told: its rows, what to rehearse beside them, and what to ask before and after."""
+    rehearsed = [OTHER_DIALOGUES, *([str(contrast_path(out))] if contrast_path(out).exists() else [])]
+    return [
+        f"data.files=[{out}]",
+        f"rehearsal.files=[{', '.join(rehearsed)}]",
+        f"evaluation.probes=[{probes_path(out)}, {UNRELATED}]",
+    ]
 
 
 def pictures_folder(out: Path) -> Path:

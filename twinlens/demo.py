@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_gen.image_qa import probes_path, rehearsal_files, write_image_qa
+from data_gen.image_qa import task_overrides, write_image_qa
 from data_gen.persona import Persona, write_persona
 from tuning.compare import Comparison
 from tuning.files import shipped
@@ -16,7 +16,6 @@ log = logging.getLogger("twinlens")
 TEXT = "text/embedded-persona.yaml"
 IMAGE = "image/embedded-picture.yaml"
 WORKSHOP = "pictures/workshop.yaml"
-UNRELATED = "probes/unrelated.en.yaml"
 
 
 def demo_text(
@@ -38,13 +37,8 @@ def demo_image(facts: Path | None, seed: int, work_dir: Path, overrides: Sequenc
     data = work_dir / "demo-image" / "picture.jsonl"
     card = write_image_qa(facts or shipped(WORKSHOP), data, dialogues=6, rounds=5, repeat=1, seed=seed)
     log.info("1/3 data: %d dialogues of 5 rounds: %s", card.rows, data)
-    given = [
-        f"data.files=[{data}]",
-        f"rehearsal.files=[{', '.join(rehearsal_files(data))}]",
-        f"evaluation.probes=[{probes_path(data)}, {UNRELATED}]",
-        f"run.seed={seed}",
-    ]
-    return _train_and_judge("demo-image", IMAGE, work_dir, [*given, *overrides])
+    given = [*task_overrides(data), f"run.seed={seed}", *overrides]
+    return _train_and_judge("demo-image", IMAGE, work_dir, given)
 
 
 def _train_and_judge(name: str, config: str, work_dir: Path, overrides: Sequence[str]) -> tuple[Path, Comparison]:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from data_gen.facts import Picture
     from data_gen.teacher import Lessons
     from data_gen.teacher_client import Teacher
-
-UNRELATED = "probes/unrelated.en.yaml"  # what tuning on a picture costs elsewhere
+    from tuning.card import DatasetCard
 
 
 @app.command("image-qa")
@@ -54,8 +53,7 @@ def image_qa(
     image, caption, name, color, count, place, text, ask, answer, source, absent; a row without an image goes on with
     the picture above.
     """
-    from data_gen.image_qa import contrast_path, probes_path, rehearsal_files, write_image_qa
-    from tuning.probes import read_probes
+    from data_gen.image_qa import write_image_qa
 
     asked = _teacher(teacher, model, api_key_env)
     lessons: list[Lessons] = []
@@ -77,31 +75,28 @@ def image_qa(
         others=others,
         teach=teach if asked else None,
     )
+    _report(out, card, rounds, lessons, as_json)
+
+
+def _report(out: Path, card: "DatasetCard", rounds: int, lessons: "Sequence[Lessons]", as_json: bool) -> None:
+    """What was written, and the command that trains on it."""
+    from data_gen.image_qa import contrast_path, probes_path, task_overrides
+    from tuning.probes import read_probes
+
     probes = probes_path(out)
     groups = [probe.group for probe in read_probes(probes)]
     counted = ", ".join(f"{groups.count(group)} {group}" for group in dict.fromkeys(groups))
     rehearsal = contrast_path(out) if contrast_path(out).exists() else None
-    command = [
-        *("twinlens", "train", "configs/image/embedded-picture.yaml", f"data.files=[{out}]"),
-        f"rehearsal.files=[{', '.join(rehearsal_files(out))}]",
-        f"evaluation.probes=[{probes}, {UNRELATED}]",
-    ]
+    written = {"out": out, "card": card_path(out), "probes": probes, "rehearsal": rehearsal}
     finish(
-        {
-            "out": out,
-            "card": card_path(out),
-            "probes": probes,
-            "rehearsal": rehearsal,
-            "left_out": sum(each.left_out for each in lessons),
-        }
-        | card_to_dict(card),
+        written | {"left_out": sum(each.left_out for each in lessons)} | card_to_dict(card),
         [
             f"{out}: {card.rows:,} rows, {card.distinct:,} of them distinct, {rounds} questions each",
             f"{probes}: {counted or 'nothing that could be asked'}",
             *([f"{rehearsal}: the same questions about other pictures, to rehearse"] if rehearsal else []),
             *(line for each in lessons for line in _told(each, out)),
         ],
-        shlex.join(command),
+        shlex.join(["twinlens", "train", "configs/image/embedded-picture.yaml", *task_overrides(out)]),
         as_json,
     )
 
