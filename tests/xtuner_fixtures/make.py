@@ -105,7 +105,7 @@ def encoded(conversation: list[dict], template: str | None, tokenizer: Tokenizer
 
 
 def rows(tokenizers: dict[str, Tokenizer]):
-    """(kind, name of the conversation, template, tokenizer, max_length, what encode_fn answers), one after the other."""
+    """Every conversation in every template, encoded, one after the other."""
 
     def row(kind: str, name: str, template: str | None, tokenizer: str, turns: list[dict], max_length: int = 2048):
         answer = encoded(turns, template, tokenizers[tokenizer], max_length, kind == "llava")
