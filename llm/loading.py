@@ -9,17 +9,19 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from llm.embedded import NAME as EMBEDDED
 from llm.embedded import embedded_folder
 from llm.internlm import FAMILY, internlm_config, is_internlm, load_internlm
+from llm.named_templates import NAMED, NamedTemplate, named_template
 from llm.template import ChatTemplate
+from llm.tokenizer import load_tokenizer
 from tuning.errors import DeviceError, ModelError
 from tuning.quantize import QuantReport, choose_compute, choose_device, quantization_config, settle_quantised
 from tuning.settings import Quant
@@ -79,20 +81,36 @@ def read_config(name: str) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def load_template(name: str, system: str | None, patches: int = 0) -> ChatTemplate:
+def load_template(name: str, system: str | None, patches: int = 0, named: str | None = None) -> ChatTemplate:
     """A model's tokenizer and chat template, without its weights; see `ChatTemplate` for `patches`.
+
+    Args:
+        named: the name of a template to take; None takes the model's own.
 
     Raises:
         ModelError: as `model_folder`, or the tokenizer cannot be read or has no chat template.
+        ConfigError: no template has that name.
     """
+    chosen = named_template(named) if named else None
     folder = model_folder(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever the file's parser raises
-        raise ModelError(
-            f"model: {name}: its tokenizer cannot be read ({_reason(error)}); get the model's files again."
-        ) from error
-    return ChatTemplate(tokenizer, system, patches)
+    tokenizer = load_tokenizer(folder)
+    if chosen is None and not tokenizer.chat_template:
+        chosen = _family_template(folder, tokenizer)
+    return ChatTemplate(tokenizer, system, patches, chosen)
+
+
+def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedTemplate | None:
+    """What InternLM's own code writes, where the checkpoint has it in code alone."""
+    if not is_internlm(folder):
+        return None
+    first = "<eoa>" in tokenizer.all_special_tokens
+    return (
+        NAMED["internlm"]
+        if first
+        else NAMED["internlm2_chat"]
+        if "<|im_end|>" in tokenizer.all_special_tokens
+        else None
+    )
 
 
 def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "auto") -> LoadedModel:

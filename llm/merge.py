@@ -47,12 +47,18 @@ class MergeReport:
 
 
 def merge(
-    base: str, adapter: Path, destination: Path, max_shard_size: str = "2GB", trained_on: Quant | None = None
+    base: str,
+    adapter: Path,
+    destination: Path,
+    max_shard_size: str = "2GB",
+    trained_on: Quant | None = None,
+    named: str | None = None,
 ) -> MergeReport:
     """Write a merged model that plain transformers loads, with tokenizer and chat template.
 
     Args:
         trained_on: how the base was held in training, to measure what leaving that behind changes.
+        named: the chat template that it was trained with, if not the base's own.
 
     Raises:
         ModelError: base or adapter are missing, do not fit, or the base is stored quantised; or merging went wrong.
@@ -64,7 +70,7 @@ def merge(
     folder = model_folder(base)
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
-    template = load_template(base, None)
+    template = load_template(base, None, named=named)
     was = None
     if trained_on is not None and trained_on.bits != 16:
         quantised = load_adapter(load_model(base, template, trained_on).model, adapter)

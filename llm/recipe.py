@@ -41,7 +41,7 @@ def train(
     Raises:
         KitError: something the user must change; nothing was trained, or a checkpoint was kept.
     """
-    template = load_template(task.model, task.system)
+    template = load_template(task.model, task.system, named=task.template)
     say_system(task, template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     card = write_data_facts(task, data, run_dir)
@@ -87,7 +87,7 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
     """
     read_adapter_config(run_dir.adapter)
     probes, files, card = probes_of_run(run_dir, task, probe_files)
-    template = load_template(task.model, task.system)
+    template = load_template(task.model, task.system, named=task.template)
     loaded = load_model(task.model, template, task.quant, task.run.device)
     adapted = load_adapter(loaded.model, run_dir.adapter)
     answers = asking(adapted, template, loaded.compute, task.evaluation.max_new_tokens, shown=True)
@@ -98,7 +98,7 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
 
 def forecast(task: TextTask, processes: int = 1) -> Forecast:
     """Count steps, tokens and arithmetic from the data, the tokenizer and the model's configuration alone."""
-    template = load_template(task.model, task.system)
+    template = load_template(task.model, task.system, named=task.template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     given = distinct_rows(read_conversations(task.rehearsal.files))
     rehearsal = [encode_row(row, template, task.data.max_length) for row in given]

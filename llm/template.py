@@ -1,17 +1,19 @@
 """Conversations in the model's own chat markup, with the loss on answers only.
 
-The mask is exact by construction: prompt, answer with its stop token, and what separates turns are rendered by the
-chat template, tokenised apart and joined. Nothing is found again by its text or its length in tokens.
+The mask is exact by construction: prompt, answer with its stop token, and what separates turns come from the markup as
+pieces, are tokenised apart and joined. Nothing is found again by its text or its length in tokens.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from llm.literal import Literal
+from llm.markup import Markup, ModelMarkup, NamedMarkup, Piece
+from llm.named_templates import NamedTemplate
 from tuning.conversation import IMAGE_MARK, Conversation, Turn
 from tuning.errors import DataError, ModelError
 from tuning.samples import PATCH, EncodedSample
@@ -27,33 +29,42 @@ class Segment:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, and the task's system text.
+    """A tokenizer's chat template, or a named one in its place, and the task's system text.
 
     Args:
-        tokenizer: with a `chat_template`.
+        tokenizer: with a `chat_template`, unless there is a named one; what it saves then carries that.
         system: given to conversations that start without a system turn; None leaves it to the template.
         patches: places that each `<image>` in a text takes; 0 where the model sees no pictures.
+        named: taken instead of the tokenizer's own.
 
     Raises:
         ModelError: the tokenizer has no chat template, or one whose answers have no stop token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None, patches: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        system: str | None,
+        patches: int = 0,
+        named: NamedTemplate | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.system = system
         self.patches = patches
-        self._special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special.update(tokenizer.all_special_ids)
-        if not tokenizer.chat_template:
+        self._literal = Literal(tokenizer)
+        if named is not None:
+            tokenizer.chat_template = named.jinja()
+        elif not tokenizer.chat_template:
             raise ModelError(
-                f"{tokenizer.name_or_path}: its tokenizer has no chat template; take the chat version of this model."
+                f"{tokenizer.name_or_path}: its tokenizer has no chat template; take the chat version of this model, "
+                "or name one with `template`."
             )
-        turns = (Turn("user", "question"), Turn("assistant", "answer"))
-        answer = [
-            segment for segment in self._segments(self._with_system(turns), "chat template") if segment.supervised
-        ]
-        self.stop_ids = tuple(dict.fromkeys([answer[-1].ids[-1], *_eos_ids(tokenizer)]))
-        """Tokens that end an answer: the one the template closes answers with first, the tokenizer's own after it."""
+        self._markup: Markup = NamedMarkup(named) if named else ModelMarkup(tokenizer, self._literal)
+        self._begin, self._end = _ids(tokenizer.bos_token_id), _ids(tokenizer.eos_token_id)
+        turns = self._with_system((Turn("user", "question"), Turn("assistant", "answer")))
+        closing = [ids for ids in self._segments(turns, "chat template") if ids.supervised][-1].ids
+        self.stop_ids = tuple(dict.fromkeys([*(each for each in closing if each in self._literal.special), *self._end]))
+        """Tokens that end an answer: those the template closes answers with first, the tokenizer's own after them."""
 
     @property
     def pad_id(self) -> int:
@@ -63,16 +74,7 @@ class ChatTemplate:
 
     def default_system(self) -> str | None:
         """What the template itself writes before a first user turn, when the task gives no system text."""
-        if self.system:
-            return None
-        mark = "\u2063mark\u2063"
-        plain = self._render((Turn("user", mark),), False, "chat template")
-        given = self._render((Turn("system", mark), Turn("user", mark)), False, "chat template")
-        frame, between, _ = given.split(mark, 2)
-        before = plain.partition(mark)[0]
-        if not (before.startswith(frame) and before.endswith(between) and len(before) > len(frame) + len(between)):
-            return None
-        return before[len(frame) : len(before) - len(between)]
+        return None if self.system else self._markup.injected_system()
 
     def encode(self, conversation: Conversation, max_length: int, where: str = "") -> EncodedSample:
         """One conversation as tokens and mask; a long one is cut after the last whole answer that fits.
@@ -107,95 +109,45 @@ class ChatTemplate:
         """
         if not conversation.turns or conversation.turns[-1].role != "user":
             raise DataError("a prompt ends with a user turn; add the question.")
-        turns = self._with_system(conversation.turns)
-        ids: list[int] = []
-        text = ""
-        for segment, text in self._walk(turns, "prompt"):  # noqa: B007 - the last text is needed below
-            ids += segment.ids
-        rest = self._render(turns, True, "prompt")
-        self._refuse_rewrite(rest, text, "prompt")
-        return ids + self._tokens(rest[len(text) :])
+        pieces = self._markup.asking(self._guarded(self._with_system(conversation.turns)), "prompt")
+        return [index for segment in self._tokenised(pieces) for index in segment.ids]
 
     def _with_system(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
         if self.system and not (turns and turns[0].role == "system"):
             return (Turn("system", self.system), *turns)
         return tuple(turns)
 
-    def _segments(self, turns: tuple[Turn, ...], where: str) -> Iterator[Segment]:
-        return (segment for segment, _ in self._walk(turns, where))
+    def _guarded(self, turns: Iterable[Turn]) -> tuple[Turn, ...]:
+        """The turns with special tokens that their texts spell marked as text; `<image>` is meant where it is seen."""
+        meant = IMAGE_MARK if self.patches else ""
+        return tuple(replace(turn, content=self._literal.guard(turn.content, meant)) for turn in turns)
 
-    def _walk(self, turns: tuple[Turn, ...], where: str) -> Iterator[tuple[Segment, str]]:
-        """Segments in order, each with all the text rendered up to the end of its turn."""
-        text = ""
-        for index, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before = self._render(turns[:index], True, where)
-            whole = self._render(turns[: index + 1], False, where)
-            self._refuse_rewrite(before, text, where)
-            self._refuse_rewrite(whole, before, where)
-            yield Segment(self._tokens(before[len(text) :]), False), whole
-            written = whole[len(before) :]
-            end = _end_of(turn.content, written)
-            if end is None:
-                raise ModelError(
-                    f"{where}: the chat template does not write this answer out as it stands; take another."
-                )
-            stop, separator = self._closing(written[end:])
-            yield Segment(self._tokens(written[:end]) + stop, turn.loss, closes_answer=True), whole
-            yield Segment(separator, False), whole
-            text = whole
+    def _segments(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
+        return self._tokenised(self._markup.answered(self._guarded(turns), where))
 
-    def _closing(self, tail: str) -> tuple[list[int], list[int]]:
-        """What follows an answer, split behind its stop token."""
-        ids = self._tokens(tail)
-        for position, index in enumerate(ids):
-            if index in self._special:
-                return ids[: position + 1], ids[position + 1 :]
-        if not (eos := _eos_ids(self.tokenizer)):
-            raise ModelError(
-                f"{self.tokenizer.name_or_path}: neither template nor tokenizer has a stop token; set one."
-            )
-        return [eos[0]], ids
+    def _tokenised(self, pieces: Iterable[Piece]) -> Iterator[Segment]:
+        for piece in pieces:
+            ids = self._begin[:1] if piece.begins else []
+            for text in piece.texts:
+                ids += self._tokens(text)
+            if piece.ends:
+                if not self._end:
+                    raise ModelError(
+                        f"{self.tokenizer.name_or_path}: neither template nor tokenizer has a stop token; set one."
+                    )
+                ids += self._end[:1]
+            yield Segment(ids, piece.loss, closes_answer=piece.kind == "answer")
 
     def _tokens(self, text: str) -> list[int]:
         if self.patches and IMAGE_MARK in text:
             before, *after = text.split(IMAGE_MARK)
-            ids = self._tokens(before)
+            ids = self._literal.ids(before)
             for piece in after:
-                ids += [PATCH] * self.patches + self._tokens(piece)
+                ids += [PATCH] * self.patches + self._literal.ids(piece)
             return ids
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    def _render(self, turns: Sequence[Turn], generate: bool, where: str) -> str:
-        messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in turns]
-        try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        except TemplateError as error:
-            raise DataError(
-                f"{where}: the model's chat template refuses these turns ({error}); change their roles."
-            ) from error
-        assert isinstance(text, str)
-        return text
-
-    @staticmethod
-    def _refuse_rewrite(text: str, prefix: str, where: str) -> None:
-        if not text.startswith(prefix):
-            raise ModelError(
-                f"{where}: the chat template rewrites earlier turns, so what is learned is not what is asked later; "
-                "give one question a row or take a model with an append-only template."
-            )
+        return self._literal.ids(text)
 
 
-def _end_of(answer: str, written: str) -> int | None:
-    """Where an answer ends in what the template wrote for it; templates may strip it and put white space in front."""
-    for text in (answer, answer.strip()):
-        start = written.find(text)
-        if start >= 0 and not written[:start].strip():
-            return start + len(text)
-    return None
-
-
-def _eos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    eos = tokenizer.eos_token_id
-    return [int(index) for index in (eos if isinstance(eos, list) else [eos]) if index is not None]
+def _ids(of: Any) -> list[int]:
+    """What a tokenizer says of its first or last token: one, several or none."""
+    return [int(index) for index in (of if isinstance(of, list) else [of]) if index is not None]

@@ -136,6 +136,8 @@ class Task(Block):
     """The language model: a folder in Hugging Face layout, a hub name, or `embedded`: one out of a Python package."""
     system: str | None = None
     """System text given wherever a conversation has none of its own, the same in training, compare and chat."""
+    template: str | None = None
+    """Name of a chat template of XTuner's list, such as internlm2_chat; the model's own when left out."""
     quant: Quant = Quant()
     lora: Lora = Lora()
     data: Data
@@ -175,6 +177,7 @@ KNOWN_ELSEWHERE = {
     "evaluation_freq": "evaluation.every",
     "evaluation_inputs": "evaluation.probes",
     "SYSTEM": "system",
+    "prompt_template": "template",
     "r": "lora.rank",
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",

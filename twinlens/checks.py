@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llm.embedded import INSTALL, NAME, embedded_weights
+from llm.named_templates import named_template
 from llm.sources import persona_card, read_conversations, read_prompts
 from tuning.errors import ConfigError, DataError, DeviceError, ModelError
 from tuning.files import resolve_path
@@ -24,6 +25,8 @@ def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: 
     Raises:
         KitError: the first thing that would stop the run.
     """
+    if task.template is not None:
+        named_template(task.template)
     pictures: dict[str, str] = {}
     lines = _data_lines(task, pictures) + _evaluation_lines(task, pictures)
     if isinstance(task, ImageTask):

@@ -33,13 +33,19 @@ class Target:
 
 
 def open_target(
-    target: str, system: str | None, bits: int, with_adapter: bool = True, pictures: bool = False
+    target: str,
+    system: str | None,
+    bits: int,
+    with_adapter: bool = True,
+    pictures: bool = False,
+    named: str | None = None,
 ) -> Target:
     """Load what a user named; a run brings its own quantisation and system text.
 
     Args:
         with_adapter: otherwise as it was before training.
         pictures: whether it will be shown any.
+        named: the name of a chat template; None takes the run's, or the model's own.
 
     Raises:
         ModelError: it is nothing that can answer.
@@ -49,14 +55,15 @@ def open_target(
     run = RunDir(path)
     if run.task.exists():
         task, _ = read_task(run.task)
-        system = task.system if system is None else system
+        given = {"system": system, "template": named}
+        task = task.model_copy(update={key: value for key, value in given.items() if value is not None})
         if isinstance(task, ImageTask):
             if with_adapter:
                 check_trained(run, task)
-            return open_sighted(task.model_copy(update={"system": system}), run.adapter if with_adapter else None)
+            return open_sighted(task, run.adapter if with_adapter else None)
         _refuse_pictures(pictures, target)
         read_adapter_config(run.adapter)
-        template = load_template(task.model, system)
+        template = load_template(task.model, task.system, named=task.template)
         loaded = load_model(task.model, template, task.quant, task.run.device)
         model = load_adapter(loaded.model, run.adapter) if with_adapter else loaded.model
         return Target(model.eval(), template, loaded.compute)
@@ -67,7 +74,7 @@ def open_target(
     base = str(read_adapter_config(path)["base_model_name_or_path"]) if adapter else target
     if adapter and not base:
         raise ModelError(f"{path / CONFIG}: base_model_name_or_path is empty; write the base model's folder there.")
-    template = load_template(base, system)
+    template = load_template(base, system, named=named)
     loaded = load_model(base, template, Quant.model_validate({"bits": bits}))
     model = load_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
     return Target(model.eval(), template, loaded.compute)

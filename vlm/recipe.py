@@ -133,7 +133,7 @@ def sighted_template(task: ImageTask) -> ChatTemplate:
     Raises:
         KitError: as `check_eyes`.
     """
-    return load_template(task.model, task.system, check_eyes(task).patches)
+    return load_template(task.model, task.system, check_eyes(task).patches, task.template)
 
 
 def check_eyes(task: ImageTask) -> TowerFacts:

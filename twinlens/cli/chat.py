@@ -17,6 +17,9 @@ EXIT, RESET = "EXIT", "RESET"
 def chat(
     target: str = typer.Argument(..., help="A run folder, an adapter, a model folder, a hub name, or embedded."),
     system: str | None = typer.Option(None, help="System text; a run's own when left out."),
+    template: str | None = typer.Option(
+        None, "--template", "--prompt-template", help="Name of a chat template; a run's or the model's own if left out."
+    ),
     temperature: float = typer.Option(0.0, min=0.0, help="0 takes the likeliest word; higher is freer."),
     top_p: float = typer.Option(1.0, min=0.0, max=1.0, help="Draw from the likeliest words that make up this share."),
     top_k: int = typer.Option(0, min=0, help="Draw from so many of the likeliest words; 0 is all."),
@@ -41,7 +44,7 @@ def chat(
 
     for path in image:
         open_picture(path, "--image")
-    opened = open_target(target, system, bits, with_adapter=not base, pictures=bool(image))
+    opened = open_target(target, system, bits, with_adapter=not base, pictures=bool(image), named=template)
     torch.manual_seed(seed)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty)
     images = [str(path) for path in image]

@@ -29,10 +29,10 @@ def merge(
     as_json: bool = JSON,
 ) -> None:
     """Fold an adapter into its 16-bit base, verify it, and say what rounding changed."""
-    base, adapter, destination, quant = _what(paths)
+    base, adapter, destination, quant, named = _what(paths)
     from llm.merge import merge as merge_model
 
-    report = merge_model(base, adapter, destination, max_shard_size, quant)
+    report = merge_model(base, adapter, destination, max_shard_size, quant, named)
     lines = [
         f"merged against base + adapter (fp32):   {report.merged}",
         f"rounding to {report.dtype} changed:       {report.rounded}",
@@ -99,14 +99,14 @@ def _after(layout: str, destination: Path) -> str | None:
     }.get(layout)
 
 
-def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None]:
-    """Base, adapter, destination, and how the base was held in training when a run tells."""
+def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str | None]:
+    """Base, adapter, destination; and when a run tells, how the base was held in training and its template's name."""
     if len(paths) == 3:
-        return paths[0], Path(paths[1]), Path(paths[2]), None
+        return paths[0], Path(paths[1]), Path(paths[2]), None, None
     if len(paths) != 2:
         raise ConfigError("convert merge: give RUN DEST, or BASE ADAPTER DEST.")
     run = RunDir(Path(paths[0]))
     if not run.task.exists():
         raise ConfigError(f"{run.path}: not a run folder (task.yaml is missing); give RUN DEST, or BASE ADAPTER DEST.")
     task, _ = read_settings(run.task, TextTask)
-    return task.model, run.adapter, Path(paths[1]), task.quant
+    return task.model, run.adapter, Path(paths[1]), task.quant, task.template

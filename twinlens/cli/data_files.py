@@ -91,6 +91,7 @@ def inspect_verb(
         None, help="Model whose chat markup and tokens to show: a folder, a hub name, embedded."
     ),
     system: str | None = typer.Option(None, help="System text, as the task gives it; needs --model."),
+    named: str | None = typer.Option(None, "--template", help="Name of a chat template; needs --model."),
     rows: int = typer.Option(3, "--rows", min=0, help="How many distinct rows to show."),
     max_length: int = typer.Option(2048, min=8, help="Longest row in tokens, as the task's data.max_length."),
     html: Path | None = typer.Option(None, metavar="OUT", help="Write everything as one self-contained page."),
@@ -100,8 +101,9 @@ def inspect_verb(
     from data_gen.container import refuse_overwriting
     from twinlens import inspection
 
-    if system is not None and model is None:
-        raise ConfigError("--system: shows only in a model's markup; add --model.")
+    for option, value in (("--system", system), ("--template", named)):
+        if value is not None and model is None:
+            raise ConfigError(f"{option}: shows only in a model's markup; add --model.")
     if html is not None:
         refuse_overwriting(file, html)
     shown = inspection.first_distinct(read_rows(file), rows)  # first, so that a bad file is known before a model loads
@@ -109,7 +111,7 @@ def inspect_verb(
     if model is not None:
         from llm.loading import load_template
 
-        template = load_template(model, system)
+        template = load_template(model, system, named=named)
     notes = ReadNotes()
     census = inspection.take_census(read_rows(file, notes), file.resolve().parent, max_length, template)
     views = [
