@@ -22,7 +22,8 @@ class Forecast:
     """What a run will cost, known before the weights load.
 
     Args:
-        steps: optimiser steps; `rows` of data and `rehearsal` rows are seen in one epoch.
+        steps: optimiser steps; `micro_batches` are what XTuner counts as iterations, on all devices together.
+        sequences: packs, or padded rows, of the whole run; `rows` of data and `rehearsal` rows are seen in one epoch.
         tokens: of the whole run, prompts of the rehearsal counted at the data's mean length; `labels` of them are
             learned from.
         parameters: of the language model; `trainable` of all that is trained.
@@ -30,6 +31,8 @@ class Forecast:
     """
 
     steps: int
+    micro_batches: int
+    sequences: int
     rows: int
     rehearsal: int
     tokens: int
@@ -55,10 +58,11 @@ def forecast_run(
     learned = round(np.mean([int(data.samples[row].supervised.sum()) for row in data.rows]))
     stand_in = EncodedSample(np.zeros(mean, np.int32), np.arange(mean) >= mean - learned)
     batches = mix(task, data, [*rehearsal, *[stand_in] * prompts], pad_id, processes)
-    plan = [row for packs in batches.plan() for pack in packs for row in pack]
-    tokens = int(batches.lengths[plan].sum())
-    labels = sum(int(batches.samples[row].supervised.sum()) for row in plan)
-    steps = task.optim.steps or -(-batches.count() // (processes * task.optim.accumulate))
+    plan = list(batches.plan())
+    pieces = [piece for packs in plan for pack in packs for piece in pack]
+    tokens = sum(piece.end - piece.start for piece in pieces)
+    labels = sum(int(batches.samples[row].supervised[start:end].sum()) for row, start, end in pieces)
+    steps = task.optim.steps or -(-len(plan) // (processes * task.optim.accumulate))
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(read_config(task.model))
     model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
@@ -66,6 +70,8 @@ def forecast_run(
     matrices = [module.weight for _, module in linears(model) if module is not head]
     return Forecast(
         steps,
+        len(plan),
+        sum(map(len, plan)),
         len(data.rows) * task.data.repeat,
         prompts + len(rehearsal),
         tokens,

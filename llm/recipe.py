@@ -51,7 +51,7 @@ def train(
 
     loaded = load_model(task.model, template, task.quant, task.run.device)
     rehearsed = [*given, *rehearsal_rows(task, loaded, run_dir, len(given))]
-    if task.data.pack:
+    if task.data.pack and task.data.packing == "isolated":
         refuse_leaking_packs(LanguageModel(loaded.model, loaded.compute).eval(), data.samples, loaded.device)
 
     adapted = attach_adapter(loaded.model, task.lora, task.run.seed)

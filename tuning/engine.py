@@ -213,8 +213,9 @@ def train_step(
     )
     labels, tokens, asked = over_devices(accelerator, counts).tolist()
     stop.asked = bool(asked)  # all processes stop at the same step
+    learned = max(labels, 1.0)  # packs that XTuner's packing cuts out of a long prompt have nothing to learn
     # accelerate divides by the micro-batches and DDP by the processes: both are undone here.
-    scale = optim.accumulate * accelerator.num_processes / labels
+    scale = optim.accumulate * accelerator.num_processes / learned
     losses: list[torch.Tensor] = []
     model.train()
     try:
@@ -235,7 +236,7 @@ def train_step(
         ) from error
     seconds = time.perf_counter() - started
     return StepReport(
-        step + 1, total / labels, optim.learning_rate * factor, norm, int(tokens), int(labels), round(seconds, 4),
+        step + 1, total / learned, optim.learning_rate * factor, norm, int(tokens), int(labels), round(seconds, 4),
         round(tokens / seconds, 1), peak_memory(accelerator.device),
     )  # fmt: skip
 

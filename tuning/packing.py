@@ -1,22 +1,25 @@
 """Which rows share a sequence and which sequences share a micro-batch, drawn from a seed.
 
-Rows are never cut and never copied: an epoch is an array of row numbers, whatever the rows are repeated.
+Rows are never copied: an epoch is an array of row numbers, whatever the rows are repeated.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tuning.cutting import CutPacks, Pack, Piece
 from tuning.samples import Batch, EncodedSample, collate
 
-Pack = tuple[int, ...]  # numbers of the samples laid into one sequence
+Rows = tuple[int, ...]  # numbers of the samples laid whole into one sequence
 OPEN_PACKS = 64  # sequences still being filled; more fills them better and mixes rows less
 WINDOW = 16  # micro-batches in which rows of like length are gathered, when padding
 
 
-def fill_packs(lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: int) -> Iterator[Pack]:
+def fill_packs(lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: int) -> Iterator[Rows]:
     """Lay rows into sequences of at most `max_length` tokens, each row into the fullest sequence that takes it."""
     packs: list[list[int]] = []
     room: list[int] = []
@@ -39,7 +42,7 @@ def fill_packs(lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: 
 
 def gather_by_length(
     lengths: NDArray[np.int32], rows: NDArray[np.int32], micro_batch: int, rng: np.random.Generator
-) -> Iterator[list[Pack]]:
+) -> Iterator[list[Rows]]:
     """Micro-batches of single rows; within a window, rows of like length meet, so that little is padded."""
     size = micro_batch * WINDOW
     for start in range(0, len(rows), size):
@@ -57,6 +60,8 @@ class Batches:
         rows: int32[N], the number of each data row's sample; an epoch sees all of them `repeat` times.
         rehearsal: int32[M], the numbers of the rehearsal samples; an epoch draws `ratio` of them for each data row.
         micro_batch: sequences in a micro-batch, of at most `max_length` tokens.
+        packing: how rows share a sequence: not at all, whole and each by itself, or as XTuner cuts them, which is done
+            once, by so many `workers`.
         epochs: passes over the data; or
         limit: micro-batches in all.
     """
@@ -71,7 +76,8 @@ class Batches:
         ratio: float,
         micro_batch: int,
         max_length: int,
-        pack: bool,
+        packing: Literal["isolated", "xtuner"] | None,
+        workers: int,
         pad_id: int,
         seed: int,
         epochs: float | None = None,
@@ -82,7 +88,7 @@ class Batches:
         self.lengths = np.asarray([len(sample) for sample in samples], np.int32)
         self._rows, self._rehearsal = rows, rehearsal
         self._repeat, self._ratio = repeat, ratio
-        self._micro_batch, self._max_length, self._pack = micro_batch, max_length, pack
+        self._micro_batch, self._max_length, self._packing, self._workers = micro_batch, max_length, packing, workers
         self._pad_id, self._seed, self._epochs, self._limit = pad_id, seed, epochs, limit
 
     def count(self) -> int:
@@ -92,20 +98,29 @@ class Batches:
     def stream(self, skip: int = 0) -> Iterator[Batch]:
         """The micro-batches in order, without making the first `skip`."""
         for packs in islice(self.plan(), skip, None):
-            yield collate([[self.samples[row] for row in pack] for pack in packs], self._pad_id)
+            pieces = [[self._piece(piece) for piece in pack] for pack in packs]
+            yield collate(pieces, self._pad_id, isolated=self._packing != "xtuner")
 
     def plan(self) -> Iterator[list[Pack]]:
-        """The same micro-batches as numbers of samples."""
+        """The same micro-batches as pieces of samples."""
         return islice(self._endless(), self._limit) if self._limit is not None else self._endless()
 
+    def _piece(self, piece: Piece) -> EncodedSample:
+        sample, tokens = self.samples[piece.sample], slice(piece.start, piece.end)
+        if piece.end - piece.start == len(sample):
+            return sample
+        return replace(sample, ids=sample.ids[tokens], supervised=sample.supervised[tokens])
+
     def _endless(self) -> Iterator[list[Pack]]:
+        cut = None
+        if self._packing == "xtuner":
+            rows = self._epoch_rows(np.random.default_rng(self._seed))
+            cut = CutPacks(self.lengths, rows, self._max_length, self._workers)
         epoch, left = 0, self._epochs
         while left is None or left > 0:
             rng = np.random.default_rng((self._seed, epoch))
-            rows = self._epoch_rows(rng)
-            if left is not None and left < 1:
-                rows = rows[: max(1, round(left * len(rows)))]
-            yield from self._micro_batches(rows, rng)
+            share = 1.0 if left is None else min(left, 1.0)
+            yield from self._micro_batches(rng, share) if cut is None else self._shuffled(cut, rng, share)
             epoch += 1
             left = None if left is None else round(left - 1, 9)
 
@@ -117,10 +132,18 @@ class Batches:
             rows = np.concatenate([rows, drawn])
         return rng.permutation(rows)
 
-    def _micro_batches(self, rows: NDArray[np.int32], rng: np.random.Generator) -> Iterator[list[Pack]]:
-        if not self._pack:
-            yield from gather_by_length(self.lengths, rows, self._micro_batch, rng)
-            return
-        packs = fill_packs(self.lengths, rows, self._max_length)
-        while batch := list(islice(packs, self._micro_batch)):
-            yield batch
+    def _micro_batches(self, rng: np.random.Generator, share: float) -> Iterator[list[Pack]]:
+        rows = self._epoch_rows(rng)
+        rows = rows[: max(1, round(share * len(rows)))]
+        if self._packing is None:
+            groups = gather_by_length(self.lengths, rows, self._micro_batch, rng)
+        else:
+            packs = fill_packs(self.lengths, rows, self._max_length)
+            groups = iter(lambda: list(islice(packs, self._micro_batch)), [])
+        for group in groups:
+            yield [tuple(Piece(row, 0, int(self.lengths[row])) for row in pack) for pack in group]
+
+    def _shuffled(self, packs: CutPacks, rng: np.random.Generator, share: float) -> Iterator[list[Pack]]:
+        order = rng.permutation(len(packs))[: max(1, round(share * len(packs)))]
+        for start in range(0, len(order), self._micro_batch):
+            yield [packs[number] for number in order[start : start + self._micro_batch].tolist()]

@@ -44,7 +44,7 @@ class Batch:
     Args:
         input_ids: int64[B, T].
         labels: int64[B, T], `IGNORED` on prompts and padding; not shifted.
-        position_ids: int64[B, T], starting again at 0 with every row laid into a sequence.
+        position_ids: int64[B, T], starting again at 0 with every row that stands by itself in a sequence.
         tokens: how many of the B x T are not padding.
         where: file and row of everything in it.
         pictures: I numbers, in the order of their patches, row after row.
@@ -85,11 +85,14 @@ class BatchSource(Protocol):
         ...
 
 
-def collate(packs: Sequence[Sequence[EncodedSample]], pad_id: int) -> Batch:
+def collate(packs: Sequence[Sequence[EncodedSample]], pad_id: int, *, isolated: bool = True) -> Batch:
     """Lay each pack into one sequence and pad on the right.
 
     Padding counts positions on where a sequence holds one row (a causal mask alone then keeps the fast attention
     kernels) and starts a row of its own, masked, behind several.
+
+    Args:
+        isolated: whether the rows of a pack stand each by itself, or follow each other as one text.
     """
     width = max(sum(len(sample) for sample in pack) for pack in packs)
     input_ids = torch.full((len(packs), width), pad_id, dtype=torch.long)
@@ -102,9 +105,10 @@ def collate(packs: Sequence[Sequence[EncodedSample]], pad_id: int) -> Batch:
             ids = torch.from_numpy(sample.ids.astype(np.int64))
             input_ids[row, start:end] = ids
             labels[row, start:end] = torch.where(torch.from_numpy(sample.supervised), ids, IGNORED)
-            position_ids[row, start:end] = torch.arange(end - start)
+            if isolated:
+                position_ids[row, start:end] = torch.arange(end - start)
             start = end
-        if len(pack) > 1:
+        if isolated and len(pack) > 1:
             position_ids[row, start:] = torch.arange(width - start)
     samples = [sample for pack in packs for sample in pack]
     pictures = tuple(picture for sample in samples for picture in sample.pictures)

@@ -80,7 +80,12 @@ class Data(Block):
     max_length: int = Field(default=2048, ge=8)
     """Longest row or pack, in tokens; longer rows are cut after the last whole answer that fits."""
     pack: bool = True
-    """Lay several rows into one sequence, each attending to itself alone; otherwise rows are padded."""
+    """Lay several rows into one sequence; otherwise rows are padded."""
+    packing: Literal["isolated", "xtuner"] = "isolated"
+    """isolated: whole rows, each attending to itself alone. xtuner: rows cut wherever a sequence is full, seeing what
+    stands before them, tails lost, packed once for all epochs, so that XTuner's iterations come out; text only."""
+    pack_workers: int = Field(default=32, ge=1)
+    """Equal shares of the rows that packing xtuner packs apart, losing a tail each: XTuner's map_num_proc."""
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Share of the distinct questions kept out of training, for a validation loss."""
 
@@ -170,6 +175,7 @@ KNOWN_ELSEWHERE = {
     "model_name_or_path": "model",
     "max_length": "data.max_length",
     "pack_to_max_length": "data.pack",
+    "map_num_proc": "data.pack_workers",
     "data_path": "data.files",
     "alpaca_en_path": "data.files",
     "save_steps": "run.save_every",

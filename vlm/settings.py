@@ -44,6 +44,12 @@ class ImageTask(Task):
     rates: Rates = Rates()
 
     @model_validator(mode="after")
+    def _pictures_whole(self) -> "ImageTask":
+        if self.data.pack and self.data.packing == "xtuner":
+            raise ValueError("data.packing xtuner would cut pictures: set data.pack: false, as XTuner's LLaVA does")
+        return self
+
+    @model_validator(mode="after")
     def _projector_alone(self) -> "ImageTask":
         if self.stage == "align" and self.tower_lora is not None:
             raise ValueError("stage align trains the projector alone: take tower_lora out, or set stage: tune")

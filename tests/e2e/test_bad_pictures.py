@@ -126,6 +126,10 @@ TASKS = {
 }
 
 
+def test_xtuners_packing_would_cut_pictures(refused: Refused, task: Callable[..., Path]) -> None:
+    assert "set data.pack: false" in refused("train", task(), "data.packing=xtuner", "data.pack=true")
+
+
 @pytest.mark.parametrize("fault", TASKS)
 def test_bad_tasks(refused: Refused, task: Callable[..., Path], tiny_model: Path, fault: str) -> None:
     changes, sentence = TASKS[fault]

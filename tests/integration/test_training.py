@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from llm.dataset import encode_data
 from llm.loading import load_model, load_template
 from llm.mixture import mix
 from llm.model import LanguageModel
+from llm.recipe import forecast
 from llm.settings import TextTask
 from llm.sources import read_conversations
 from tuning.engine import refuse_not_finite
@@ -114,6 +117,44 @@ def test_packed_rows_lose_what_they_lose_alone(task, tiny_model, bits):
     assert int(labels) == sum(int(count) for _, count in alone)
     assert float(packed) == pytest.approx(sum(float(loss) for loss, _ in alone), rel=1e-4)
     assert float(packed) == pytest.approx(float(padded), rel=1e-4)
+
+
+def test_rows_in_xtuners_packs_follow_each_other_as_one_text(task, tiny_model):
+    template = load_template(str(tiny_model), task.system)
+    module = LanguageModel(load_model(str(tiny_model), template, task.quant, "cpu").model, torch.float32)
+    samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples[:4]
+    ids, supervised = (np.concatenate([getattr(each, key) for each in samples]) for key in ("ids", "supervised"))
+    with torch.no_grad():
+        packed, labels = module(collate([samples], template.pad_id, isolated=False))
+        text, same = module(collate([[EncodedSample(ids, supervised)]], template.pad_id))
+        apart, _ = module(collate([samples], template.pad_id))
+    assert int(labels) == int(same)
+    assert float(packed) == pytest.approx(float(text), rel=1e-6)
+    assert float(packed) != pytest.approx(float(apart), rel=1e-3)
+
+
+def test_a_run_with_xtuners_packing_takes_the_steps_that_plan_says(task, tmp_path):
+    shape = {"steps": None, "epochs": 2, "micro_batch": 1, "accumulate": 3}
+    task = changed(task, data={"pack": True, "packing": "xtuner", "pack_workers": 3, "repeat": 9}, optim=shape)
+    planned = forecast(task)
+    rows = read_lines(start(task, "run", tmp_path).run.steps)
+    assert len(rows) == planned.steps == -(-planned.micro_batches // 3)
+    assert planned.micro_batches == planned.sequences == sum(row["tokens"] for row in rows) / 128
+    assert (sum(row["tokens"] for row in rows), planned.rows) == (planned.tokens, 72)
+
+
+def test_a_step_of_packs_without_answers_learns_nothing(task, tmp_path):
+    """Rows that end without an answer to learn, before rows that begin with a long question."""
+    ask, told = {"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "yes"}
+    late = [{"role": "user", "content": "the sea " * 30}, told]
+    early = [ask, told, ask, {"role": "assistant", "content": "the sea " * 30, "loss": False}]
+    lines = (json.dumps({"messages": turns}) + "\n" for turns in (late, early))
+    task.data.files[0].write_text("".join(lines), encoding="utf-8")
+    data = {"pack": True, "packing": "xtuner", "pack_workers": 1, "repeat": 30}
+    lone = {"steps": None, "epochs": 1, "micro_batch": 1, "accumulate": 1}
+    rows = read_lines(start(changed(task, data=data, optim=lone), "run", tmp_path).run.steps)
+    assert {row["labels"] > 0 for row in rows} == {True, False}
+    assert all(math.isfinite(row["loss"]) and (row["loss"] > 0) == (row["labels"] > 0) for row in rows)
 
 
 def test_accumulation_is_normalised_by_tokens(task, tmp_path):

@@ -1,5 +1,6 @@
-"""`twinlens train` and `twinlens compare`."""
+"""`twinlens plan`, `twinlens train` and `twinlens compare`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,26 @@ from tuning.errors import ConfigError
 from twinlens.cli.output import JSON, finish, tell_changes
 
 
+def plan(
+    file: Path = typer.Argument(..., help="A task file, yours or a shipped one by its name."),
+    overrides: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Settings to change for this plan."),
+    as_json: bool = JSON,
+) -> None:
+    """Say what a run would come to: packs, steps, tokens and cost, before any weights load."""
+    from twinlens.task_files import find_config, read_task
+
+    task, changes = read_task(find_config(file), overrides or ())
+    tell_changes(changes)
+    _forecast(task, f"twinlens train {shlex.join([str(file), *(overrides or ())])}", as_json)
+
+
 def train(
     file: Path | None = typer.Argument(None, help="A task file, yours or a shipped one by its name."),
     overrides: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Settings to change for this run."),
     work_dir: Path = typer.Option(Path("work_dirs"), help="Where run folders are made."),
     deepspeed: str | None = typer.Option(None, help="A preset (deepspeed_zero1, zero2, ...) or a JSON file."),
     resume: Path | None = typer.Option(None, help="A run folder to go on with, by its own task."),
-    dry_run: bool = typer.Option(False, help="Say steps, tokens and cost; train nothing."),
+    dry_run: bool = typer.Option(False, help="Check everything, then plan; train nothing."),
     as_json: bool = JSON,
 ) -> None:
     """Tune a model as a task file says."""
@@ -34,7 +48,7 @@ def train(
     check_task(task, work_dir)
     config = deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None
     if dry_run:
-        _forecast(task, as_json)
+        _forecast(task, None, as_json)
         return
     _done(start(task, file.stem, work_dir, config), as_json)
 
@@ -57,20 +71,22 @@ def _done(trained: Any, as_json: bool) -> None:
     finish(result, lines, f"twinlens compare {run}", as_json)
 
 
-def _forecast(task: Any, as_json: bool) -> None:
+def _forecast(task: Any, following: str | None, as_json: bool) -> None:
     from llm.forecast import as_dict
     from twinlens.start import recipe_of
 
     cost = recipe_of(task).forecast(task)
     lines = [
-        f"steps:      {cost.steps}",
-        f"rows:       {cost.rows:,} an epoch, and {task.rehearsal.ratio:g} of rehearsal for each "
+        f"rows:          {cost.rows:,} an epoch, and {task.rehearsal.ratio:g} of rehearsal for each "
         f"({cost.rehearsal} distinct, prompts counted at the data's mean length)",
-        f"tokens:     {cost.tokens:,} in all, {cost.labels:,} learned from",
-        f"parameters: {cost.parameters:,} frozen, {cost.trainable:,} trained",
-        f"arithmetic: {cost.flops / 1e12:,.1f} TFLOP",
+        f"sequences:     {cost.sequences:,} {'packs' if task.data.pack else 'padded rows'} in the whole run",
+        f"micro-batches: {cost.micro_batches:,}, what XTuner counts as iterations",
+        f"steps:         {cost.steps:,} of the optimiser",
+        f"tokens:        {cost.tokens:,} in all, {cost.labels:,} learned from",
+        f"parameters:    {cost.parameters:,} frozen, {cost.trainable:,} trained",
+        f"arithmetic:    {cost.flops / 1e12:,.1f} TFLOP",
     ]
-    finish(as_dict(cost), lines, None, as_json)
+    finish(as_dict(cost), lines, following, as_json)
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""Every row once an epoch, none cut, none copied, and never more than fits."""
+"""Every row once an epoch, none copied, and never more than fits; XTuner's packing the same packs every epoch."""
 
 from collections import Counter
 
@@ -23,7 +23,8 @@ def batches(rows: int, **changes) -> Batches:
         "ratio": 0.0,
         "micro_batch": 2,
         "max_length": 64,
-        "pack": False,
+        "packing": None,
+        "workers": 1,
         "pad_id": 0,
         "seed": 0,
         "epochs": 1,
@@ -32,7 +33,7 @@ def batches(rows: int, **changes) -> Batches:
 
 
 def seen(source: Batches) -> Counter:
-    return Counter(row for packs in source.plan() for pack in packs for row in pack)
+    return Counter(piece.sample for packs in source.plan() for pack in packs for piece in pack)
 
 
 @settings(deadline=None)
@@ -67,7 +68,7 @@ def test_an_epoch_sees_each_row_so_often_as_asked_and_rehearsal_in_proportion():
 
 
 def test_repeats_cost_no_samples():
-    source = batches(1, repeat=10_000, pack=True)
+    source = batches(1, repeat=10_000, packing="isolated")
     assert len(source.samples) == 2
     assert seen(source) == Counter({0: 10_000})
 
@@ -79,6 +80,27 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_skipping_changes_nothing(
     assert plan[:10] != plan[10:]
     whole, late = list(batches(20).stream()), list(batches(20).stream(skip=7))
     assert [batch.where for batch in whole[7:]] == [batch.where for batch in late]
+
+
+def test_xtuners_packs_are_made_once_and_shuffled_every_epoch():
+    source = batches(40, packing="xtuner", workers=3, epochs=3, micro_batch=1)
+    plan = [packs[0] for packs in source.plan()]
+    epochs = [plan[at : at + len(plan) // 3] for at in range(0, len(plan), len(plan) // 3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    whole, late = list(source.stream()), list(source.stream(skip=7))
+    assert [batch.where for batch in whole[7:]] == [batch.where for batch in late]
+    assert all(batch.tokens <= 64 for batch in whole)
+
+
+def test_unpacked_rows_are_an_iteration_each_as_in_the_tutorials_llava_run():
+    assert batches(6, repeat=200, micro_batch=1).count() == 1200
+
+
+def test_rehearsal_is_drawn_once_into_xtuners_packs():
+    source = batches(30, packing="xtuner", ratio=0.5, repeat=4, epochs=2)
+    laid = sum(piece.end - piece.start for packs in source.plan() for pack in packs for piece in pack)
+    assert laid == 2 * ((4 * sum(range(5, 35)) + 60 * 40) // 64 * 64)
 
 
 def test_a_limit_goes_on_over_epochs():
@@ -93,3 +115,9 @@ def test_collating_masks_padding_by_position_and_keeps_packed_rows_apart():
     assert batch.labels.tolist()[1][-2:] == [6, 7]
     assert (batch.tokens, batch.labelled) == (13, 4)
     assert batch.silenced().labelled == 0
+
+
+def test_collating_xtuners_packs_counts_positions_through():
+    batch = collate([[sample(3), sample(2)], [sample(8, 2)]], pad_id=7, isolated=False)
+    assert batch.position_ids.tolist() == [list(range(8)), list(range(8))]
+    assert batch.input_ids.tolist()[0] == [0, 1, 2, 0, 1, 7, 7, 7]

@@ -1,0 +1,70 @@
+"""XTuner's packing: rows one behind the other, cut at exactly the length of a sequence, whatever row is hit."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+BATCH = 1000  # rows that XTuner's packer is given at once: the default of datasets.map
+
+
+class Piece(NamedTuple):
+    """Tokens `start` to `end` of a sample, by its number."""
+
+    sample: int
+    start: int
+    end: int
+
+
+Pack = tuple[Piece, ...]  # what is laid into one sequence
+
+
+def cut_tokens(lengths: NDArray[np.int32], max_length: int, workers: int) -> NDArray[np.int64]:
+    """int64[P, 2], where each pack begins and ends among the tokens of all rows.
+
+    Each of `workers` equal shares of the rows is packed by itself, in batches of rows: the whole packs that its tokens
+    fill so far are cut off and the rest waits for the next batch; where they fill none, they become one short pack.
+    What still waits when a share ends is lost (`Packer` in XTuner's dataset/utils.py, under datasets.map).
+
+    Args:
+        lengths: int32[N], N > 0, of the rows in the order in which they are packed.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    packs: list[tuple[int, int]] = []
+    done = 0
+    for share in np.array_split(np.arange(len(ends)), min(workers, len(ends))):
+        for at in range(0, len(share), BATCH):
+            last = int(ends[share[at : at + BATCH][-1]])
+            whole = [(start, start + max_length) for start in range(done, last - max_length + 1, max_length)]
+            packs += whole or [(done, last)]
+            done = packs[-1][1]
+        done = int(ends[share[-1]])
+    return np.asarray(packs, np.int64)
+
+
+class CutPacks:
+    """The packs of rows, each put together only when it is asked for.
+
+    Args:
+        lengths: int32[S], tokens of each sample.
+        rows: int32[N], the number of each row's sample, in the order in which they are packed.
+    """
+
+    def __init__(self, lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: int, workers: int) -> None:
+        self._rows = rows
+        self._ends = np.cumsum(lengths[rows], dtype=np.int64)
+        self._cuts = cut_tokens(lengths[rows], max_length, workers)
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def __getitem__(self, number: int) -> Pack:
+        start, end = self._cuts[number].tolist()
+        first = int(np.searchsorted(self._ends, start, "right"))
+        last = int(np.searchsorted(self._ends, end, "left"))
+        pieces: list[Piece] = []
+        for row in range(first, last + 1):
+            origin = int(self._ends[row - 1]) if row else 0
+            piece_end = min(end, int(self._ends[row]))
+            pieces.append(Piece(int(self._rows[row]), max(start, origin) - origin, piece_end - origin))
+        return tuple(pieces)
