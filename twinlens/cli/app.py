@@ -40,8 +40,9 @@ def run() -> None:
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("twinlens").setLevel(logging.INFO if main_process else logging.WARNING)
-    for chatty in ("bitsandbytes", "DeepSpeed"):  # a download advertised, a device guessed: nothing to act on
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    # A download advertised, a device guessed: nothing to act on. The level is no use, for they set it when imported.
+    for chatty in ("bitsandbytes", "DeepSpeed"):
+        logging.getLogger(chatty).addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # for peft to mend, not for users
     try:
         app()

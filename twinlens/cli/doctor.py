@@ -20,7 +20,7 @@ def doctor(as_json: bool = JSON) -> None:
             mark = "ok" if finding.ok else "MISSING" if finding.needed else "-"
             table.add_row(mark, finding.what, finding.state, finding.mend)
         Console(markup=False, highlight=False).print(table)
-    verdict = "the text path can run here" if ready else "the text path cannot run here yet: mend what is MISSING"
+    verdict = "both paths can run here" if ready else "not all of it can run here yet: mend what is MISSING"
     result = {"ready": ready, "found": [as_dict(finding) for finding in found]}
     finish(result, [verdict], "twinlens demo text" if ready else None, as_json)
     if not ready:

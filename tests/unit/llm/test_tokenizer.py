@@ -5,10 +5,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from xtuner_models import FIXTURES, write_tokenizer
 
+from llm.chat import TextStream
+from llm.named_templates import NAMED
+from llm.template import ChatTemplate
 from llm.tokenizer import build_tokenizer, load_tokenizer
 from tuning.errors import ModelError
 
@@ -45,6 +49,20 @@ def test_any_text_comes_back(folders, said):
     for family in ("internlm_v1", "internlm2_chat"):
         tokenizer = built(folders[family])
         assert tokenizer.decode(tokenizer(said, add_special_tokens=False)["input_ids"]) == said
+
+
+def test_a_stream_of_tokens_never_tears_a_character(folders):
+    template = ChatTemplate(built(folders["internlm2_chat"]), None, named=NAMED["internlm2_chat"])
+    for case in GOLDENS["internlm2_chat"]:
+        pieces: list[str] = []
+        stream = TextStream(template, pieces.append)
+        stream.put(torch.tensor([1]))
+        ids = [index for index in case["ids"] if index not in template.tokenizer.all_special_ids]
+        for index in ids:
+            stream.put(torch.tensor([index]))
+        stream.end()
+        assert "".join(pieces) == template.tokenizer.decode(ids)
+        assert not any("\ufffd" in piece for piece in pieces)
 
 
 def test_what_is_saved_reads_back_with_the_same_ids(folders, tmp_path):
