@@ -3,7 +3,7 @@
 Version 1 has Llama's names. Version 2 has its own, and query, key and value in one matrix. transformers' loader renames
 and splits while it streams the shards, so that nothing is held twice and a 4-bit load stays a 4-bit load.
 
-Facts: InternEvo's configuration and modelling files of both versions, InternLM's tools/convert2llama.py.
+Facts: InternEvo's configuration and modelling files of both versions.
 """
 
 import json
@@ -17,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
+from llm.internlm_names import FUSED, NAMES, SPLIT, split_fused
+from llm.shards import with_index
 from tuning.errors import ModelError
 
 FAMILY = ("internlm", "internlm2")
@@ -63,16 +65,6 @@ def _read(folder: Path) -> Mapping[str, Any]:
     return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
-def split_fused(fused: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of queries [heads D, ...], keys and values [groups D, ...] out of `wqkv`'s [(heads + 2 groups) D, ...].
-
-    Each group holds its queries, then its key, then its value, D rows each.
-    """
-    rows = fused.unflatten(0, (groups, heads // groups + 2, -1))
-    query, key, value = (part.flatten(0, 2).contiguous() for part in rows.split((heads // groups, 1, 1), dim=1))
-    return query, key, value
-
-
 def load_internlm(folder: Path, **options: Any) -> LlamaForCausalLM:
     """The checkpoint as a plain Llama; `options` as `from_pretrained` takes them.
 
@@ -80,7 +72,8 @@ def load_internlm(folder: Path, **options: Any) -> LlamaForCausalLM:
         ModelError: a weight is missing, too many, or of another shape.
     """
     config = internlm_config(folder)
-    loaded = _InternLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    with with_index(folder) as whole:
+        loaded = _InternLM.from_pretrained(whole, config=config, output_loading_info=True, **options)
     model, found = cast(Any, loaded)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, found[what])):
@@ -112,16 +105,7 @@ class _SplitFused(ConversionOps):
 register_checkpoint_conversion_mapping(
     _InternLM.__name__,
     [
-        WeightRenaming("model.tok_embeddings", "model.embed_tokens"),
-        WeightRenaming("attention.wo", "self_attn.o_proj"),
-        WeightRenaming("feed_forward.w1", "mlp.gate_proj"),
-        WeightRenaming("feed_forward.w3", "mlp.up_proj"),
-        WeightRenaming("feed_forward.w2", "mlp.down_proj"),
-        WeightRenaming("attention_norm", "input_layernorm"),
-        WeightRenaming("ffn_norm", "post_attention_layernorm"),
-        WeightRenaming("^output", "lm_head"),
-        WeightConverter(
-            "attention.wqkv", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], [_SplitFused()]
-        ),
+        *(WeightRenaming(theirs, ours) for theirs, ours in NAMES.items()),
+        WeightConverter(FUSED, list(SPLIT), [_SplitFused()]),
     ],
 )

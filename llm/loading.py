@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from transformers import (
@@ -20,6 +21,7 @@ from llm.embedded import NAME as EMBEDDED
 from llm.embedded import embedded_folder
 from llm.internlm import FAMILY, internlm_config, is_internlm, load_internlm
 from llm.named_templates import NAMED, NamedTemplate, named_template
+from llm.shards import weight_files
 from llm.template import ChatTemplate
 from llm.tokenizer import load_tokenizer
 from tuning.errors import DeviceError, ModelError
@@ -137,7 +139,7 @@ def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "a
         )
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"model: {name}: does not fit on {place}; take quant.bits=4 or a smaller model.") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"model: {name}: cannot be loaded ({_reason(error)}); check the folder's files.") from error
     model.requires_grad_(False)
     model.eval()
@@ -166,13 +168,7 @@ def _check_layout(folder: Path) -> None:
         kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
         raise ModelError(f"{config}: not valid JSON ({error}); get the model's files again.") from error
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if not weights:
-        raise ModelError(f"model: {folder}: no weights (*.safetensors) in this folder; finish the download.")
-    for index in folder.glob("*.index.json"):
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(name for name in named if not (folder / name).exists()):
-            raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
+    weight_files(folder)
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILY):

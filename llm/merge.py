@@ -15,8 +15,10 @@ from llm.saving import (
     change,
     check_destination,
     check_shard_size,
+    config_for_all_readers,
     new_folder,
     round_to,
+    save_tokenizer,
     stored_dtype,
     weights_size,
 )
@@ -91,7 +93,8 @@ def merge(
     rounded = _logits(model, template)
     with new_folder(destination) as folder:
         model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-        template.tokenizer.save_pretrained(folder)
+        config_for_all_readers(folder)
+        save_tokenizer(template, folder)
     return MergeReport(
         destination,
         str(dtype).removeprefix("torch."),

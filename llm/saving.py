@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from llm.template import ChatTemplate
 from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.quantize import DTYPES
 
@@ -94,6 +95,36 @@ def check_shard_size(size: str) -> None:
     """
     if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", size):
         raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
+
+
+def config_for_all_readers(folder: Path) -> None:
+    """Add the names that transformers 4 has for rotary settings and type, where it would fall back to defaults."""
+    file = folder / "config.json"
+    config = readable_by_all(json.loads(file.read_text(encoding="utf-8")))
+    config["torch_dtype"] = config["dtype"]
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def readable_by_all(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with its rotary settings under the names of transformers 4 as well."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        return config
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    scaled = scaling.get("rope_type", "default") != "default"
+    return config | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if scaled else None}
+
+
+def save_tokenizer(template: ChatTemplate, folder: Path) -> None:
+    """Tokenizer and chat template, by names that transformers 4 knows too."""
+    template.tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in config:
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
+from llm.saving import config_for_all_readers, readable_by_all, save_tokenizer
 from llm.template import ChatTemplate
 from tuning.errors import ModelError
 from vlm.markup import image_processor, make_processor
@@ -108,7 +109,7 @@ def write_native(
         weights["language_model.lm_head.weight"] = model.lm_head.weight
     _write_weights(weights, folder, dtype, shard)
     config = model.config.to_dict() | {"architectures": ["LlavaForConditionalGeneration"], **_dtype_of(dtype)}
-    config["text_config"] = _for_older_readers(config["text_config"])
+    config["text_config"] = readable_by_all(config["text_config"])
     _write_json(folder / "config.json", config)
     model.generation_config.save_pretrained(folder)
     make_processor(tower, tokenizer).save_pretrained(folder)
@@ -128,7 +129,7 @@ def write_official(merged: Merged, template: ChatTemplate, folder: Path, dtype: 
         inside = "model.vision_tower.vision_tower.vision_model."
         weights |= {inside + name: value for name, value in tower.network.state_dict().items()}
     _write_weights(weights, folder, dtype, shard)
-    config = _for_older_readers(language.config.to_dict()) | {
+    config = readable_by_all(language.config.to_dict()) | {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         **_dtype_of(dtype),
@@ -147,7 +148,7 @@ def write_official(merged: Merged, template: ChatTemplate, folder: Path, dtype: 
     }
     _write_json(folder / "config.json", config)
     language.generation_config.save_pretrained(folder)  # type: ignore[union-attr]
-    template.tokenizer.save_pretrained(folder)
+    save_tokenizer(template, folder)
 
 
 def write_parts(
@@ -160,7 +161,8 @@ def write_parts(
     """
     language: Any = merged.language
     language.to(dtype).save_pretrained(folder / "language", max_shard_size=shard)
-    template.tokenizer.save_pretrained(folder / "language")
+    config_for_all_readers(folder / "language")
+    save_tokenizer(template, folder / "language")
     save_projector(merged.projector, folder)
     tower = merged.tower
     if merged.tower_tuned:
@@ -190,16 +192,6 @@ def _write_weights(weights: Mapping[str, Tensor], folder: Path, dtype: torch.dty
 def _dtype_of(dtype: torch.dtype) -> dict[str, str]:
     name = str(dtype).removeprefix("torch.")
     return {"dtype": name, "torch_dtype": name}
-
-
-def _for_older_readers(config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings under the names of transformers 4 as well, which would fall back to its default base."""
-    rope = config.get("rope_parameters")
-    if not isinstance(rope, dict) or "rope_theta" not in rope:
-        return config
-    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-    scaled = scaling.get("rope_type", "default") != "default"
-    return config | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if scaled else None}
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

@@ -91,6 +91,24 @@ def llava(
     finish(result, lines, _after(report.layout, destination), as_json)
 
 
+@app.command()
+def internlm(
+    source: str = typer.Argument(..., metavar="SRC", help="A checkpoint of InternLM 1, 2 or 2.5."),
+    destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
+    max_shard_size: str = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB."),
+    as_json: bool = JSON,
+) -> None:
+    """Write an InternLM checkpoint in Llama's layout, which other tools load without code of its own."""
+    from llm.internlm_layout import convert_internlm
+
+    written = convert_internlm(source, destination, max_shard_size)
+    lines = [
+        f"{written.weights} weights, as they were; every name and shape is what the config asks for",
+        f"model: {destination}",
+    ]
+    finish({"model": str(destination), "weights": written.weights}, lines, f"twinlens chat {destination}", as_json)
+
+
 def _after(layout: str, destination: Path) -> str | None:
     """What a written model is for."""
     return {

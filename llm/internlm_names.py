@@ -1,0 +1,56 @@
+"""InternLM2's names for what Llama has, and its matrix of queries, keys and values: split, and put together again.
+
+One table, for whole checkpoints and for adapters, both ways. Facts: InternLM's tools/convert2llama.py.
+"""
+
+import re
+
+import torch
+from torch import Tensor
+
+NAMES = {
+    "tok_embeddings": "embed_tokens",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "output": "lm_head",
+}
+FUSED = "attention.wqkv"
+SPLIT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_BACK = {ours: theirs for theirs, ours in NAMES.items()}
+
+
+def llama_name(name: str) -> str:
+    """A weight's name in Llama; those that both call alike, and the fused matrix, keep theirs."""
+    return _renamed(name, NAMES)
+
+
+def internlm2_name(name: str) -> str:
+    """A weight's name in InternLM2; the three that are one there keep theirs."""
+    return _renamed(name, _BACK)
+
+
+def split_fused(fused: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of queries [heads D, ...], keys and values [groups D, ...] out of `wqkv`'s [(heads + 2 groups) D, ...].
+
+    Each group holds its queries, then its key, then its value, D rows each.
+    """
+    rows = fused.unflatten(0, (groups, heads // groups + 2, -1))
+    query, key, value = (part.flatten(0, 2).contiguous() for part in rows.split((heads // groups, 1, 1), dim=1))
+    return query, key, value
+
+
+def fuse(query: Tensor, key: Tensor, value: Tensor, groups: int) -> Tensor:
+    """`wqkv` out of what `split_fused` makes of it."""
+    return torch.cat([part.unflatten(0, (groups, -1)) for part in (query, key, value)], dim=1).flatten(0, 1)
+
+
+def _renamed(name: str, table: dict[str, str]) -> str:
+    for old, new in table.items():
+        renamed, found = re.subn(rf"(^|\.){re.escape(old)}\.", rf"\g<1>{new}.", name)
+        if found:
+            return renamed
+    return name
