@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from llm.internlm_adapter import load_any_adapter
 from llm.loading import load_model, load_template, model_folder
 from llm.saving import (
     TOLERANCE,
@@ -25,7 +26,7 @@ from llm.saving import (
 from llm.template import ChatTemplate
 from tuning.conversation import single
 from tuning.errors import ModelError
-from tuning.lora import load_adapter, read_adapter_config
+from tuning.lora import read_adapter_config
 from tuning.settings import Quant
 
 ASKED = ("Who are you?", "What is the capital of France?", "你是谁？", "Write one sentence about the sea.", "2 + 2 = ?")
@@ -75,12 +76,12 @@ def merge(
     template = load_template(base, None, named=named)
     was = None
     if trained_on is not None and trained_on.bits != 16:
-        quantised = load_adapter(load_model(base, template, trained_on).model, adapter)
+        quantised = load_any_adapter(load_model(base, template, trained_on).model, adapter)
         was = _logits(quantised, template)
         del quantised
         gc.collect()
     loaded = load_model(base, template, Quant(bits=16, compute="fp32"), "cpu")
-    adapted = load_adapter(loaded.model, adapter)
+    adapted = load_any_adapter(loaded.model, adapter)
     with_adapter = _logits(adapted, template)
     model = adapted.merge_and_unload()
     merged = _logits(model, template)

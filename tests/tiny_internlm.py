@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-CONFIG = {"model_type": "internlm2", "bias": False, "rope_theta": 10000, "rope_scaling": None}
+CONFIG = {"model_type": "internlm2", "rope_theta": 10000, "rope_scaling": None}
 NAMES = {
     "model.embed_tokens": "model.tok_embeddings",
     "self_attn.o_proj": "attention.wo",
@@ -38,7 +38,7 @@ def make_internlm2(tiny_model: Path, folder: Path) -> Path:
     kept = {
         key: values[key] for key in values if not key.startswith(("rope", "attention_bias", "mlp_bias", "head_dim"))
     }
-    (folder / "config.json").write_text(json.dumps(kept | CONFIG))
+    (folder / "config.json").write_text(json.dumps(kept | CONFIG | {"bias": values.get("attention_bias", False)}))
     weights = load_file(tiny_model / "model.safetensors")
     made: dict[str, torch.Tensor] = {}
     for name, tensor in weights.items():

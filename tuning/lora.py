@@ -1,18 +1,22 @@
 """The adapter in PEFT's layout: attached in fp32, saved so that equal runs give equal bytes, merged."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tuning.errors import ConfigError, ModelError
 from tuning.files import replacing, write_atomically
+from tuning.pth import read_pth, weights_in
 from tuning.settings import Lora
 
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"  # as older PEFT and XTuner write it
 CONFIG = "adapter_config.json"
 
 
@@ -49,19 +53,22 @@ def attach_adapter(
 def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     """`adapter_model.safetensors` (fp32) and `adapter_config.json`, lists sorted, naming the base it belongs to."""
     from peft import get_peft_model_state_dict
+
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    write_adapter(get_peft_model_state_dict(model), config, folder, base)
+
+
+def write_adapter(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base: str) -> None:
+    """The files of `save_adapter`, of an adapter that is on no model."""
     from safetensors.torch import save
 
-    state = {
-        name: value.detach().to("cpu", torch.float32).contiguous()
-        for name, value in get_peft_model_state_dict(model).items()
-    }
+    plain = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()}
     with replacing(folder / WEIGHTS) as stream:
-        stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
-    config = model.peft_config["default"].to_dict()
-    config["base_model_name_or_path"] = base
-    config["inference_mode"] = True
-    plain = {key: sorted(value) if isinstance(value, set | list) else value for key, value in config.items()}
-    write_atomically(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
+        stream.write(save(dict(sorted(plain.items())), metadata={"format": "pt"}))
+    values = config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    listed = {key: sorted(value) if isinstance(value, set | list) else value for key, value in values.items()}
+    write_atomically(folder / CONFIG, json.dumps(listed, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def read_adapter_config(folder: Path) -> dict[str, object]:
@@ -80,7 +87,7 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
         raise ModelError(f"{folder / CONFIG}: not valid JSON ({error}); save the adapter again.") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder / CONFIG}: not a LoRA adapter; twinlens reads LoRA in PEFT's layout.")
-    if not any((folder / name).exists() for name in (WEIGHTS, "adapter_model.bin")):
+    if not any((folder / name).exists() for name in (WEIGHTS, PICKLED)):
         raise ModelError(f"{folder}: {WEIGHTS} is missing; save the adapter again.")
     return config
 
@@ -94,10 +101,47 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
     read_adapter_config(folder)
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
+    except UnpicklingError as error:
+        raise ModelError(f"{folder / PICKLED}: names what weights do not need, so nothing of it was run.") from error
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{folder}: this adapter does not fit the model ({_first_line(error)}); use the base it was trained on."
-        ) from error
+        raise _misfit(str(folder), _first_line(error)) from error
+
+
+def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
+    """An adapter's weights by PEFT's names; a pickled file is read without running anything of it.
+
+    Raises:
+        ModelError: there are none, or their file is broken.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / PICKLED
+    if file.exists() and not (folder / WEIGHTS).exists():
+        return weights_in(read_pth(file), file)
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: cannot be read ({error}); save the adapter again.") from error
+
+
+def adapt(model: PreTrainedModel, config: LoraConfig, state: Mapping[str, Tensor], source: str) -> PeftModel:
+    """The base with an adapter on it that is in memory, to answer with.
+
+    Raises:
+        ModelError: it is for a model of other layers or shapes.
+    """
+    from peft import set_peft_model_state_dict
+
+    try:
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        found = set_peft_model_state_dict(adapted, dict(state))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise _misfit(source, _first_line(error)) from error
+    if odd := sorted([*found.unexpected_keys, *(name for name in found.missing_keys if ".lora_" in name)]):
+        raise _misfit(source, odd[0])
+    assert isinstance(adapted, PeftModel)
+    return adapted.eval()
 
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:
@@ -106,6 +150,10 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
     from safetensors.torch import load_file
 
     set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+
+
+def _misfit(source: str, reason: str) -> ModelError:
+    return ModelError(f"{source}: this adapter does not fit the model ({reason}); use the base it was trained on.")
 
 
 def _first_line(error: Exception) -> str:

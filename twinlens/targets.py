@@ -8,6 +8,7 @@ from torch import nn
 
 from llm.embedded import NAME as EMBEDDED
 from llm.generation import Embed
+from llm.internlm_adapter import load_any_adapter
 from llm.loading import load_model, load_template
 from llm.template import ChatTemplate
 from tuning.errors import ConfigError, ModelError
@@ -76,7 +77,7 @@ def open_target(
         raise ModelError(f"{path / CONFIG}: base_model_name_or_path is empty; write the base model's folder there.")
     template = load_template(base, system, named=named)
     loaded = load_model(base, template, Quant.model_validate({"bits": bits}))
-    model = load_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
+    model = load_any_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
     return Target(model.eval(), template, loaded.compute)
 
 

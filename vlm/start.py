@@ -3,12 +3,12 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
+from llm.internlm_adapter import split_adapter
 from tuning.errors import ModelError
 from tuning.settings import Lora
 from vlm.projector import Projector
@@ -17,13 +17,6 @@ from vlm.start_files import Start, read_start
 __all__ = ["Start", "check_start", "load_start", "read_start"]
 log = logging.getLogger("twinlens")
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\..*\.lora_")
-_INTERNLM2 = {  # InternLM2's names for what Llama has
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward.w1": "mlp.gate_proj",
-    "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj",
-    "base_model.model.output": "base_model.model.lm_head",
-}
 
 
 def check_start(name: str, width: int, hidden: int, lora: Lora | None = None, tower_lora: Lora | None = None) -> Start:
@@ -78,7 +71,8 @@ def load_start(start: Start, projector: Projector, language: PeftModel | None, t
         projector.get_parameter(name).copy_(value)
     if language is not None and start.language is not None:
         config = language.get_base_model().config
-        _fill(language, _split_wqkv(start.language, config), start.source, "lora", str)
+        state = split_adapter(start.language, config, f"start: {start.source}")
+        _fill(language, state, start.source, "lora", str)
     if tower is not None and start.tower is not None:
         _fill(tower, _run_by(tower, start.tower), start.source, "tower_lora", _in_tower)
 
@@ -132,26 +126,3 @@ def _run_by(tower: PeftModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _in_tower(name: str) -> str:
     """A name within the encoder, which wrappers of several makes stand around."""
     return name[max(0, name.find("encoder.layers.")) :]
-
-
-def _split_wqkv(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """InternLM2's adapter on Llama's layers, exactly: A of the fused layer belongs to q, k and v alike, and the rows of
-    B lie in groups of some query heads, one key head and one value head (InternLM's tools/convert2llama.py)."""
-    split: dict[str, Tensor] = {}
-    for name, value in state.items():
-        for theirs, ours in _INTERNLM2.items():
-            name = name.replace(f"{theirs}.lora_", f"{ours}.lora_")
-        if "attention.wqkv." not in name:
-            split[name] = value
-            continue
-        heads, groups = config.num_attention_heads, config.num_key_value_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        parts = [value] * 3
-        if ".lora_B." in name:
-            if value.shape[0] != (heads + 2 * groups) * size:
-                return dict(state)  # of another model, as its names will tell
-            rows = value.view(groups, heads // groups + 2, size, -1)
-            parts = [part.reshape(-1, value.shape[1]) for part in (rows[:, :-2], rows[:, -2], rows[:, -1])]
-        for layer, part in zip("qkv", parts, strict=True):
-            split[name.replace("attention.wqkv", f"self_attn.{layer}_proj")] = part
-    return split
