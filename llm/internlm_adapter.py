@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -36,7 +36,7 @@ def load_any_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if not isinstance(targets, list) or _FOREIGN.isdisjoint(targets) or model.config.model_type != "llama":
         return load_adapter(model, folder)
     state = split_adapter(read_adapter_weights(folder), model.config, str(folder))
-    return adapt(model, _split_config(config, state, folder), state, str(folder))
+    return adapt(model, state, _split_patterns(config, folder), str(folder))
 
 
 def is_fused(state: Mapping[str, Tensor]) -> bool:
@@ -89,7 +89,8 @@ def fuse_adapter(state: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
             up.append(wide)
             before += rank
         fused[place] = torch.cat([part for part in down.values() if part is not None])
-        fused[place.replace(".lora_A.", ".lora_B.")] = fuse(*up, groups)
+        query, key, value = up
+        fused[place.replace(".lora_A.", ".lora_B.")] = fuse(query, key, value, groups)
     return fused
 
 
@@ -100,25 +101,14 @@ def _heads(config: Any) -> tuple[int, int, int]:
     return heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
-def _split_config(config: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path) -> LoraConfig:
-    if config.get("use_dora") or any(".lora_A." not in name and ".lora_B." not in name for name in state):
-        raise ModelError(
-            f"{folder}: more than LoRA's two matrices on InternLM2's fused layers; only those can be split."
-        )
-    patterns: dict[str, dict[str, int]] = {}
+def _split_patterns(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Ranks and scales of single kinds of layers, by Llama's names for them."""
+    split = dict(config)
     for key in ("rank_pattern", "alpha_pattern"):
         given: Mapping[str, int] = config.get(key) or {}
         if odd := sorted(given.keys() - _OURS.keys()):
             raise ModelError(
                 f"{folder}: {key} names {odd[0]}, no kind of layer of InternLM2's; save the adapter again."
             )
-        patterns[key] = {ours: value for theirs, value in given.items() for ours in _OURS[theirs]}
-    return LoraConfig(
-        r=config["r"],
-        lora_alpha=config["lora_alpha"],
-        use_rslora=bool(config.get("use_rslora")),
-        target_modules=sorted({name.split(".lora_")[0].rpartition(".")[2] for name in state}),
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-        **patterns,
-    )
+        split[key] = {ours: value for theirs, value in given.items() for ours in _OURS[theirs]}
+    return split

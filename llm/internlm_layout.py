@@ -1,6 +1,7 @@
 """Checkpoints of InternLM2's layout in Llama's, and back: weight by weight, with no model in memory."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from llm.internlm import internlm_config, is_internlm
 from llm.internlm_names import FUSED, SPLIT, fuse, internlm2_name, llama_name, split_fused
@@ -21,8 +22,11 @@ from llm.saving import (
     save_tokenizer,
     weights_size,
 )
-from llm.shards import Stored, stored_weights, write_weights
+from llm.shards import Stored, held, stored_weights, write_weights
+from llm.template import ChatTemplate
 from tuning.errors import ModelError
+
+_KEPT = ("config.json", "generation_config.json", "tokenizer", "special_tokens_map", "added_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,24 @@ def check_internlm2(folder: Path) -> None:
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if kind != "internlm2":
         raise ModelError(f"--layout internlm2: {folder} is of the type {kind}; leave --layout out.")
+
+
+def write_internlm2(
+    model: PreTrainedModel, source: Path, template: ChatTemplate, folder: Path, max_shard_size: str
+) -> None:
+    """A Llama's weights in the layout of the InternLM2 checkpoint that it was loaded from, with that one's config and
+    tokenizer files and this chat template, but none of its code."""
+    weights = {name: held(tensor) for name, tensor in model.state_dict().items()}
+    groups: int = model.config.num_key_value_heads
+    write_weights(as_internlm2(weights, groups), folder, max_shard_size)
+    as_llama(stored_weights(folder), internlm_config(source), folder)
+    for file in source.iterdir():
+        if file.name.startswith(_KEPT) and file.suffix != ".py":
+            shutil.copyfile(file, folder / file.name)
+    tokens = folder / "tokenizer_config.json"
+    said = json.loads(tokens.read_text(encoding="utf-8")) if tokens.exists() else {}
+    said["chat_template"] = template.tokenizer.chat_template
+    tokens.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _part(weight: Stored, heads: int, groups: int, number: int) -> Tensor:

@@ -3,12 +3,14 @@
 import gc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import PeftModel
 from torch import nn
 
 from llm.internlm_adapter import load_any_adapter
+from llm.internlm_layout import check_internlm2, write_internlm2
 from llm.loading import load_model, load_template, model_folder
 from llm.saving import (
     TOLERANCE,
@@ -29,6 +31,7 @@ from tuning.errors import ModelError
 from tuning.lora import read_adapter_config
 from tuning.settings import Quant
 
+Layout = Literal["hf", "internlm2"]
 ASKED = ("Who are you?", "What is the capital of France?", "你是谁？", "Write one sentence about the sea.", "2 + 2 = ?")
 
 
@@ -56,21 +59,28 @@ def merge(
     max_shard_size: str = "2GB",
     trained_on: Quant | None = None,
     named: str | None = None,
+    layout: Layout = "hf",
+    device: str = "cpu",
 ) -> MergeReport:
     """Write a merged model that plain transformers loads, with tokenizer and chat template.
 
     Args:
         trained_on: how the base was held in training, to measure what leaving that behind changes.
         named: the chat template that it was trained with, if not the base's own.
+        layout: `internlm2` writes that of an InternLM2 base, for tools that run its own code.
+        device: where the base is merged, in fp32.
 
     Raises:
-        ModelError: base or adapter are missing, do not fit, or the base is stored quantised; or merging went wrong.
+        ModelError: base or adapter are missing, do not fit, or the base is stored quantised or not in the layout asked
+            for; or merging went wrong.
         ConfigError: the destination is there already, or the size of a shard is none.
         DeviceError: the destination cannot be written or has too little space.
     """
     check_shard_size(max_shard_size)
     read_adapter_config(adapter)
     folder = model_folder(base)
+    if layout == "internlm2":
+        check_internlm2(folder)
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
     template = load_template(base, None, named=named)
@@ -80,7 +90,7 @@ def merge(
         was = _logits(quantised, template)
         del quantised
         gc.collect()
-    loaded = load_model(base, template, Quant(bits=16, compute="fp32"), "cpu")
+    loaded = load_model(base, template, Quant(bits=16, compute="fp32"), device)
     adapted = load_any_adapter(loaded.model, adapter)
     with_adapter = _logits(adapted, template)
     model = adapted.merge_and_unload()
@@ -92,10 +102,14 @@ def merge(
         )
     round_to(model, dtype)
     rounded = _logits(model, template)
-    with new_folder(destination) as folder:
-        model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
-        config_for_all_readers(folder)
-        save_tokenizer(template, folder)
+    model.to(dtype)
+    with new_folder(destination) as unfinished:
+        if layout == "internlm2":
+            write_internlm2(model, folder, template, unfinished, max_shard_size)
+        else:
+            model.save_pretrained(unfinished, max_shard_size=max_shard_size)
+            config_for_all_readers(unfinished)
+            save_tokenizer(template, unfinished)
     return MergeReport(
         destination,
         str(dtype).removeprefix("torch."),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,6 +18,7 @@ from tuning.settings import Lora
 
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"  # as older PEFT and XTuner write it
+PREFIX = "base_model.model."  # of every weight that PEFT saves
 CONFIG = "adapter_config.json"
 
 
@@ -125,14 +127,28 @@ def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
         raise ModelError(f"{folder / WEIGHTS}: cannot be read ({error}); save the adapter again.") from error
 
 
-def adapt(model: PreTrainedModel, config: LoraConfig, state: Mapping[str, Tensor], source: str) -> PeftModel:
-    """The base with an adapter on it that is in memory, to answer with.
+def adapt(model: PreTrainedModel, state: Mapping[str, Tensor], values: Mapping[str, Any], source: str) -> PeftModel:
+    """The base with an adapter on it that is in memory, to answer with, on the layers that its weights name.
+
+    Args:
+        values: of its adapter_config.json; of them rank and scale are taken.
 
     Raises:
-        ModelError: it is for a model of other layers or shapes.
+        ModelError: it is for a model of other layers or shapes, or more than LoRA's two matrices.
     """
     from peft import set_peft_model_state_dict
 
+    if values.get("use_dora") or any(".lora_A." not in name and ".lora_B." not in name for name in state):
+        raise ModelError(f"{source}: has more than LoRA's two matrices for each layer; only those can be moved.")
+    config = LoraConfig(
+        r=values["r"],
+        lora_alpha=values["lora_alpha"],
+        use_rslora=bool(values.get("use_rslora")),
+        rank_pattern=values.get("rank_pattern") or {},
+        alpha_pattern=values.get("alpha_pattern") or {},
+        target_modules=sorted({name.split(".lora_")[0].removeprefix(PREFIX) for name in state}),
+        inference_mode=True,
+    )
     try:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
         found = set_peft_model_state_dict(adapted, dict(state))

@@ -74,7 +74,7 @@ def load_start(start: Start, projector: Projector, language: PeftModel | None, t
         state = split_adapter(start.language, config, f"start: {start.source}")
         _fill(language, state, start.source, "lora", str)
     if tower is not None and start.tower is not None:
-        _fill(tower, _run_by(tower, start.tower), start.source, "tower_lora", _in_tower)
+        _fill(tower, _run_by(tower, start.tower), start.source, "tower_lora", in_tower)
 
 
 def _fill(model: PeftModel, given: Mapping[str, Tensor], source: str, key: str, core: Callable[[str], str]) -> None:
@@ -123,6 +123,6 @@ def _run_by(tower: PeftModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in given.items() if behind not in name}
 
 
-def _in_tower(name: str) -> str:
+def in_tower(name: str) -> str:
     """A name within the encoder, which wrappers of several makes stand around."""
     return name[max(0, name.find("encoder.layers.")) :]

@@ -1,17 +1,34 @@
 """A merged model is the adapted one, and plain transformers loads it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_internlm import make_internlm2
+from tiny_sighted import read
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llm.internlm import load_internlm
 from llm.loading import load_model, load_template
 from llm.merge import merge
+from llm.shards import stored_weights
 from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.lora import CONFIG, attach_adapter, load_adapter, read_adapter_config, save_adapter
 from tuning.settings import Lora, Quant
+from vlm.export import probe_picture
+from vlm.loading import begin, restore_trained
+from vlm.merge import merge_tower
+from vlm.vision import load_tower
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self._path}",)
 
 
 @pytest.fixture
@@ -44,6 +61,63 @@ def test_merged_logits_are_the_adapted_ones_and_rounding_is_told(tiny_model, ada
         adapted = load_adapter(base.model, adapter)(input_ids=ids).logits
         given = merged.float()(ids).logits
     assert (given - adapted).abs().max() < 0.25 * (given - plain).abs().max()
+
+
+def test_back_into_internlm2s_layout(tiny_model, adapter, tmp_path):
+    base = make_internlm2(tiny_model, tmp_path / "base")
+    (base / "modeling_internlm2.py").write_text("raise SystemExit")
+    for layout in ("hf", "internlm2"):
+        merge(str(base), adapter, tmp_path / layout, "100KB", layout=layout)
+    stored, was = stored_weights(tmp_path / "internlm2"), stored_weights(base)
+    assert {name: weight.shape for name, weight in stored.items()} == {
+        name: weight.shape for name, weight in was.items()
+    }
+    written = {path.name for path in (tmp_path / "internlm2").iterdir()}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= written
+    assert not any(name.endswith(".py") for name in written)
+    assert (tmp_path / "internlm2" / "config.json").read_text() == (base / "config.json").read_text()
+    ids = torch.arange(30)[None]
+    theirs = load_internlm(tmp_path / "internlm2", dtype=torch.float32)(ids).logits
+    assert torch.equal(theirs, AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)(ids).logits)
+    with pytest.raises(ModelError, match="is of the type llama; leave --layout out"):
+        merge(str(tiny_model), adapter, tmp_path / "other", layout="internlm2")
+
+
+def test_a_merged_config_tells_older_readers_its_rotary_base(tiny_model, adapter, tmp_path):
+    merge(str(tiny_model), adapter, tmp_path / "merged")
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert (config["rope_theta"], config["torch_dtype"]) == (config["rope_parameters"]["rope_theta"], "bfloat16")
+    tokens = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
+    assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_a_pickled_adapter_that_names_a_program_runs_nothing(tiny_model, adapter, tmp_path):
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save({"x": Harm(tmp_path / "ran")}, adapter / "adapter_model.bin")
+    with pytest.raises(ModelError, match="nothing of it was run"):
+        merge(str(tiny_model), adapter, tmp_path / "merged")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_towers_adapter_merged_gives_the_towers_features(make_run, towers, tmp_path, kind):
+    run = make_run(kind, tower_lora=True)
+    difference = merge_tower(str(towers[kind]), run.adapter / "tower", tmp_path / "merged", "2GB")
+    assert difference < 1e-5
+    task, _ = read(run)
+    sighted = begin(task, load_model(task.model, load_template(task.model, None), task.quant, "cpu"))
+    restore_trained(sighted, run.adapter)
+    pixels = sighted.tower.preprocess(probe_picture())[None]
+    merged, plain = (
+        load_tower(str(name), torch.device("cpu"), torch.float32) for name in (tmp_path / "merged", towers[kind])
+    )
+    with torch.no_grad():
+        assert torch.allclose(merged(pixels), sighted.tower(pixels), atol=1e-4)
+        assert not torch.allclose(merged(pixels), plain(pixels), atol=1e-2)
+    with pytest.raises(ModelError, match="neither CLIP nor SigLIP"):
+        merge_tower("embedded", run.adapter / "tower", tmp_path / "other", "2GB")
+    with pytest.raises(ModelError, match="does not fit the model"):
+        merge_tower(str(towers[kind]), run.adapter, tmp_path / "other", "2GB")
 
 
 def test_shards_are_no_larger_than_asked(tiny_model, adapter, tmp_path):

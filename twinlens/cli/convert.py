@@ -14,6 +14,8 @@ from vlm.settings import ImageTask
 
 app = typer.Typer(help="Turn what training leaves into what others load.", no_args_is_help=True)
 
+SHARD = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB.")
+
 
 @app.callback()
 def _group() -> None:
@@ -23,32 +25,49 @@ def _group() -> None:
 @app.command()
 def merge(
     paths: list[str] = typer.Argument(
-        ..., metavar="RUN DEST | BASE ADAPTER DEST", help="A run, or a base and an adapter."
+        ..., metavar="RUN DEST | BASE ADAPTER DEST", help="A run, or a base and an adapter, XTuner's too."
     ),
-    max_shard_size: str = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB."),
+    layout: str = typer.Option(
+        "hf", help="hf, or internlm2: the layout of an InternLM2 base, which other tools load with that model's code."
+    ),
+    max_shard_size: str = SHARD,
+    device: str = typer.Option("cpu", help="Where the merging is computed, in fp32: cpu, cuda or auto."),
+    is_clip: bool = typer.Option(False, "--is-clip", help="BASE is a CLIP or SigLIP tower, and ADAPTER its own."),
+    safe_serialization: bool = typer.Option(
+        True, "--safe-serialization", help="As XTuner has it; weights are always written as safetensors."
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Fold an adapter into its 16-bit base, verify it, and say what rounding changed."""
+    if layout not in ("hf", "internlm2"):
+        raise ConfigError(f"--layout {layout}: no such layout; take hf or internlm2.")
+    if device not in ("cpu", "cuda", "auto"):
+        raise ConfigError(f"--device {device}: no such device; take cpu, cuda or auto.")
+    if is_clip:
+        return _merge_tower(paths, max_shard_size, as_json)
     base, adapter, destination, quant, named = _what(paths)
     from llm.merge import merge as merge_model
 
-    report = merge_model(base, adapter, destination, max_shard_size, quant, named)
+    report = merge_model(base, adapter, destination, max_shard_size, quant, named, layout, device)
     lines = [
         f"merged against base + adapter (fp32):   {report.merged}",
         f"rounding to {report.dtype} changed:       {report.rounded}",
     ]
     if report.quantised is not None and quant is not None:
         lines.append(f"leaving the {quant.bits}-bit base changed:      {report.quantised}")
+    if layout == "internlm2":
+        lines.append("layout: internlm2; tools other than twinlens need InternLM2's own .py files beside the weights")
     lines.append(f"model: {destination}")
     result = {
         "model": str(destination),
+        "layout": layout,
         "dtype": report.dtype,
         "merged_difference": report.merged.difference,
         "rounding_difference": report.rounded.difference,
         "rounding_same_token": report.rounded.same_token,
         "quantised_difference": report.quantised.difference if report.quantised else None,
     }
-    finish(result, lines, f"twinlens chat {destination}", as_json)
+    return finish(result, lines, f"twinlens chat {destination}", as_json)
 
 
 @app.command()
@@ -58,7 +77,7 @@ def llava(
     layout: str | None = typer.Option(
         None, help="hf, official or parts; hf where transformers' LLaVA knows the tower, else parts."
     ),
-    max_shard_size: str = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB."),
+    max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
     """Merge an image run in 16 bits, verify it, and write it as a LLaVA checkpoint or as parts."""
@@ -95,7 +114,7 @@ def llava(
 def internlm(
     source: str = typer.Argument(..., metavar="SRC", help="A checkpoint of InternLM 1, 2 or 2.5."),
     destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
-    max_shard_size: str = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB."),
+    max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
     """Write an InternLM checkpoint in Llama's layout, which other tools load without code of its own."""
@@ -107,6 +126,21 @@ def internlm(
         f"model: {destination}",
     ]
     finish({"model": str(destination), "weights": written.weights}, lines, f"twinlens chat {destination}", as_json)
+
+
+def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
+    if len(paths) != 3:
+        raise ConfigError("convert merge --is-clip: give TOWER ADAPTER DEST.")
+    tower, adapter, destination = paths[0], Path(paths[1]), Path(paths[2])
+    from vlm.merge import merge_tower
+
+    difference = merge_tower(tower, adapter, destination, max_shard_size)
+    lines = [
+        f"merged against tower + adapter (fp32):   {difference:.1e} of the largest feature",
+        f"tower: {destination}",
+    ]
+    result = {"tower": str(destination), "merged_difference": difference}
+    finish(result, lines, f"twinlens check my.yaml tower={destination}", as_json)
 
 
 def _after(layout: str, destination: Path) -> str | None:
