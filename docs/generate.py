@@ -26,6 +26,7 @@ ROOMS = {
     "data_gen": "makes conversations; never imports torch",
     "twinlens": "the front door: the only package that may import all others",
     "twinlens/cli": "the verbs, a small module for each group",
+    "twinlens/xtuner": "XTuner's files, and XTuner itself as an engine",
 }
 PLACES = {
     "configs/text": "task files of the text path, by the names that `twinlens list-cfg` prints",

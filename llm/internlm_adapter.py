@@ -60,7 +60,7 @@ def split_adapter(state: Mapping[str, Tensor], config: Any, source: str) -> dict
         if FUSED not in name:
             split[llama_name(name)] = value
             continue
-        parts = (value, value, value)
+        parts = (value, value.clone(), value.clone())  # each its own memory, or it cannot be saved
         if ".lora_B." in name:
             if len(value) != (heads + 2 * groups) * size:
                 raise ModelError(f"{source}: this adapter is for another model ({name} has {len(value)} rows).")

@@ -1,13 +1,13 @@
 """The adapter in PEFT's layout: attached in fp32, saved so that equal runs give equal bytes, merged."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -35,10 +35,7 @@ def attach_adapter(
         ConfigError: `lora.targets` names layers that the model does not have.
     """
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
-        exclude_modules=list(idle) or None, task_type=task_type,
-    )  # fmt: skip
+    config = lora_config(lora, targets, task_type, idle)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -52,25 +49,38 @@ def attach_adapter(
     return adapted
 
 
+def lora_config(lora: Lora, targets: str | list[str], task_type: str | None, idle: Sequence[str] = ()) -> LoraConfig:
+    """PEFT's settings of an adapter; arguments as `attach_adapter` takes them."""
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
+        exclude_modules=list(idle) or None, task_type=task_type,
+    )  # fmt: skip
+
+
+def layers_of(weights: Iterable[str]) -> list[str]:
+    """The names of the layers that an adapter's weights are for."""
+    return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})
+
+
 def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     """`adapter_model.safetensors` (fp32) and `adapter_config.json`, lists sorted, naming the base it belongs to."""
     from peft import get_peft_model_state_dict
 
-    config = model.peft_config["default"]
-    assert isinstance(config, LoraConfig)
-    write_adapter(get_peft_model_state_dict(model), config, folder, base)
+    write_adapter(get_peft_model_state_dict(model), model.peft_config["default"], folder, base)
 
 
-def write_adapter(state: Mapping[str, Tensor], config: LoraConfig, folder: Path, base: str) -> None:
-    """The files of `save_adapter`, of an adapter that is on no model."""
+def write_adapter(weights: Mapping[str, Tensor], config: PeftConfig, folder: Path, base: str) -> None:
+    """As `save_adapter`, of weights that no model of ours holds, by the names that PEFT saves them under."""
     from safetensors.torch import save
 
-    plain = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()}
+    state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
     with replacing(folder / WEIGHTS) as stream:
-        stream.write(save(dict(sorted(plain.items())), metadata={"format": "pt"}))
-    values = config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
-    listed = {key: sorted(value) if isinstance(value, set | list) else value for key, value in values.items()}
-    write_atomically(folder / CONFIG, json.dumps(listed, indent=2, sort_keys=True, default=str) + "\n")
+        stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
+    values = config.to_dict()
+    values["base_model_name_or_path"] = base
+    values["inference_mode"] = True
+    plain = {key: sorted(value) if isinstance(value, set | list) else value for key, value in values.items()}
+    write_atomically(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def read_adapter_config(folder: Path) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from peft import PeftModel
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llm.internlm_adapter import split_adapter
 from tuning.errors import ModelError
+from tuning.lora import layers_of
 from tuning.settings import Lora
 from vlm.projector import Projector
 from vlm.start_files import Start, read_start
@@ -39,6 +40,16 @@ def check_start(name: str, width: int, hidden: int, lora: Lora | None = None, to
             f"start: {name}: this projector takes {took} wide features and gives {made}, and the tower gives {width} "
             f"to a language model of {hidden}; use the tower and model it was trained with."
         )
+    check_scales(start, f"start: {name}", lora, tower_lora)
+    return start
+
+
+def check_scales(start: Start, named: str, lora: Lora | None, tower_lora: Lora | None) -> None:
+    """Refuse adapters of another rank or scale than a run's; `named` is what they are called in an error.
+
+    Raises:
+        ModelError: one differs.
+    """
     for key, state, alpha, wanted in (
         ("lora", start.language, start.language_alpha, lora),
         ("tower_lora", start.tower, start.tower_alpha, tower_lora),
@@ -46,18 +57,17 @@ def check_start(name: str, width: int, hidden: int, lora: Lora | None = None, to
         if state is None:
             continue
         if wanted is None:
-            log.info("start: %s has an adapter that this run leaves out, for it has no %s", name, key)
+            log.info("%s has an adapter that this run leaves out, for it has no %s", named, key)
             continue
         rank = _rank(state)
         if rank != wanted.rank or alpha not in (None, wanted.alpha):
             asked = f"rank {wanted.rank}" + (f" and alpha {wanted.alpha}" if alpha else "")
             raise ModelError(
-                f"start: {name}: its adapter has rank {rank}{f' and alpha {alpha}' if alpha else ''}, and this run has "
+                f"{named}: its adapter has rank {rank}{f' and alpha {alpha}' if alpha else ''}, and this run has "
                 f"{asked}; set {key}.rank={rank}{f' {key}.alpha={alpha}' if alpha else ''}."
             )
         if alpha is None:
-            log.info("start: %s does not tell its alpha; %s.alpha=%d must be what it had", name, key, wanted.alpha)
-    return start
+            log.info("%s does not tell its alpha; %s.alpha=%d must be what it had", named, key, wanted.alpha)
 
 
 @torch.no_grad()
@@ -88,9 +98,9 @@ def _fill(model: PeftModel, given: Mapping[str, Tensor], source: str, key: str, 
         raise ModelError(
             f"start: {source}: its adapter has rank {rank} and this run's {attached}; set {key}.rank={rank}."
         )
-    if (theirs := _leaves(state)) != _leaves(places):
+    if (theirs := layers_of(state)) != layers_of(places):
         raise ModelError(
-            f"start: {source}: its adapter is on {', '.join(theirs)} and this run's on {', '.join(_leaves(places))}; "
+            f"start: {source}: its adapter is on {', '.join(theirs)} and this run's on {', '.join(layers_of(places))}; "
             f"set {key}.targets=[{','.join(theirs)}]."
         )
     if odd := sorted(state.keys() ^ places.keys()):
@@ -109,10 +119,6 @@ def _fill(model: PeftModel, given: Mapping[str, Tensor], source: str, key: str, 
 
 def _rank(state: Mapping[str, Tensor]) -> int:
     return next(value.shape[0] for name, value in state.items() if ".lora_A." in name)
-
-
-def _leaves(names: Iterable[str]) -> list[str]:
-    return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names})
 
 
 def _run_by(tower: PeftModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -55,6 +55,14 @@ class Start:
 
 
 def read_start(name: str) -> Start:
+    """As `read_parts`, of what a task names as its start."""
+    try:
+        return read_parts(name)
+    except ModelError as error:
+        raise ModelError(f"start: {error}") from error
+
+
+def read_parts(name: str) -> Start:
     """The weights behind a name: `embedded`; a run of ours or its adapter; a projector as .safetensors; XTuner's
     .pth or folder; LLaVA's mm_projector.bin; a LLaVA checkpoint, of which the projector alone is read.
 
@@ -65,9 +73,7 @@ def read_start(name: str) -> Start:
         return Start(name, _projector(_safetensors(shipped(EMBEDDED_PROJECTOR)), name))
     path = Path(name).expanduser()
     if not path.exists():
-        raise ModelError(
-            f"start: {name}: no such file or folder; give embedded, a run, a projector file or a checkpoint."
-        )
+        raise ModelError(f"{name}: no such file or folder; give embedded, a run, a projector file or a checkpoint.")
     if path.is_file():
         return _from_file(path, name)
     if (path / "task.yaml").exists():
@@ -81,7 +87,7 @@ def read_start(name: str) -> Start:
     if (path / "config.json").exists():
         return Start(name, _projector(_projector_in_shards(path), name))
     raise ModelError(
-        f"start: {name}: neither a run nor a LLaVA checkpoint (no {FILE}, projector/ or config.json in it); "
+        f"{name}: neither a run nor a LLaVA checkpoint (no {FILE}, projector/ or config.json in it); "
         "give the folder that holds one."
     )
 
@@ -92,7 +98,7 @@ def _from_file(path: Path, name: str) -> Start:
     if path.suffix in PICKLED:
         return _from_pth(path, name)
     raise ModelError(
-        f"start: {name}: files to start from end in .safetensors, .pth, .pt or .bin; give one of them or a folder."
+        f"{name}: files to start from end in .safetensors, .pth, .pt or .bin; give one of them or a folder."
     )
 
 
@@ -116,8 +122,8 @@ def _told_apart(
 ) -> Start:
     """XTuner's parts by their prefixes; whatever has none is a projector."""
     rest = dict(weights)
-    language = _adapter(rest, "llm.", f"start: {name}: holds a whole language model", "model")
-    tower = _adapter(rest, "visual_encoder.", f"start: {name}: holds a whole tower", "tower")
+    language = _adapter(rest, "llm.", f"{name}: holds a whole language model", "model")
+    tower = _adapter(rest, "visual_encoder.", f"{name}: holds a whole tower", "tower")
     if not rest:
         return Start(name, {}, language, tower, language_alpha, tower_alpha)
     return Start(name, _projector(rest, name), language, tower, language_alpha, tower_alpha)
@@ -157,7 +163,7 @@ def _weights_of(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     for file in (folder / name for name in names):
         if file.exists():
             return _safetensors(file) if file.suffix == ".safetensors" else weights_in(read_pth(file), file)
-    raise ModelError(f"start: {folder}: {names[0]} is missing; give a folder that is whole.")
+    raise ModelError(f"{folder}: {names[0]} is missing; give a folder that is whole.")
 
 
 def _projector_in_shards(folder: Path) -> dict[str, Tensor]:
@@ -172,7 +178,7 @@ def _projector_in_shards(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in files:
         if not file.exists():
-            raise ModelError(f"start: {file}: is missing; finish the download.")
+            raise ModelError(f"{file}: is missing; finish the download.")
         if file.suffix == ".safetensors":
             found |= _safetensors(file, _IN_PROJECTOR)
         else:
@@ -192,13 +198,13 @@ def _projector(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         named = _PROJECTOR.match(key)
         if named is None or named.group(1) not in _LAYERS:
             raise ModelError(
-                f"start: {name}: {key} belongs to no projector of two layers (mlp2x_gelu); give a LLaVA-1.5 projector."
+                f"{name}: {key} belongs to no projector of two layers (mlp2x_gelu); give a LLaVA-1.5 projector."
             )
         ours[f"{_LAYERS[named.group(1)]}.{named.group(2)}"] = value
     wanted = {f"linear_{layer}.{part}" for layer in (1, 2) for part in ("weight", "bias")}
     if missing := sorted(wanted - ours.keys()):
         raise ModelError(
-            f"start: {name}: no projector of two layers in it ({missing[0]} is missing); give a LLaVA-1.5 projector."
+            f"{name}: no projector of two layers in it ({missing[0]} is missing); give a LLaVA-1.5 projector."
         )
     first, second = ours["linear_1.weight"], ours["linear_2.weight"]
     hidden = first.shape[0]
@@ -207,7 +213,7 @@ def _projector(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         or second.shape != (hidden, hidden)
         or any(ours[f"linear_{layer}.bias"].shape != (hidden,) for layer in (1, 2))
     ):
-        raise ModelError(f"start: {name}: the layers of this projector do not fit each other; get the file again.")
+        raise ModelError(f"{name}: the layers of this projector do not fit each other; get the file again.")
     return ours
 
 
@@ -216,12 +222,12 @@ def _safetensors(file: Path, wanted: re.Pattern[str] | None = None) -> dict[str,
         with safe_open(file, "pt") as held:
             return {key: held.get_tensor(key) for key in held.keys() if not wanted or wanted.search(key)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"start: {file}: cannot be read as safetensors ({error}); get the file again.") from error
+        raise ModelError(f"{file}: cannot be read as safetensors ({error}); get the file again.") from error
 
 
 def _json(file: Path) -> dict[str, Any]:
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"start: {file}: not valid JSON ({error}); get the file again.") from error
+        raise ModelError(f"{file}: not valid JSON ({error}); get the file again.") from error
     return held if isinstance(held, dict) else {}

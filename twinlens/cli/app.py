@@ -7,6 +7,7 @@ import warnings
 
 import typer
 
+import twinlens.cli.convert_xtuner
 import twinlens.cli.data_files
 import twinlens.cli.data_image_qa
 import twinlens.cli.data_pictures  # noqa: F401 - like data_files, adds its verbs to data

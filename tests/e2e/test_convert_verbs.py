@@ -1,0 +1,88 @@
+"""`twinlens convert ...`, as a person types it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_internlm import make_internlm2
+
+from twinlens.cli.app import run
+
+Refused = Callable[..., str]
+
+
+class Harm:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self._path}",)
+
+
+@pytest.fixture
+def did(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., dict]:
+    """Runs a verb with --json and returns what it prints."""
+
+    def call(*words: object) -> dict:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["twinlens", *map(str, words), "--json"])
+        with pytest.raises(SystemExit) as left:
+            run()
+        said = capsys.readouterr()
+        assert not left.value.code, said.err
+        return json.loads(said.out)
+
+    return call
+
+
+@pytest.fixture
+def trained(tiny_model: Path, tmp_path: Path) -> Path:
+    """A task, an InternLM2 base and a .pth of XTuner's that belong together."""
+    base = make_internlm2(tiny_model, tmp_path / "base")
+    (tmp_path / "task.yaml").write_text(
+        f"model: {base}\ndata: {{files: [none.jsonl]}}\noptim: {{steps: 1}}\nlora: {{rank: 2, alpha: 4}}\n"
+    )
+    at = "llm.base_model.model.model.layers.0.attention.wqkv"
+    state = {f"{at}.lora_A.default.weight": torch.ones(2, 64), f"{at}.lora_B.default.weight": torch.ones(128, 2)}
+    torch.save({"state_dict": state}, tmp_path / "iter_9.pth")
+    return tmp_path
+
+
+def test_from_a_pth_to_a_merged_model_in_either_layout(did, trained):
+    adapter = did("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "adapter", "--fp32", "--max-shard-size", "1GB")
+    assert (adapter["parts"], adapter["next"]) == (["adapter"], "twinlens chat adapter")
+    theirs = did("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "theirs", "--save-format", "xtuner")
+    assert theirs["next"] == f"xtuner chat {trained / 'base'} --adapter theirs"
+    for adapter, layout in (("adapter", "hf"), ("theirs", "internlm2")):
+        merged = did("convert", "merge", "base", adapter, layout, "--layout", layout, "--device", "auto")
+        assert (merged["layout"], merged["next"]) == (layout, f"twinlens chat {layout}")
+    assert did("convert", "internlm", "internlm2", "llama")["weights"] > 10
+    for weights in ("hf", "llama"):
+        assert (trained / weights / "model.safetensors").exists()
+
+
+def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:
+    pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "out")
+    assert "twinlens convert llava out LLAVA" in refused(*pth, "--save-format", "official")
+    assert "take peft or xtuner" in refused(*pth, "--layout", "other")
+    assert "set lora.rank=2" in refused(*pth, "lora.rank=8")
+    assert "not a size" in refused(*pth, "--max-shard-size", "big")
+    assert "no such file or folder" in refused("convert", "pth_to_hf", "task.yaml", "gone.pth", "out")
+    assert "neither a file nor a shipped task" in refused("convert", "pth_to_hf", "gone.py", "iter_9.pth", "out")
+    assert "take hf or internlm2" in refused("convert", "merge", "base", "adapter", "out", "--layout", "other")
+    assert "take cpu, cuda or auto" in refused("convert", "merge", "base", "adapter", "out", "--device", "npu")
+    assert "give TOWER ADAPTER DEST" in refused("convert", "merge", "tower", "out", "--is-clip")
+    assert "not a run folder" in refused("convert", "xtuner", "base", "out")
+    assert not (trained / "out").exists()
+
+
+def test_a_pth_that_names_a_program_runs_nothing(refused: Refused, trained: Path) -> None:
+    torch.save({"state_dict": {"llm.x": torch.ones(1)}, "message_hub": Harm(trained / "ran")}, trained / "iter_9.pth")
+    for layout in ("peft", "xtuner"):
+        said = refused("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "out", "--layout", layout)
+        assert "which weights do not need, so nothing of it was run" in said
+    assert not (trained / "ran").exists() and not (trained / "out").exists()

@@ -1,0 +1,84 @@
+"""`twinlens convert pth_to_hf` and `twinlens convert xtuner`: from XTuner's checkpoints, and to its folders."""
+
+import shlex
+from pathlib import Path
+
+import typer
+
+from tuning.errors import ConfigError
+from tuning.run_dir import open_run
+from twinlens.cli.configs import OVERRIDES
+from twinlens.cli.convert import SHARD, app
+from twinlens.cli.output import JSON, finish, tell_changes
+from twinlens.task_files import AnyTask, find_config, read_task
+from vlm.settings import ImageTask
+
+FP32 = typer.Option(False, "--fp32", help="Keep the language model's adapter in fp32, which XTuner's layout halves.")
+SAFE = typer.Option(False, "--safe-serialization", help="Safetensors in XTuner's layout too, in place of pickles.")
+
+
+@app.command("pth_to_hf")
+def pth_to_hf(
+    config: Path = typer.Argument(..., help="The task or config that it was trained with."),
+    checkpoint: Path = typer.Argument(..., metavar="PTH", help="XTuner's iter_N.pth: a file, or DeepSpeed's folder."),
+    destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
+    overrides: list[str] = OVERRIDES,
+    layout: str | None = typer.Option(
+        None, help="peft, which twinlens and PEFT read (of a LLaVA: the folder of an image run), or xtuner; else peft."
+    ),
+    save_format: str | None = typer.Option(None, help="XTuner's name for --layout: xtuner."),
+    fp32: bool = FP32,
+    safe_serialization: bool = SAFE,
+    max_shard_size: str = SHARD,
+    as_json: bool = JSON,
+) -> None:
+    """Turn what XTuner trained into an adapter, or of a LLaVA into the folder of an image run."""
+    if save_format not in (None, "xtuner"):
+        raise ConfigError(
+            f"--save-format {save_format}: convert without it, then `twinlens convert llava {destination} LLAVA`."
+        )
+    chosen = layout or save_format or "peft"
+    if chosen not in ("peft", "xtuner"):
+        raise ConfigError(f"--layout {chosen}: no such layout; take peft or xtuner.")
+    from llm.saving import check_shard_size
+    from twinlens.xtuner.checkpoints import convert_checkpoint, read_checkpoint
+    from twinlens.xtuner.folders import write_xtuner
+
+    check_shard_size(max_shard_size)
+    task, changes = read_task(find_config(config), overrides or ())
+    tell_changes(changes)
+    parts = read_checkpoint(checkpoint, task)
+    if chosen == "xtuner":
+        write_xtuner(parts, task, destination, fp32, safe_serialization)
+        following = _chat_of_xtuner(task, destination)
+    else:
+        convert_checkpoint(parts, task, destination)
+        following = f"twinlens chat {shlex.quote(str(destination))}"
+    held = {"adapter": parts.language, "tower adapter": parts.tower, "projector": parts.projector}
+    written = [name for name, state in held.items() if state]
+    lines = [f"layout: {chosen}", f"{', '.join(written)}: {destination}"]
+    finish({"folder": str(destination), "layout": chosen, "parts": written}, lines, following, as_json)
+
+
+@app.command("xtuner")
+def to_xtuner(
+    run: Path = typer.Argument(..., metavar="RUN", help="A run folder."),
+    destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
+    fp32: bool = FP32,
+    safe_serialization: bool = SAFE,
+    as_json: bool = JSON,
+) -> None:
+    """Write what a run learned as XTuner's chat reads it; on an InternLM2 base, for that one's own fused layers."""
+    opened = open_run(run)
+    task, _ = read_task(opened.task)
+    from twinlens.xtuner.folders import read_run, write_xtuner
+
+    write_xtuner(read_run(opened, task), task, destination, fp32, safe_serialization)
+    finish({"folder": str(destination)}, [f"folder: {destination}"], _chat_of_xtuner(task, destination), as_json)
+
+
+def _chat_of_xtuner(task: AnyTask, folder: Path) -> str:
+    where = shlex.quote(str(folder))
+    if isinstance(task, ImageTask):
+        return f"xtuner chat {task.model} --visual-encoder {task.tower} --llava {where} --image FILE"
+    return f"xtuner chat {task.model} --adapter {where}"
