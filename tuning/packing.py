@@ -97,9 +97,13 @@ class Batches:
 
     def stream(self, skip: int = 0) -> Iterator[Batch]:
         """The micro-batches in order, without making the first `skip`."""
-        for packs in islice(self.plan(), skip, None):
-            pieces = [[self._piece(piece) for piece in pack] for pack in packs]
-            yield collate(pieces, self._pad_id, isolated=self._packing != "xtuner")
+        for sequences in islice(self.sequences(), skip, None):
+            yield collate(sequences, self._pad_id, isolated=self._packing != "xtuner")
+
+    def sequences(self) -> Iterator[list[list[EncodedSample]]]:
+        """The same micro-batches before they are padded, each sequence as what is laid into it."""
+        for packs in self.plan():
+            yield [[self._piece(piece) for piece in pack] for pack in packs]
 
     def plan(self) -> Iterator[list[Pack]]:
         """The same micro-batches as pieces of samples."""

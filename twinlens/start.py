@@ -15,6 +15,8 @@ from tuning.errors import ConfigError
 from tuning.files import SHIPPED, resolve_path, write_atomically
 from tuning.run_dir import RunDir, create_run, open_run
 from twinlens.task_files import AnyTask, read_task
+from twinlens.xtuner.environment import RUN_FOLDER as XTUNER
+from twinlens.xtuner.environment import Environment
 from vlm.settings import ImageTask
 
 
@@ -69,8 +71,18 @@ def to_yaml(task: AnyTask) -> str:
     return stream.getvalue()
 
 
-def start(task: AnyTask, name: str, work_dir: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
-    """Train a task in a fresh run folder `work_dir/<name>/<time>`; under torchrun, in the main process's."""
+def start(
+    task: AnyTask,
+    name: str,
+    work_dir: Path,
+    deepspeed: dict[str, Any] | None = None,
+    xtuner: Environment | None = None,
+) -> Trained:
+    """Train a task in a fresh run folder `work_dir/<name>/<time>`; under torchrun, in the main process's.
+
+    Args:
+        xtuner: where XTuner is installed, when it is to train in place of our own engine.
+    """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
@@ -86,6 +98,10 @@ def start(task: AnyTask, name: str, work_dir: Path, deepspeed: dict[str, Any] | 
         write_atomically(run.environment, json.dumps(describe_environment(), indent=2) + "\n")
         paths = [str(run.path)]
     run = RunDir(Path(broadcast_object_list(paths)[0]))
+    if xtuner is not None:
+        from twinlens.xtuner.engine import train
+
+        return _trained(run, train(task, run, xtuner))
     return _trained(run, recipe_of(task).train(task, run, deepspeed=deepspeed))
 
 
@@ -96,6 +112,8 @@ def go_on(path: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
     from tuning.quantize import choose_device
 
     run = open_run(path.resolve())
+    if (run.path / XTUNER).exists():
+        raise ConfigError(f"--resume {path}: XTuner trained it, and keeps nothing to go on from; train its task anew.")
     task, _ = read_task(run.task)
     PartialState(cpu=choose_device(task.run.device).type == "cpu")
     return _trained(run, recipe_of(task).train(task, run, resume=True, deepspeed=deepspeed))

@@ -12,7 +12,7 @@ import twinlens.cli.data_files
 import twinlens.cli.data_image_qa
 import twinlens.cli.data_pictures  # noqa: F401 - like data_files, adds its verbs to data
 from tuning.errors import KitError
-from twinlens.cli import chat, configs, convert, data, demo, doctor, train
+from twinlens.cli import chat, configs, convert, data, demo, doctor, train, xtuner
 
 app = typer.Typer(
     name="twinlens",
@@ -34,6 +34,7 @@ app.command()(train.compare)
 app.command()(chat.chat)
 app.add_typer(convert.app, name="convert")
 app.add_typer(demo.app, name="demo")
+app.add_typer(xtuner.app, name="xtuner")
 
 
 def run() -> None:

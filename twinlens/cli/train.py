@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -28,6 +28,7 @@ def train(
     overrides: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Settings to change for this run."),
     work_dir: Path = typer.Option(Path("work_dirs"), help="Where run folders are made."),
     deepspeed: str | None = typer.Option(None, help="A preset (deepspeed_zero1, zero2, ...) or a JSON file."),
+    engine: Literal["twinlens", "xtuner"] = typer.Option("twinlens", help="Who trains: we, or XTuner itself."),
     resume: Path | None = typer.Option(None, help="A run folder to go on with, by its own task."),
     dry_run: bool = typer.Option(False, help="Check everything, then plan; train nothing."),
     as_json: bool = JSON,
@@ -35,6 +36,8 @@ def train(
     """Tune a model as a task file says."""
     if (file is None) == (resume is None):
         raise ConfigError("train: give a task file, or --resume RUN, one of the two.")
+    if engine == "xtuner" and (deepspeed or resume):
+        raise ConfigError("train: --engine xtuner goes with neither --deepspeed nor --resume; leave them out.")
     if resume is not None:
         _resume(resume, deepspeed, as_json)
         return
@@ -47,10 +50,21 @@ def train(
     tell_changes(changes)
     check_task(task, work_dir)
     config = deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None
+    xtuner = _xtuner(task) if engine == "xtuner" else None
     if dry_run:
         _forecast(task, None, as_json)
         return
-    _done(start(task, file.stem, work_dir, config), as_json)
+    _done(start(task, file.stem, work_dir, config, xtuner), as_json)
+
+
+def _xtuner(task: Any) -> Any:
+    """Where XTuner is, once it is sure that it can train the task."""
+    from twinlens.xtuner.engine import refuse_task
+    from twinlens.xtuner.environment import find_environment
+
+    found = find_environment()
+    refuse_task(task)
+    return found
 
 
 def _resume(run: Path, deepspeed: str | None, as_json: bool) -> None:
