@@ -119,11 +119,16 @@ def assert_alike(ours: RunDir, theirs: RunDir, rel: float = 1e-3) -> None:
 @pytest.mark.slow
 @installed
 @pytest.mark.parametrize(
-    ("bits", "data"),
-    [(16, {}), (4, {}), (16, {"pack": True, "packing": "xtuner", "pack_workers": 1, "max_length": 32})],
+    "changes",
+    [
+        {},
+        {"quant": {"bits": 4}, "template": "internlm2_chat"},
+        {"data": {"pack": True, "packing": "xtuner", "pack_workers": 1, "max_length": 32}},
+    ],
+    ids=["lora", "qlora", "packed"],
 )
-def test_both_engines_learn_text_alike(text_task, tmp_path, xtuner, bits, data):
-    task = changed(text_task, quant={"bits": bits}, data=data)
+def test_both_engines_learn_text_alike(text_task, tmp_path, xtuner, changes):
+    task = changed(text_task, **changes)
     ours, theirs = both(task, tmp_path / "work", xtuner)
     assert_alike(ours, theirs)
     assert recipe_of(task).judge(theirs, task).rows, "what it learned answers in our own model"

@@ -21,7 +21,8 @@ from tuning.probes import read_probes
 from tuning.quantize import choose_compute, choose_device
 from tuning.run_dir import RunDir
 from tuning.samples import EncodedSample
-from tuning.settings import Task
+from twinlens.task_files import AnyTask
+from twinlens.xtuner.checkpoints import read_checkpoint
 from twinlens.xtuner.engine_config import Place, config_text
 from twinlens.xtuner.engine_inputs import (
     Rows,
@@ -46,7 +47,7 @@ from vlm.vision import load_tower, tower_facts
 log = logging.getLogger("twinlens")
 
 
-def refuse_task(task: Task) -> None:
+def refuse_task(task: AnyTask) -> None:
     """Look for what XTuner cannot do, before anything is made.
 
     Raises:
@@ -63,7 +64,7 @@ def refuse_task(task: Task) -> None:
         refuse_adapters(read_start(task.start))
 
 
-def differences(task: Task) -> list[str]:
+def differences(task: AnyTask) -> list[str]:
     """What the task asks and XTuner does in another way, a sentence for each."""
     image = isinstance(task, ImageTask)
     found = [
@@ -84,7 +85,7 @@ def differences(task: Task) -> list[str]:
     return [sentence for differs, sentence in found if differs]
 
 
-def train(task: Task, run_dir: RunDir, environment: Environment) -> list[StepReport]:
+def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[StepReport]:
     """Data, rehearsal and models written for XTuner, its trainer run on them, its checkpoint read back.
 
     Raises:
@@ -108,7 +109,7 @@ def train(task: Task, run_dir: RunDir, environment: Environment) -> list[StepRep
     return reports
 
 
-def _write_data(task: Task, run_dir: RunDir, folder: Path) -> Rows:
+def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> Rows:
     """The rows of the whole run in the order of our own engine, rehearsal among them."""
     table = PictureTable()
     if isinstance(task, ImageTask):
@@ -116,7 +117,7 @@ def _write_data(task: Task, run_dir: RunDir, folder: Path) -> Rows:
         template = image_path.sighted_template(task)
         data, given = image_path.encode(task, template, table)
     else:
-        template = load_template(task.model, task.system)
+        template = load_template(task.model, task.system, named=task.template)
         data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
         rows = distinct_rows(read_conversations(task.rehearsal.files))
         given = [encode_row(row, template, task.data.max_length) for row in rows]
@@ -128,7 +129,7 @@ def _write_data(task: Task, run_dir: RunDir, folder: Path) -> Rows:
     return write_rows(batches, task.optim, folder / "rows", template.patches, table.paths)
 
 
-def _rehearsed(task: Task, template: ChatTemplate, run_dir: RunDir, given: int) -> list[EncodedSample]:
+def _rehearsed(task: AnyTask, template: ChatTemplate, run_dir: RunDir, given: int) -> list[EncodedSample]:
     """The base's own answers; the base is let go before XTuner loads it again."""
     if not (read_prompts(task.rehearsal.prompts) and task.rehearsal.ratio):
         return []
@@ -140,7 +141,7 @@ def _rehearsed(task: Task, template: ChatTemplate, run_dir: RunDir, given: int) 
     return [encode_row(row, template, task.data.max_length) for row in rows]
 
 
-def _write_models(task: Task, folder: Path, iters: int) -> Place:
+def _write_models(task: AnyTask, folder: Path, iters: int) -> Place:
     model = write_model(task.model, folder / "model")
     if not isinstance(task, ImageTask):
         return Place(model, folder / "rows", None, None, iters)
@@ -153,9 +154,9 @@ def _write_models(task: Task, folder: Path, iters: int) -> Place:
     return Place(model, folder / "rows", write_tower(tower, folder / "tower"), start, iters)
 
 
-def _bring_back(task: Task, checkpoint: Path, adapter: Path) -> None:
+def _bring_back(task: AnyTask, checkpoint: Path, adapter: Path) -> None:
     """What XTuner learned, as our own engine would have left it."""
-    learned = read_start(str(checkpoint))
+    learned = read_checkpoint(checkpoint, task)
     if isinstance(task, ImageTask):
         tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
         projector = fresh_projector(tower.width, language_width(task.model), task.run.seed)

@@ -75,8 +75,8 @@ def refuse_model(name: str) -> None:
     folder = model_folder(name)
     if is_internlm(folder):
         raise ModelError(
-            f"model: {name}: is in InternLM's own layout, for which XTuner runs code out of the checkpoint; give the "
-            "same model in Llama's layout, or train without --engine xtuner."
+            f"model: {name}: is in InternLM's own layout, for which XTuner runs code out of the checkpoint; write it "
+            "as Llama's with `twinlens convert internlm` and give that."
         )
     if (kind := read_config(name).model_type) not in KNOWN:
         raise ModelError(f"model: {name}: XTuner's engine here takes {', '.join(KNOWN)} and not {kind}; train without.")
