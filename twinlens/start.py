@@ -11,6 +11,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from llm.embedded import NAME as EMBEDDED
+from llm.hub import pinned, remote_of
 from tuning.errors import ConfigError
 from tuning.files import SHIPPED, resolve_path, write_atomically
 from tuning.run_dir import RunDir, create_run, open_run
@@ -62,6 +63,16 @@ def with_full_paths(task: AnyTask) -> AnyTask:
     return task.model_copy(update=changes)
 
 
+def at_commits(task: AnyTask) -> AnyTask:
+    """The same task, its fetched models pinned to the commits that they are now, so that a resumed run has the same."""
+    changes: dict[str, Any] = {}
+    if (model := remote_of(task.source)) is not None:
+        changes["revision"] = pinned(model).revision
+    if isinstance(task, ImageTask) and (tower := remote_of(task.tower, "tower")) is not None:
+        changes["tower"] = str(pinned(tower))
+    return task.model_copy(update=changes)
+
+
 def to_yaml(task: AnyTask) -> str:
     """A task as the YAML that reads back to it."""
     stream = io.StringIO()
@@ -89,7 +100,7 @@ def start(
     from tuning.environment import describe_environment
     from tuning.quantize import choose_device
 
-    task = with_full_paths(task)
+    task = at_commits(with_full_paths(task))
     state = PartialState(cpu=choose_device(task.run.device).type == "cpu")
     paths: list[Any] = [None]
     if state.is_main_process:

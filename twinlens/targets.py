@@ -64,16 +64,17 @@ def open_target(
             return open_sighted(task, run.adapter if with_adapter else None)
         _refuse_pictures(pictures, target)
         read_adapter_config(run.adapter)
-        template = load_template(task.model, task.system, named=task.template)
-        loaded = load_model(task.model, template, task.quant, task.run.device)
+        template = load_template(task.source, task.system, named=task.template)
+        loaded = load_model(task.source, template, task.quant, task.run.device)
         model = load_adapter(loaded.model, run.adapter) if with_adapter else loaded.model
         return Target(model.eval(), template, loaded.compute)
     if pictures and target == EMBEDDED:
         return open_sighted(embedded_sight(bits, system), None)
     _refuse_pictures(pictures, target)
     adapter = path if (path / CONFIG).exists() else None
-    base = str(read_adapter_config(path)["base_model_name_or_path"]) if adapter else target
-    if adapter and not base:
+    config = read_adapter_config(path) if adapter else {"base_model_name_or_path": target}
+    base = "@".join(str(config[key]) for key in ("base_model_name_or_path", "revision") if config.get(key))
+    if not base:
         raise ModelError(f"{path / CONFIG}: base_model_name_or_path is empty; write the base model's folder there.")
     template = load_template(base, system, named=named)
     loaded = load_model(base, template, Quant.model_validate({"bits": bits}))
@@ -88,7 +89,7 @@ def open_sighted(task: ImageTask, trained: Path | None) -> Target:
     from vlm.recipe import sighted_template
 
     template = sighted_template(task)
-    loaded = load_model(task.model, template, task.quant, task.run.device)
+    loaded = load_model(task.source, template, task.quant, task.run.device)
     sighted = begin(task, loaded)
     if trained is not None:
         restore_trained(sighted, trained)

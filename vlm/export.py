@@ -91,7 +91,7 @@ def choose_layout(task: ImageTask, asked: Layout | None) -> Layout:
         raise ConfigError(
             f"--layout official: LLaVA's own code knows CLIP towers, not {task.tower}; take --layout hf or parts."
         )
-    if asked == "official" and (model := read_config(task.model).model_type) != "llama":
+    if asked == "official" and (model := read_config(task.source).model_type) != "llama":
         raise ConfigError(f"--layout official: LLaVA's own code knows Llama, not {model}; take --layout hf or parts.")
     return asked
 
@@ -111,7 +111,7 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
     check_shard_size(shard)
     layout = choose_layout(task, asked)
     check_trained(run, task)
-    folder = model_folder(task.model)
+    folder = model_folder(task.source)
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
     task = task.model_copy(update={"start": None})  # what it started from is in what it learned
@@ -123,7 +123,7 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
 
 def _merged(order: _Order) -> tuple[Merged, Tensor, Tensor]:
     """What a run learned in fp32, the pixels of a picture, and the logits of its adapters for that picture."""
-    loaded = load_model(order.task.model, order.template, Quant(bits=16, compute="fp32"), "cpu")
+    loaded = load_model(order.task.source, order.template, Quant(bits=16, compute="fp32"), "cpu")
     sighted = begin(order.task, loaded)
     restore_trained(sighted, order.run.adapter)
     pixels = sighted.tower.preprocess(probe_picture())

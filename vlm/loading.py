@@ -56,7 +56,7 @@ def check_trained(run: RunDir, task: ImageTask) -> None:
     """
     if not (run.adapter / FILE).exists():
         raise ModelError(f"{run.path}: nothing trained in it yet ({FILE} is missing); train it to its end.")
-    check_start(str(run.adapter / FILE), tower_facts(task.tower).width, language_width(task.model))
+    check_start(str(run.adapter / FILE), tower_facts(task.tower).width, language_width(task.source))
 
 
 def begin(task: ImageTask, loaded: LoadedModel) -> Sighted:
@@ -68,7 +68,7 @@ def begin(task: ImageTask, loaded: LoadedModel) -> Sighted:
         KitError: tower or start are missing or do not fit.
     """
     tower = load_tower(task.tower, loaded.device, tower_dtype(task.tower, loaded))
-    projector = fresh_projector(tower.width, language_width(task.model), task.run.seed).to(loaded.device)
+    projector = fresh_projector(tower.width, language_width(task.source), task.run.seed).to(loaded.device)
     language: nn.Module = loaded.model
     tower_adapter = None
     if task.stage == "tune":

@@ -66,7 +66,7 @@ def train(
     probes = [probe for file in task.evaluation.probes for probe in read_probes(resolve_path(file), card)]
     read_prompts(task.rehearsal.prompts)
 
-    loaded = load_model(task.model, template, task.quant, task.run.device)
+    loaded = load_model(task.source, template, task.quant, task.run.device)
     rehearsed = rehearsal_rows(task, loaded, run_dir, len(given))
     sighted = begin(task, loaded)
     asked = few_of_each(probes, task.evaluation.samples)
@@ -114,7 +114,7 @@ def judge(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) ->
     check_trained(run_dir, task)
     probes, files, card = probes_of_run(run_dir, task, probe_files)
     template = sighted_template(task)
-    loaded = load_model(task.model, template, task.quant, task.run.device)
+    loaded = load_model(task.source, template, task.quant, task.run.device)
     sighted = begin(task, loaded)
     table = enter(PictureTable(), probes)
     module = see_with(sighted, features_for(sighted, table, task.pictures), loaded.compute)
@@ -133,7 +133,7 @@ def sighted_template(task: ImageTask) -> ChatTemplate:
     Raises:
         KitError: as `check_eyes`.
     """
-    return load_template(task.model, task.system, check_eyes(task).patches, task.template)
+    return load_template(task.source, task.system, check_eyes(task).patches, task.template)
 
 
 def check_eyes(task: ImageTask) -> TowerFacts:
@@ -147,7 +147,7 @@ def check_eyes(task: ImageTask) -> TowerFacts:
         raise ConfigError(f"tower_lora: {task.tower} takes no adapter; take a CLIP or SigLIP tower, or leave it out.")
     if task.start is not None:
         lora = task.lora if task.stage == "tune" else None
-        check_start(task.start, facts.width, language_width(task.model), lora, task.tower_lora)
+        check_start(task.start, facts.width, language_width(task.source), lora, task.tower_lora)
     return facts
 
 
@@ -175,7 +175,7 @@ def forecast(task: ImageTask, processes: int = 1) -> Forecast:
     """Count steps, tokens and arithmetic from the data, the tokenizer and the models' configurations alone."""
     template = sighted_template(task)
     data, rehearsal = encode(task, template, PictureTable())
-    width, hidden = tower_facts(task.tower).width, language_width(task.model)
+    width, hidden = tower_facts(task.tower).width, language_width(task.source)
     projector = (width + 1) * hidden + (hidden + 1) * hidden
     return forecast_run(
         task, data, rehearsal, template.pad_id,

@@ -34,7 +34,8 @@ class ImageTask(Task):
     stage: Literal["align", "tune"] = "tune"
     """align trains the projector alone; tune trains the projector and adapters."""
     tower: str
-    """The vision tower: a CLIP or SigLIP folder or hub name, open_clip:NAME/WEIGHTS, or `embedded`."""
+    """The vision tower: a CLIP or SigLIP folder or hub name (owner/model or owner/model@revision),
+    open_clip:NAME/WEIGHTS, or `embedded`."""
     start: str | None = None
     """What to start from: `embedded`, or a run, a projector file, XTuner's .pth or folder, LLaVA's mm_projector.bin,
     a LLaVA checkpoint. Its projector is taken, and in stage tune its adapters where it has any."""

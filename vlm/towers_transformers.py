@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from llm.hub import fetch, remote_of
 from tuning.errors import ModelError
 from vlm.preprocess import Preprocess
 from vlm.tower import Kind, Tower, TowerFacts, first_line
@@ -38,16 +39,16 @@ def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> To
 
     from llm.loading import silence_libraries
 
-    folder = _settings_folder(name)
+    remote = remote_of(name, "tower")
+    folder = fetch(remote) if remote else _settings_folder(name)
     config, kind = _vision_config(folder)
     config.attention_dropout = 0.0  # a tower's features are the same in training and in use
     preprocess = _read_preprocess(folder, config.image_size)
     network_class: Any = CLIPVisionModel if kind == "clip" else SiglipVisionModel
-    source = folder if _is_local(name) else name
     silence_libraries()
     try:
         network, notes = network_class.from_pretrained(
-            source, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"tower: {name}: cannot be loaded ({first_line(error)}); check the folder's files.") from error
@@ -92,12 +93,10 @@ def _facts(config: Any, kind: Kind) -> TowerFacts:
     return TowerFacts(patches, config.hidden_size, config.image_size, kind)
 
 
-def _is_local(name: str) -> bool:
-    return Path(name).expanduser().exists()
-
-
 def _settings_folder(name: str) -> Path:
     """The folder with the tower's config.json: itself, or the hub's, without weights."""
+    if (remote := remote_of(name, "tower")) is not None:
+        return fetch(remote, weights=False)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / "open_clip_config.json").exists() and not (folder / "config.json").exists():
@@ -115,9 +114,7 @@ def _settings_folder(name: str) -> Path:
         raise ModelError(
             f"tower: {name}: this is a file; give the folder that holds config.json, or open_clip:NAME/FILE."
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ModelError(f"tower: {name}: no such folder{_open_clip_hint(name)}; {SUPPORTED}.")
-    return _fetch_settings(name)
+    raise ModelError(f"tower: {name}: no such folder{_open_clip_hint(name)}; {SUPPORTED}.")
 
 
 def _open_clip_hint(name: str) -> str:
@@ -125,22 +122,6 @@ def _open_clip_hint(name: str) -> str:
     from open_clip import list_models
 
     return f", but open_clip has that model: write open_clip:{name}/WEIGHTS" if name in list_models() else ""
-
-
-def _fetch_settings(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError as NotFound
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*config.json"]))
-    except NotFound as error:
-        raise ModelError(f"tower: {name}: the hub has no such model, or it needs a login; check the name.") from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"tower: {name}: no such folder, and it cannot be fetched ({first_line(error)}); "
-            "give a local folder or mend the connection."
-        ) from error
 
 
 def _vision_config(folder: Path) -> tuple[Any, Kind]:

@@ -161,4 +161,4 @@ def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str | None]:
     if not run.task.exists():
         raise ConfigError(f"{run.path}: not a run folder (task.yaml is missing); give RUN DEST, or BASE ADAPTER DEST.")
     task, _ = read_settings(run.task, TextTask)
-    return task.model, run.adapter, Path(paths[1]), task.quant, task.template
+    return task.source, run.adapter, Path(paths[1]), task.quant, task.template

@@ -59,7 +59,7 @@ def convert_checkpoint(parts: Start, task: AnyTask, destination: Path) -> None:
     check_destination(destination, 0)
     language = parts.language
     if language is not None and is_fused(language):
-        language = split_adapter(language, read_config(task.model), parts.source)
+        language = split_adapter(language, read_config(task.source), parts.source)
     parts = replace(parts, language=language)
     with new_folder(destination) as unfinished:
         if isinstance(task, ImageTask):
@@ -76,7 +76,7 @@ def _write_run(parts: Start, task: ImageTask, run: RunDir) -> None:
         lora = _on(task.lora, layers_of(parts.language))
         task = task.model_copy(update={"lora": lora})
         config = lora_config(lora, list(lora.targets), "CAUSAL_LM")
-        write_adapter(parts.language, config, run.adapter, task.model)
+        write_adapter(parts.language, config, run.adapter, task.model, task.revision)
     if parts.tower is not None and task.tower_lora is not None:
         tower = {PREFIX + in_tower(name): value for name, value in parts.tower.items()}
         lora = _on(task.tower_lora, layers_of(tower))

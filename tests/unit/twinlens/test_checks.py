@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError, DataError, DeviceError, KitError, ModelError
@@ -13,8 +14,10 @@ PROBES = "- {ask: Who are you?, group: persona, expect: [Pixel]}\n"
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tmp_path = tmp_path_factory.mktemp("place")
     monkeypatch.chdir(tmp_path)
+    hub.publish("owner/model", {"config.json": b"{}", "model.safetensors": bytes(3 << 20)})
     Path("data.jsonl").write_text(ROW, encoding="utf-8")
     Path("probes.yaml").write_text(PROBES, encoding="utf-8")
     Path("prompts.yaml").write_text("- Name a colour.\n", encoding="utf-8")
@@ -30,10 +33,11 @@ def task_with(*overrides: str) -> TextTask:
     return read_settings(Path("task.yaml"), TextTask, overrides)[0]
 
 
-def test_all_that_is_found_is_told(place: Path) -> None:
+def test_all_that_is_found_is_told(place: Path, hub: HubServer) -> None:
     lines = check_task(task_with())
-    for said in ("data.jsonl: 1 rows", "probes.yaml: 1 questions", "rehearsal: 1 prompts", "fetched from the hub"):
+    for said in ("data.jsonl: 1 rows", "probes.yaml: 1 questions", "rehearsal: 1 prompts", "fetched, 3.0 MiB in 2"):
         assert any(said in line for line in lines), said
+    assert not [line for line in hub.requests if "/resolve/" in line], "nothing is fetched to be checked"
     assert sorted(path.name for path in place.iterdir()) == ["data.jsonl", "probes.yaml", "prompts.yaml", "task.yaml"]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from hub_server import HubServer
 from open_clip.model import _build_vision_tower
 from safetensors.torch import load_file, save_file
 from tiny_towers import MODEL_CFG, PREPROCESS_CFG, loaded
@@ -163,12 +164,7 @@ def test_missing_tensors_are_refused(clip_folder: Path, tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
-def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    def unreachable(*_: object, **__: object) -> str:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(ModelError, match=r"cannot be fetched \(no route to host\); give a local folder"):
-        tower_facts("openai/clip-vit-large-patch14-336")
+def test_a_hub_that_cannot_be_reached(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.unreachable(monkeypatch)
+    with pytest.raises(ModelError, match=r"tower: owner/clip: not whole in the cache, and not to be had from the hub"):
+        tower_facts("owner/clip")
