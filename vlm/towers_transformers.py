@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> To
         network, notes = network_class.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
         raise ModelError(f"tower: {name}: cannot be loaded ({first_line(error)}); check the folder's files.") from error
     if missing := sorted(notes["missing_keys"]):
         raise ModelError(

@@ -53,7 +53,8 @@ def pth_to_hf(
         following = _chat_of_xtuner(task, destination)
     else:
         convert_checkpoint(parts, task, destination)
-        following = f"twinlens chat {shlex.quote(str(destination))}"
+        named = f" --template {task.template}" if task.template and not isinstance(task, ImageTask) else ""
+        following = f"twinlens chat {shlex.quote(str(destination))}{named}"
     held = {"adapter": parts.language, "tower adapter": parts.tower, "projector": parts.projector}
     written = [name for name, state in held.items() if state]
     lines = [f"layout: {chosen}", f"{', '.join(written)}: {destination}"]
@@ -78,7 +79,8 @@ def to_xtuner(
 
 
 def _chat_of_xtuner(task: AnyTask, folder: Path) -> str:
-    where = shlex.quote(str(folder))
+    named = ["--prompt-template", task.template] if task.template else []
     if isinstance(task, ImageTask):
-        return f"xtuner chat {task.model} --visual-encoder {task.tower} --llava {where} --image FILE"
-    return f"xtuner chat {task.model} --adapter {where}"
+        sees = ["--visual-encoder", task.tower, "--llava", str(folder), "--image", "FILE"]
+        return shlex.join(["xtuner", "chat", task.model, *sees, *named])
+    return shlex.join(["xtuner", "chat", task.model, "--adapter", str(folder), *named])

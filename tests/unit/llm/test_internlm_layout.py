@@ -19,9 +19,11 @@ from llm.internlm_layout import as_internlm2, as_llama, convert_internlm
 from llm.internlm_names import NAMES, fuse, internlm2_name, llama_name, split_fused
 from llm.loading import load_model, load_template
 from llm.shards import held, stored_weights
+from tuning.conversation import Conversation, Turn
 from tuning.errors import ConfigError, ModelError
 from tuning.settings import Quant
 
+TOKENIZER = Path(__file__).resolve().parents[2] / "xtuner_fixtures" / "tokenizer_internlm2.model"
 GOLDENS = Path(__file__).resolve().parents[4] / "shared/reference/goldens/tiny_models"
 goldens = pytest.mark.parametrize("name", sorted(each.name for each in GOLDENS.iterdir()) if GOLDENS.exists() else [])
 IDS = torch.arange(48)[None]
@@ -119,6 +121,24 @@ def test_converted_it_is_the_llama_it_was(internlm2, tiny_model, tmp_path):
     assert ours.chat_template == theirs.chat_template
     said = [ours(text)["input_ids"] for text in ("<|im_start|>who", "你是谁")]
     assert said == [theirs(text)["input_ids"] for text in ("<|im_start|>who", "你是谁")]
+
+
+def test_converted_its_own_tokenizer_gives_the_same_ids(internlm2, tmp_path):
+    for file in internlm2.glob("tokenizer*"):
+        file.unlink()
+    shutil.copy(TOKENIZER, internlm2 / "tokenizer.model")
+    names = {str(92542): {"content": "<|im_end|>"}, str(92543): {"content": "<|im_start|>"}}
+    said = {"tokenizer_class": "InternLM2Tokenizer", "added_tokens_decoder": names}
+    (internlm2 / "tokenizer_config.json").write_text(json.dumps(said))
+    convert_internlm(str(internlm2), tmp_path / "llama", "2GB")
+    theirs, ours = (load_template(str(folder), None) for folder in (internlm2, tmp_path / "llama"))
+    talk = Conversation((Turn("user", "你好, <|im_end|> 😀 [UNUSED_TOKEN_146]"), Turn("assistant", "I am  ok.\n")))
+    mine, yours = (template.encode(talk, 512) for template in (ours, theirs))
+    assert mine.ids.tolist() == yours.ids.tolist() and mine.supervised.tolist() == yours.supervised.tolist()
+    assert (ours.stop_ids, ours.pad_id) == (theirs.stop_ids, theirs.pad_id)
+    for plain in ("Who are you? 你是谁", "<|im_start|>"):
+        assert ours.tokenizer(plain)["input_ids"] == theirs.tokenizer(plain)["input_ids"]
+    assert ours.tokenizer.decode(mine.ids) == theirs.tokenizer.decode(mine.ids)
 
 
 @pytest.mark.parametrize(
