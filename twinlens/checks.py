@@ -59,6 +59,7 @@ def _rows(
 def _data_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
     lines: list[str] = []
     for file in task.data.files:
+        _refuse_hub_name(file)
         notes: list[str] = []
         rows = learned = 0
         for row in _rows(task, file, pictures, notes.append):
@@ -68,6 +69,12 @@ def _data_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
             raise DataError(f"{file}: no answer in it is learned from (every `loss` is off); switch some on.")
         lines += [f"data: {file}: {rows:,} rows", *notes]
     return lines
+
+
+def _refuse_hub_name(file: Path) -> None:
+    """A dataset's name on a hub, as XTuner's configs have it, is no file."""
+    if len(file.parts) == 2 and not file.suffix and not file.is_absolute() and not resolve_path(file).exists():
+        raise DataError(f"data.files: {file}: no such file here; fetch that dataset from its hub, and name its file.")
 
 
 def _evaluation_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:

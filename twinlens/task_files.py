@@ -3,6 +3,7 @@
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llm.settings import TextTask
 from tuning.errors import ConfigError
 from tuning.files import SHIPPED
 from tuning.settings import Block, apply_overrides, read_yaml, validate_settings
+from twinlens.xtuner.mapping import map_config
 from vlm.settings import ImageTask
 
 AnyTask = TextTask | ImageTask
@@ -21,16 +23,44 @@ AnyTask = TextTask | ImageTask
 KINDS: dict[str, type[AnyTask]] = {"text": TextTask, "image": ImageTask}
 
 
-def read_task(file: Path, overrides: Sequence[str] = ()) -> tuple[AnyTask, list[str]]:
-    """Read a task of either path, one with a tower being an image task; also return what each override changed.
+@dataclass(frozen=True, slots=True)
+class OpenedTask:
+    """A task as a file and overrides give it.
+
+    Args:
+        changes: what each override changed.
+        differs: of an XTuner config, what does not carry over as it stands.
+    """
+
+    task: AnyTask
+    changes: list[str]
+    differs: tuple[str, ...]
+
+
+def open_task(file: Path, overrides: Sequence[str] = ()) -> OpenedTask:
+    """Read a task of either path, one with a tower being an image task; an XTuner config is mapped to one.
+
+    Args:
+        file: the user's own, or a shipped one by name; see `find_config`.
 
     Raises:
         ConfigError: one line for each fault.
     """
-    document = read_yaml(file)
+    found = find_config(file)
+    if found.suffix == ".py":
+        mapped = map_config(found)
+        document, differs = CommentedMap(mapped.document), mapped.differs
+    else:
+        document, differs = read_yaml(found), ()
     changes = apply_overrides(document, overrides)
     kind = ImageTask if "tower" in document else TextTask
-    return validate_settings(document, kind, str(file)), changes
+    return OpenedTask(validate_settings(document, kind, str(found)), changes, differs)
+
+
+def read_task(file: Path, overrides: Sequence[str] = ()) -> tuple[AnyTask, list[str]]:
+    """A task, and what each override changed; see `open_task`."""
+    opened = open_task(file, overrides)
+    return opened.task, opened.changes
 
 
 def shipped_tasks() -> dict[str, Path]:
@@ -41,13 +71,15 @@ def shipped_tasks() -> dict[str, Path]:
 def find_config(file: Path) -> Path:
     """A task file: the user's own, or a shipped one by its name or its path from the root of the project.
 
+    XTuner's names may end in .py, as its own configs do.
+
     Raises:
         ConfigError: it is neither.
     """
     if file.is_file():
         return file
     inside = Path(*file.parts[1:]) if file.parts[:1] == (SHIPPED.name,) else file
-    for found in (shipped_tasks().get(str(file)), SHIPPED / inside):
+    for found in (shipped_tasks().get(str(file).removesuffix(".py")), SHIPPED / inside):
         if found and found.is_file():
             return found
     raise ConfigError(f"{file}: neither a file nor a shipped task; `twinlens list-cfg` lists those.")

@@ -6,9 +6,9 @@ from pathlib import Path
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, finish, tell_changes
+from twinlens.cli.output import JSON, finish, tell_opened, with_differs
 
-FILE = typer.Argument(..., help="A task file, yours or a shipped one by its name.")
+FILE = typer.Argument(..., help="A task file or an XTuner config, yours, or a shipped task by its name.")
 OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="Settings to change.")
 
 
@@ -56,12 +56,13 @@ def copy_cfg(
 def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
     """Print a task as it stands after overrides, all defaults filled in."""
     from twinlens.start import to_yaml
-    from twinlens.task_files import find_config, read_task
+    from twinlens.task_files import open_task
 
-    task, changes = read_task(find_config(file), overrides or ())
-    tell_changes(changes)
+    opened = open_task(file, overrides or ())
+    tell_opened(opened)
     # No next verb here: what is printed is a task file, fit to be sent into one.
-    finish(task.model_dump(mode="json"), to_yaml(task).splitlines(), None, as_json)
+    result = with_differs(opened.task.model_dump(mode="json"), opened.differs)
+    finish(result, to_yaml(opened.task).splitlines(), None, as_json)
 
 
 def check(
@@ -75,12 +76,13 @@ def check(
     """Find all that would stop a run, before any model loads."""
     from twinlens.checks import check_task
     from twinlens.start import deepspeed_config
-    from twinlens.task_files import find_config, read_task
+    from twinlens.task_files import open_task
 
-    task, changes = read_task(find_config(file), overrides or ())
-    tell_changes(changes)
+    opened = open_task(file, overrides or ())
+    tell_opened(opened)
     if deepspeed:
-        deepspeed_config(deepspeed, task.quant.bits)
-    lines = check_task(task, work_dir, data_only=data_only)
+        deepspeed_config(deepspeed, opened.task.quant.bits)
+    lines = check_task(opened.task, work_dir, data_only=data_only)
     following = f"twinlens train {shlex.join([str(file), *(overrides or ())])}"
-    finish({"ok": True, "found": lines}, [*lines, "nothing stands in the way"], following, as_json)
+    result = with_differs({"ok": True, "found": lines}, opened.differs)
+    finish(result, [*lines, "nothing stands in the way"], following, as_json)

@@ -9,8 +9,8 @@ from tuning.errors import ConfigError
 from tuning.run_dir import open_run
 from twinlens.cli.configs import OVERRIDES
 from twinlens.cli.convert import SHARD, app
-from twinlens.cli.output import JSON, finish, tell_changes
-from twinlens.task_files import AnyTask, find_config, read_task
+from twinlens.cli.output import JSON, finish, tell_opened
+from twinlens.task_files import AnyTask, open_task, read_task
 from vlm.settings import ImageTask
 
 FP32 = typer.Option(False, "--fp32", help="Keep the language model's adapter in fp32, which XTuner's layout halves.")
@@ -45,8 +45,9 @@ def pth_to_hf(
     from twinlens.xtuner.folders import write_xtuner
 
     check_shard_size(max_shard_size)
-    task, changes = read_task(find_config(config), overrides or ())
-    tell_changes(changes)
+    opened = open_task(config, overrides or ())
+    tell_opened(opened)
+    task = opened.task
     parts = read_checkpoint(checkpoint, task)
     if chosen == "xtuner":
         write_xtuner(parts, task, destination, fp32, safe_serialization)

@@ -3,9 +3,12 @@
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from twinlens.task_files import OpenedTask
 
 JSON = typer.Option(False, "--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 
@@ -21,7 +24,14 @@ def finish(result: dict[str, Any], lines: list[str], following: str | None, as_j
         print(f"next: {following}")
 
 
-def tell_changes(changes: Sequence[str]) -> None:
-    """Each override of a setting, old and new, on stderr."""
-    for change in changes:
+def tell_opened(opened: "OpenedTask") -> None:
+    """On stderr, a line for what of an XTuner config does not carry over, and for each override, old and new."""
+    for line in opened.differs:
+        print(f"differs: {line}", file=sys.stderr)
+    for change in opened.changes:
         print(f"override: {change}", file=sys.stderr)
+
+
+def with_differs(result: dict[str, Any], differs: Sequence[str]) -> dict[str, Any]:
+    """A verb's result, with what of an XTuner config does not carry over."""
+    return result | ({"differs": list(differs)} if differs else {})

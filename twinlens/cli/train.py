@@ -1,30 +1,33 @@
 """`twinlens plan`, `twinlens train` and `twinlens compare`."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, finish, tell_changes
+from twinlens.cli.output import JSON, finish, tell_opened, with_differs
 
 
 def plan(
-    file: Path = typer.Argument(..., help="A task file, yours or a shipped one by its name."),
+    file: Path = typer.Argument(..., help="A task file or an XTuner config, yours, or a shipped task by its name."),
     overrides: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Settings to change for this plan."),
     as_json: bool = JSON,
 ) -> None:
     """Say what a run would come to: packs, steps, tokens and cost, before any weights load."""
-    from twinlens.task_files import find_config, read_task
+    from twinlens.task_files import open_task
 
-    task, changes = read_task(find_config(file), overrides or ())
-    tell_changes(changes)
-    _forecast(task, f"twinlens train {shlex.join([str(file), *(overrides or ())])}", as_json)
+    opened = open_task(file, overrides or ())
+    tell_opened(opened)
+    _forecast(opened, f"twinlens train {shlex.join([str(file), *(overrides or ())])}", as_json)
 
 
 def train(
-    file: Path | None = typer.Argument(None, help="A task file, yours or a shipped one by its name."),
+    file: Path | None = typer.Argument(
+        None, help="A task file or an XTuner config, yours, or a shipped task by its name."
+    ),
     overrides: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Settings to change for this run."),
     work_dir: Path = typer.Option(Path("work_dirs"), help="Where run folders are made."),
     deepspeed: str | None = typer.Option(None, help="A preset (deepspeed_zero1, zero2, ...) or a JSON file."),
@@ -44,17 +47,18 @@ def train(
     assert file is not None
     from twinlens.checks import check_task
     from twinlens.start import deepspeed_config, start
-    from twinlens.task_files import find_config, read_task
+    from twinlens.task_files import open_task
 
-    task, changes = read_task(find_config(file), overrides or ())
-    tell_changes(changes)
+    opened = open_task(file, overrides or ())
+    tell_opened(opened)
+    task = opened.task
     check_task(task, work_dir)
     config = deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None
     xtuner = _xtuner(task) if engine == "xtuner" else None
     if dry_run:
-        _forecast(task, None, as_json)
+        _forecast(opened, None, as_json)
         return
-    _done(start(task, file.stem, work_dir, config, xtuner), as_json)
+    _done(start(task, file.stem, work_dir, config, xtuner), as_json, opened.differs)
 
 
 def _xtuner(task: Any) -> Any:
@@ -76,19 +80,20 @@ def _resume(run: Path, deepspeed: str | None, as_json: bool) -> None:
     _done(go_on(run, deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None), as_json)
 
 
-def _done(trained: Any, as_json: bool) -> None:
+def _done(trained: Any, as_json: bool, differs: Sequence[str] = ()) -> None:
     run = trained.run.path
     lines = [f"run: {run}", f"adapter: {trained.run.adapter}"]
     if trained.loss is not None:
         lines.insert(0, f"{trained.steps} steps, loss {trained.loss:.4f}, {trained.tokens_per_second:,.0f} tokens/s")
     result = {"run": str(run), "adapter": str(trained.run.adapter), "steps": trained.steps, "loss": trained.loss}
-    finish(result, lines, f"twinlens compare {run}", as_json)
+    finish(with_differs(result, differs), lines, f"twinlens compare {run}", as_json)
 
 
-def _forecast(task: Any, following: str | None, as_json: bool) -> None:
+def _forecast(opened: Any, following: str | None, as_json: bool) -> None:
     from llm.forecast import as_dict
     from twinlens.start import recipe_of
 
+    task = opened.task
     cost = recipe_of(task).forecast(task)
     lines = [
         f"rows:          {cost.rows:,} an epoch, and {task.rehearsal.ratio:g} of rehearsal for each "
@@ -100,7 +105,7 @@ def _forecast(task: Any, following: str | None, as_json: bool) -> None:
         f"parameters:    {cost.parameters:,} frozen, {cost.trainable:,} trained",
         f"arithmetic:    {cost.flops / 1e12:,.1f} TFLOP",
     ]
-    finish(as_dict(cost), lines, following, as_json)
+    finish(with_differs(as_dict(cost), opened.differs), lines, following, as_json)
 
 
 def compare(
