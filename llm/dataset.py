@@ -51,7 +51,7 @@ def encode_data(
     for row in rows:
         sample = distinct.setdefault(row.conversation, len(samples))
         if sample == len(samples):
-            samples.append(encode_row(row, template, data.max_length, number))
+            samples.append(encode_row(row, template, data, number))
         numbers.append(sample)
     if cut := sum(sample.cut for sample in samples):
         log.info(
@@ -73,15 +73,14 @@ def encode_data(
     )
 
 
-def encode_row(
-    row: SourceRow, template: ChatTemplate, max_length: int, number: Numbering | None = None
-) -> EncodedSample:
+def encode_row(row: SourceRow, template: ChatTemplate, data: Data, number: Numbering | None = None) -> EncodedSample:
     """One row in tokens, with the numbers of the pictures that were not cut off with its end.
 
     Raises:
         DataError: as `ChatTemplate.encode`.
     """
-    sample = template.encode(row.conversation, max_length, row.where)
+    separated = data.pack and data.packing == "xtuner"  # there a row sees what the row before it ended with
+    sample = template.encode(row.conversation, data.max_length, row.where, separated)
     if number is None or not row.conversation.images:
         return sample
     seen = int((sample.ids == PATCH).sum()) // template.patches

@@ -15,6 +15,8 @@ from llm.named_templates import NamedTemplate
 from tuning.conversation import Turn
 from tuning.errors import DataError, ModelError
 
+Kind = Literal["asked", "answer", "between"]
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -28,7 +30,7 @@ class Piece:
     """
 
     texts: tuple[str, ...]
-    kind: Literal["asked", "answer", "between"]
+    kind: Kind
     begins: bool = False
     ends: bool = False
     loss: bool = False

@@ -71,7 +71,7 @@ def train(
         lambda step: sample_rows(step, asked, answers(asked)),
         lambda: mean_loss(module, data.validation, template.pad_id, loaded.device),
     )
-    rehearsal = [encode_row(row, template, task.data.max_length) for row in rehearsed]
+    rehearsal = [encode_row(row, template, task.data) for row in rehearsed]
     batches = mix(task, data, rehearsal, template.pad_id)
     reports = fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
     if PartialState().is_main_process:
@@ -101,5 +101,5 @@ def forecast(task: TextTask, processes: int = 1) -> Forecast:
     template = load_template(task.source, task.system, named=task.template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     given = distinct_rows(read_conversations(task.rehearsal.files))
-    rehearsal = [encode_row(row, template, task.data.max_length) for row in given]
+    rehearsal = [encode_row(row, template, task.data) for row in given]
     return forecast_run(task, data, rehearsal, template.pad_id, processes=processes)

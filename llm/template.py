@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from llm.literal import Literal
-from llm.markup import Markup, ModelMarkup, NamedMarkup, Piece
+from llm.markup import Kind, Markup, ModelMarkup, NamedMarkup, Piece
 from llm.named_templates import NamedTemplate
 from tuning.conversation import IMAGE_MARK, Conversation, Turn
 from tuning.errors import DataError, ModelError
@@ -21,11 +21,11 @@ from tuning.samples import PATCH, EncodedSample
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of tokens and whether they are learned from; `closes_answer` marks the last segment of a whole answer."""
+    """A run of tokens, what it is of, and whether it is learned from."""
 
     ids: list[int]
+    kind: Kind
     supervised: bool
-    closes_answer: bool = False
 
 
 class ChatTemplate:
@@ -76,8 +76,13 @@ class ChatTemplate:
         """What the template itself writes before a first user turn, when the task gives no system text."""
         return None if self.system else self._markup.injected_system()
 
-    def encode(self, conversation: Conversation, max_length: int, where: str = "") -> EncodedSample:
+    def encode(
+        self, conversation: Conversation, max_length: int, where: str = "", separated: bool = False
+    ) -> EncodedSample:
         """One conversation as tokens and mask; a long one is cut after the last whole answer that fits.
+
+        Args:
+            separated: keep what would part the last answer from a next turn, as XTuner does, without learning it.
 
         Raises:
             DataError: no answer is learned from, none fits into `max_length`, or the template refuses the turns.
@@ -90,8 +95,9 @@ class ChatTemplate:
             supervised += [segment.supervised] * len(segment.ids)
             if len(ids) > max_length:
                 break
-            if segment.closes_answer:
-                kept, answers = len(ids), answers + 1
+            answers += segment.kind == "answer"
+            if segment.kind == "answer" or (separated and segment.kind == "between"):
+                kept = len(ids)
         if not kept:
             raise DataError(
                 f"{where}: no whole answer fits into {max_length} tokens; raise data.max_length or shorten the row."
@@ -136,7 +142,7 @@ class ChatTemplate:
                         f"{self.tokenizer.name_or_path}: neither template nor tokenizer has a stop token; set one."
                     )
                 ids += self._end[:1]
-            yield Segment(ids, piece.loss, closes_answer=piece.kind == "answer")
+            yield Segment(ids, piece.kind, piece.loss)
 
     def _tokens(self, text: str) -> list[int]:
         if self.patches and IMAGE_MARK in text:

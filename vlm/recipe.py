@@ -97,7 +97,7 @@ def train(
         lambda step: sample_rows(step, asked, answers(asked)),
         lambda: mean_loss(module, data.validation, template.pad_id, loaded.device),
     )
-    rehearsal = [*given, *(encode_row(row, template, task.data.max_length) for row in rehearsed)]
+    rehearsal = [*given, *(encode_row(row, template, task.data) for row in rehearsed)]
     batches = mix(task, data, rehearsal, template.pad_id)
     reports = fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
     if PartialState().is_main_process:
@@ -160,7 +160,7 @@ def encode(task: ImageTask, template: ChatTemplate, table: PictureTable) -> tupl
     rows = read_seen(task.data.files, task.pictures.folder)
     data = encode_data(rows, task.data, template, task.run.seed, number)
     given = distinct_rows(read_seen(task.rehearsal.files, None))
-    return data, [encode_row(row, template, task.data.max_length, number) for row in given]
+    return data, [encode_row(row, template, task.data, number) for row in given]
 
 
 def enter(table: PictureTable, probes: Sequence[Probe]) -> PictureTable:

@@ -17,11 +17,11 @@ def planned(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
     monkeypatch.chdir(tmp_path)
     template = load_template(str(tiny_model), None)
-    bare = len(template.encode(single("who are you?", "yes"), 512))
+    bare = len(template.encode(single("who are you?", "yes"), 512, separated=True))
 
     def call(tokens: int, *overrides: str) -> dict[str, int]:
         words = "yes" + " yes" * (tokens - bare)
-        assert len(template.encode(single("who are you?", words), 512)) == tokens
+        assert len(template.encode(single("who are you?", words), 512, separated=True)) == tokens
         turns = [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": words}]
         Path("rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
         Path("task.yaml").write_text(

@@ -55,7 +55,7 @@ def refuse_task(task: AnyTask) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--engine xtuner: runs on one device here; leave torchrun out, or train without it.")
-    refuse_model(task.model)
+    refuse_model(task.source)
     if not isinstance(task, ImageTask):
         return
     if (kind := tower_facts(task.tower).kind) != "clip":
@@ -117,10 +117,10 @@ def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> Rows:
         template = image_path.sighted_template(task)
         data, given = image_path.encode(task, template, table)
     else:
-        template = load_template(task.model, task.system, named=task.template)
+        template = load_template(task.source, task.system, named=task.template)
         data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
         rows = distinct_rows(read_conversations(task.rehearsal.files))
-        given = [encode_row(row, template, task.data.max_length) for row in rows]
+        given = [encode_row(row, template, task.data) for row in rows]
     say_system(task, template)
     card = write_data_facts(task, data, run_dir)
     for file in task.evaluation.probes:
@@ -133,20 +133,20 @@ def _rehearsed(task: AnyTask, template: ChatTemplate, run_dir: RunDir, given: in
     """The base's own answers; the base is let go before XTuner loads it again."""
     if not (read_prompts(task.rehearsal.prompts) and task.rehearsal.ratio):
         return []
-    loaded = load_model(task.model, template, task.quant, task.run.device)
+    loaded = load_model(task.source, template, task.quant, task.run.device)
     rows = rehearsal_rows(task, loaded, run_dir, given)
     del loaded
     gc.collect()
     torch.cuda.empty_cache()
-    return [encode_row(row, template, task.data.max_length) for row in rows]
+    return [encode_row(row, template, task.data) for row in rows]
 
 
 def _write_models(task: AnyTask, folder: Path, iters: int) -> Place:
-    model = write_model(task.model, folder / "model")
+    model = write_model(task.source, folder / "model")
     if not isinstance(task, ImageTask):
         return Place(model, folder / "rows", None, None, iters)
     tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
-    hidden = language_width(task.model)
+    hidden = language_width(task.source)
     projector = fresh_projector(tower.width, hidden, task.run.seed)
     if task.start:
         load_start(check_start(task.start, tower.width, hidden), projector, None, None)
@@ -159,7 +159,7 @@ def _bring_back(task: AnyTask, checkpoint: Path, adapter: Path) -> None:
     learned = read_checkpoint(checkpoint, task)
     if isinstance(task, ImageTask):
         tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
-        projector = fresh_projector(tower.width, language_width(task.model), task.run.seed)
+        projector = fresh_projector(tower.width, language_width(task.source), task.run.seed)
         adapted = None
         if task.tower_lora is not None:
             assert isinstance(tower.network, PreTrainedModel)

@@ -76,12 +76,12 @@ def test_ids_and_labels_are_xtuner_s(folders, row):
     assert conversation is not None
     seen = PATCHES if row["kind"] == "llava" else 0
     template = ChatTemplate(tokenizer(folders[row["tokenizer"]]), None, seen, NAMED[row["template"]])
-    sample = template.encode(conversation, 4096)
+    sample = template.encode(conversation, 4096, separated=True)
     ids, labels = _with_patches(row["input_ids"], row["labels"])
-    end = len(sample.ids)  # what follows the last answer is left out here: nothing is learned from it
-    assert sample.ids.tolist() == ids[:end]
-    assert np.where(sample.supervised, sample.ids, IGNORED).tolist() == labels[:end]
-    assert set(labels[end:]) <= {IGNORED}
+    assert sample.ids.tolist() == ids
+    assert np.where(sample.supervised, sample.ids, IGNORED).tolist() == labels
+    shorter = template.encode(conversation, 4096)  # nothing is learned from what follows the last answer
+    assert shorter.ids.tolist() == ids[: len(shorter)] and set(labels[len(shorter) :]) <= {IGNORED}
 
 
 def _with_patches(ids, labels):
