@@ -2,15 +2,21 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from llm.settings import TextTask
 from tuning.run_dir import RunDir, read_lines
-from twinlens.start import recipe_of, start
+from twinlens.start import recipe_of, start, to_yaml
 from twinlens.task_files import AnyTask
 from twinlens.xtuner.environment import MARKER, Environment, default_folder, find_environment
 from vlm.projector import FILE as PROJECTOR
@@ -136,6 +142,23 @@ def test_both_engines_learn_text_alike(text_task, tmp_path, xtuner, changes):
 
 @pytest.mark.slow
 @installed
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2"])
+def test_a_model_is_read_alike_by_both_versions_of_transformers(text_task, tmp_path, xtuner, tokenizer, kind):
+    rope = {"rope_type": "dynamic", "rope_theta": 5e5, "factor": 2.0} if kind == "Llama" else {"rope_theta": 5e5}
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = getattr(transformers, f"{kind}Config")(
+        **sizes, num_key_value_heads=2, vocab_size=len(tokenizer), rope_parameters=rope, tie_word_embeddings=True,
+        initializer_range=0.2, rms_norm_eps=1e-3, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    task = changed(text_task, model=str(tmp_path / "model"), optim={"epochs": 2})
+    assert_alike(*both(task, tmp_path / "work", xtuner))
+
+
+@pytest.mark.slow
+@installed
 @pytest.mark.parametrize("stage", ["align", "tune"])
 def test_both_engines_learn_pictures_alike(image_task, tmp_path, xtuner, stage):
     tower_lora = {"rank": 2, "alpha": 4} if stage == "tune" else None
@@ -164,3 +187,19 @@ def test_packs_rehearsal_and_accumulation_reach_xtuner(text_task, tmp_path, xtun
     assert curve(theirs, "tokens") == curve(ours, "tokens")
     assert curve(theirs)[-1] < curve(theirs)[0]
     assert recipe_of(task).judge(theirs, task).rows
+
+
+@pytest.mark.slow
+@installed
+def test_stopping_leaves_no_trainer_behind(text_task, tmp_path, xtuner, monkeypatch):
+    monkeypatch.setenv("TWINLENS_XTUNER", str(xtuner.folder))
+    (tmp_path / "task.yaml").write_text(to_yaml(changed(text_task, optim={"epochs": 5000})))
+    command = [sys.executable, "-m", "twinlens", "train", "task.yaml", "--engine", "xtuner"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not any(file.stat().st_size for file in tmp_path.glob("work_dirs/task/*/steps.jsonl")):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.2)
+        trainers = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    assert [each for each in trainers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
