@@ -166,9 +166,7 @@ def write_parts(
     save_projector(merged.projector, folder)
     tower = merged.tower
     if merged.tower_tuned:
-        network: Any = tower.network
-        network.to(dtype).save_pretrained(folder / "tower", max_shard_size=shard)
-        image_processor(tower).save_pretrained(folder / "tower")
+        write_tower(tower, folder / "tower", dtype, shard)
     text = PARTS_README.format(
         file=FILE,
         folder=destination,
@@ -179,6 +177,18 @@ def write_parts(
         tower_setting=f"{destination}/tower" if merged.tower_tuned else tower.name,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_tower(tower: Tower, folder: Path, dtype: torch.dtype, shard: str) -> None:
+    """A CLIP or SigLIP and its preprocessing, its weights named as in transformers 4, which of others makes noise."""
+    network: Any = tower.network
+    folder.mkdir(exist_ok=True)
+    _write_weights(
+        {f"vision_model.{name}": value for name, value in network.state_dict().items()}, folder, dtype, shard
+    )
+    config = network.config.to_dict() | {"architectures": [type(network).__name__], **_dtype_of(dtype)}
+    _write_json(folder / "config.json", config)
+    image_processor(tower).save_pretrained(folder)
 
 
 def _write_weights(weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard: str) -> None:

@@ -10,7 +10,7 @@ from llm.saving import TOLERANCE, check_destination, check_shard_size, new_folde
 from tuning.errors import ModelError
 from tuning.lora import PREFIX, adapt, read_adapter_config, read_adapter_weights
 from vlm.export import probe_picture
-from vlm.markup import image_processor
+from vlm.layouts import write_tower
 from vlm.start import in_tower
 from vlm.vision import load_tower, tower_facts
 
@@ -47,6 +47,5 @@ def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str
     if not difference <= TOLERANCE:
         raise ModelError(f"{adapter}: merged features differ by {difference:.1e}, so nothing is written; keep it.")
     with new_folder(destination) as unfinished:
-        tower.network.save_pretrained(unfinished, max_shard_size=max_shard_size)
-        image_processor(tower).save_pretrained(unfinished)
+        write_tower(tower, unfinished, torch.float32, max_shard_size)
     return difference
