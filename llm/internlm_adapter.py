@@ -15,13 +15,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llm.internlm_names import FUSED, NAMES, SPLIT, fuse, internlm2_name, llama_name, split_fused
+from llm.internlm_names import FUSED, LAYERS, SPLIT, fuse, internlm2_name, llama_name, split_fused
 from tuning.errors import ModelError
 from tuning.lora import adapt, load_adapter, read_adapter_config, read_adapter_weights
 
-_OURS = {theirs.rpartition(".")[2]: [ours.rpartition(".")[2]] for theirs, ours in NAMES.items()} | {
-    FUSED.rpartition(".")[2]: [part.rpartition(".")[2] for part in SPLIT]
-}
 _FOREIGN = {"wqkv", "wo", "w1", "w2", "w3"}  # what Llama has no layers of that name for
 
 
@@ -106,9 +103,9 @@ def _split_patterns(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     split = dict(config)
     for key in ("rank_pattern", "alpha_pattern"):
         given: Mapping[str, int] = config.get(key) or {}
-        if odd := sorted(given.keys() - _OURS.keys()):
+        if odd := sorted(given.keys() - LAYERS.keys()):
             raise ModelError(
                 f"{folder}: {key} names {odd[0]}, no kind of layer of InternLM2's; save the adapter again."
             )
-        split[key] = {ours: value for theirs, value in given.items() for ours in _OURS[theirs]}
+        split[key] = {ours: value for theirs, value in given.items() for ours in LAYERS[theirs]}
     return split

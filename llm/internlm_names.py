@@ -4,9 +4,10 @@ One table, for whole checkpoints and for adapters, both ways. Facts: InternLM's 
 """
 
 import re
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # configs are read by this table too, and start without torch
 
 NAMES = {
     "tok_embeddings": "embed_tokens",
@@ -20,6 +21,10 @@ NAMES = {
 }
 FUSED = "attention.wqkv"
 SPLIT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+LAYERS = {theirs.rpartition(".")[2]: (ours.rpartition(".")[2],) for theirs, ours in NAMES.items()} | {
+    FUSED.rpartition(".")[2]: tuple(part.rpartition(".")[2] for part in SPLIT)
+}
+"""A kind of layer in InternLM2, as adapters name it, and what it is in Llama."""
 _BACK = {ours: theirs for theirs, ours in NAMES.items()}
 
 
@@ -33,7 +38,7 @@ def internlm2_name(name: str) -> str:
     return _renamed(name, _BACK)
 
 
-def split_fused(fused: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+def split_fused(fused: "Tensor", heads: int, groups: int) -> "tuple[Tensor, Tensor, Tensor]":
     """Rows of queries [heads D, ...], keys and values [groups D, ...] out of `wqkv`'s [(heads + 2 groups) D, ...].
 
     Each group holds its queries, then its key, then its value, D rows each.
@@ -43,8 +48,10 @@ def split_fused(fused: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor,
     return query, key, value
 
 
-def fuse(query: Tensor, key: Tensor, value: Tensor, groups: int) -> Tensor:
+def fuse(query: "Tensor", key: "Tensor", value: "Tensor", groups: int) -> "Tensor":
     """`wqkv` out of what `split_fused` makes of it."""
+    import torch
+
     return torch.cat([part.unflatten(0, (groups, -1)) for part in (query, key, value)], dim=1).flatten(0, 1)
 
 

@@ -222,11 +222,7 @@ def test_a_tower_that_xtuner_does_not_know_is_refused(make_run):
     ],
 )
 def test_xtuners_layout_is_what_xtuner_wrote(tmp_path, file, folder, parts):
-    values = {"lora": {"rank": 8, "alpha": 16, "dropout": 0.1 if folder == "hf_tl" else 0.05}}
-    task = text_task("models/tiny_llm", **values)
-    if folder == "hf_lf":
-        sees = {"tower": "models/tiny_clip", "tower_lora": {"rank": 4, "alpha": 16, "dropout": 0.05}}
-        task = ImageTask.model_validate(task.model_dump() | sees)
+    task, _ = read_task(SAMPLES / folder / "xtuner_config.py")
     write_xtuner(read_checkpoint(SAMPLES / file, task), task, tmp_path / "ours", fp32=False, safe=False)
     for part in parts:
         ours, theirs = (

@@ -66,7 +66,7 @@ def convert_checkpoint(parts: Start, task: AnyTask, destination: Path) -> None:
             _write_run(parts, task, RunDir(unfinished))
         elif language is not None:
             config = lora_config(task.lora, layers_of(language), "CAUSAL_LM")
-            write_adapter(language, config, unfinished, with_full_paths(task).model)
+            write_adapter(language, config, unfinished, with_full_paths(task).model, task.revision)
 
 
 def _write_run(parts: Start, task: ImageTask, run: RunDir) -> None:

@@ -40,9 +40,8 @@ def read_run(run: RunDir, task: AnyTask) -> Start:
         if tower_facts(task.tower).kind != "clip":
             raise ModelError(f"{run.path}: its tower {task.tower} is no CLIP of transformers, and XTuner has no other.")
     parts = read_parts(str(run.adapter))
-    config = model_folder(task.source, weights=False) / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    if parts.language is None or kind != "internlm2":
+    config = json.loads((model_folder(task.source, weights=False) / "config.json").read_text(encoding="utf-8"))
+    if parts.language is None or config.get("model_type") != "internlm2":
         return parts
     return replace(parts, language=fuse_adapter(parts.language, read_config(task.source)))
 

@@ -5,19 +5,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from llm.internlm_names import LAYERS
 from twinlens.xtuner.config_reader import Config, read_config
 from twinlens.xtuner.config_tree import ConfigTree, shown
 from twinlens.xtuner.mapping_data import image_data, picture_folder, template_of, text_data
 from twinlens.xtuner.scope import settle_scope
 
-# InternLM2's names of linear layers, as its checkpoints have them, and those of the Llama that it is loaded as.
-SPLIT_NAMES = {
-    "wqkv": ("q_proj", "k_proj", "v_proj"),
-    "wo": ("o_proj",),
-    "w1": ("gate_proj",),
-    "w2": ("down_proj",),
-    "w3": ("up_proj",),
-}
 HOOK = "custom_hooks.EvaluateChatHook"
 # What stays without a counterpart, and why; a path without a sentence changes nothing of what is learned.
 REST: dict[str, str | None] = {
@@ -171,7 +164,7 @@ def _lora(tree: ConfigTree, path: str) -> dict[str, Any]:
     }
     targets = tree.take(f"{path}.target_modules")
     if isinstance(targets, list | tuple):
-        split = (name for target in targets for name in SPLIT_NAMES.get(str(target), (str(target),)))
+        split = (name for target in targets for name in LAYERS.get(str(target), (str(target),)))
         lora["targets"] = list(dict.fromkeys(split))
     elif targets not in (None, "all-linear"):
         tree.differ(f"{path}.target_modules", f"{shown(targets)} is a pattern; every linear layer is adapted")
