@@ -133,7 +133,7 @@ def _adapter(weights: dict[str, Tensor], prefix: str, whole: str, key: str) -> d
     """Take what begins with `prefix` out of `weights`, as PEFT names it."""
     taken = {name: weights.pop(name) for name in list(weights) if name.startswith(prefix)}
     if any(".lora_" not in name for name in taken):
-        raise ModelError(f"{whole} and not an adapter; convert it to a Hugging Face folder and give that as {key}.")
+        raise ModelError(f"{whole} and not an adapter; have XTuner make a folder of it, and give that as {key}.")
     return {name.removeprefix(prefix).replace(".default.", "."): value for name, value in taken.items()} or None
 
 

@@ -58,7 +58,11 @@ def test_from_a_pth_to_a_merged_model_in_either_layout(did, trained):
     theirs = did("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "theirs", "--save-format", "xtuner")
     assert theirs["next"] == f"xtuner chat {trained / 'base'} --adapter theirs"
     for adapter, layout in (("adapter", "hf"), ("theirs", "internlm2")):
-        merged = did("convert", "merge", "base", adapter, layout, "--layout", layout, "--device", "auto")
+        flags = ("--layout", layout, "--device", "cpu", "--template", "internlm2_chat", "--safe-serialization")
+        merged = did("convert", "merge", "base", adapter, layout, *flags)
+        tokens = json.loads((trained / layout / "tokenizer_config.json").read_text())
+        written = trained / layout / "chat_template.jinja"
+        assert "<|im_start|>" in (written.read_text() if written.exists() else tokens["chat_template"])
         assert (merged["layout"], merged["next"]) == (layout, f"twinlens chat {layout}")
     assert did("convert", "internlm", "internlm2", "llama")["weights"] > 10
     for weights in ("hf", "llama"):

@@ -92,6 +92,24 @@ def test_a_text_run_for_xtuner_and_back(tiny_model, tmp_path):
     assert ours == theirs
 
 
+def test_a_folder_that_deepspeed_left_is_read_alike(tiny_model, tmp_path):
+    run = text_run(tmp_path / "run", tiny_model)
+    task, _ = read_task(run.task)
+    write_xtuner(read_run(run, task), task, tmp_path / "theirs", fp32=True, safe=True)
+    state = torch.load(as_pth(tmp_path / "theirs", tmp_path / "iter_1.pth"), weights_only=True)["state_dict"]
+    (tmp_path / "folder.pth").mkdir()
+    torch.save({"module": state, "ds_config": {}}, tmp_path / "folder.pth" / "mp_rank_00_model_states.pt")
+    convert_checkpoint(read_checkpoint(tmp_path / "folder.pth", task), task, tmp_path / "ours")
+    back, was = (read_adapter_weights(folder) for folder in (tmp_path / "ours", run.adapter))
+    assert back.keys() == was.keys() and all(torch.equal(back[name], was[name]) for name in was)
+
+
+def test_a_whole_model_is_refused(tiny_model, tmp_path):
+    torch.save({"state_dict": {"llm.model.norm.weight": torch.ones(2)}}, tmp_path / "iter_1.pth")
+    with pytest.raises(ModelError, match=r"iter_1\.pth: holds a whole language model and not an adapter"):
+        read_checkpoint(tmp_path / "iter_1.pth", text_task(tiny_model))
+
+
 def test_on_internlm2_xtuner_gets_the_fused_layers_and_loses_nothing(tiny_model, tmp_path):
     base = make_internlm2(tiny_model, tmp_path / "base")
     run = text_run(tmp_path / "run", base)

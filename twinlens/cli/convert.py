@@ -30,6 +30,12 @@ def merge(
     layout: str = typer.Option(
         "hf", help="hf, or internlm2: the layout of an InternLM2 base, which other tools load with that model's code."
     ),
+    template: str | None = typer.Option(
+        None,
+        "--template",
+        "--prompt-template",
+        help="Name of a chat template to write; a run's or the base's otherwise.",
+    ),
     max_shard_size: str = SHARD,
     device: str = typer.Option("cpu", help="Where the merging is computed, in fp32: cpu, cuda or auto."),
     is_clip: bool = typer.Option(False, "--is-clip", help="BASE is a CLIP or SigLIP tower, and ADAPTER its own."),
@@ -48,7 +54,7 @@ def merge(
     base, adapter, destination, quant, named = _what(paths)
     from llm.merge import merge as merge_model
 
-    report = merge_model(base, adapter, destination, max_shard_size, quant, named, layout, device)
+    report = merge_model(base, adapter, destination, max_shard_size, quant, template or named, layout, device)
     lines = [
         f"merged against base + adapter (fp32):   {report.merged}",
         f"rounding to {report.dtype} changed:       {report.rounded}",
