@@ -84,12 +84,7 @@ def merge(
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
     template = load_template(base, None, named=named)
-    was = None
-    if trained_on is not None and trained_on.bits != 16:
-        quantised = load_any_adapter(load_model(base, template, trained_on).model, adapter)
-        was = _logits(quantised, template)
-        del quantised
-        gc.collect()
+    was = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
     loaded = load_model(base, template, Quant(bits=16, compute="fp32"), device)
     adapted = load_any_adapter(loaded.model, adapter)
     with_adapter = _logits(adapted, template)
@@ -117,6 +112,15 @@ def merge(
         change(merged, rounded),
         change(was, rounded) if was is not None else None,
     )
+
+
+def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: Path) -> torch.Tensor:
+    """float32[N, V] on the quantised base, which is gone from memory afterwards."""
+    quantised = load_any_adapter(load_model(base, template, trained_on).model, adapter)
+    logits = _logits(quantised, template)
+    del quantised
+    gc.collect()
+    return logits
 
 
 @torch.no_grad()

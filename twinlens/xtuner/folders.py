@@ -73,6 +73,8 @@ def write_xtuner(parts: Start, task: AnyTask, destination: Path, fp32: bool, saf
         if parts.tower is not None and (lora := task.tower_lora) is not None:
             tower = {f"{PREFIX}vision_model.{in_tower(name)}": value.float() for name, value in parts.tower.items()}
             config = _config(tower, lora.rank, parts.tower_alpha or lora.alpha, lora.dropout, task.tower)
+            # Not the layers behind the features, which runs of ours leave without an adapter.
+            config["layers_to_transform"] = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in tower})
             _write(tower, config, unfinished / "visual_encoder_adapter", (CONFIG, WEIGHTS if safe else PICKLED))
         names = ("config.json", "model.safetensors" if safe else "pytorch_model.bin")
         projector = {_theirs(name): value.float() for name, value in parts.projector.items()}
