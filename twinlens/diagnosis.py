@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 
 from llm.embedded import INSTALL, embedded_weights
 from tuning.files import cache_folder
+from twinlens.xtuner.environment import INSTALL as INSTALL_XTUNER
+from twinlens.xtuner.environment import MARKER, default_folder
 
 GIB = 1 << 30
 
@@ -44,7 +46,7 @@ def diagnose() -> list[Finding]:
 
         found.append(_embedded("embedded tower", tower.embedded_tower(), tower.INSTALL))
         found += [*_devices(), _four_bit()]
-    found += [_hub(), _disk("cache folder", cache_folder(), 2), _disk("run folders", Path("work_dirs"), 1)]
+    found += [_xtuner(), _hub(), _disk("cache folder", cache_folder(), 2), _disk("run folders", Path("work_dirs"), 1)]
     return found
 
 
@@ -70,6 +72,13 @@ def _embedded(what: str, weights: Path | None, install: str) -> Finding:
     if weights is None:
         return Finding(what, False, "not installed", mend=install)
     return Finding(what, True, f"{weights.stat().st_size / 1e6:.0f} MB")
+
+
+def _xtuner() -> Finding:
+    folder = default_folder()
+    if (folder / MARKER).exists():
+        return Finding("XTuner", True, str(folder), needed=False)
+    return Finding("XTuner", False, "not installed; `train --engine xtuner` alone needs it", False, INSTALL_XTUNER)
 
 
 def _hub() -> Finding:

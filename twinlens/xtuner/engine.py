@@ -101,8 +101,7 @@ def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[Step
     rows = _write_data(task, run_dir, folder)
     place = _write_models(task, folder, rows.iters)
     config = folder / "config.py"
-    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[compute]
-    write_atomically(config, config_text(task, place, short, on_gpu))
+    write_atomically(config, config_text(task, place, compute, on_gpu))
     log.info("XTuner: %d rows in %d steps; its config is %s", len(rows.tokens), rows.steps, config)
     reports = run_trainer(environment, config, run_dir, rows, on_gpu)
     _bring_back(task, folder / f"iter_{rows.iters}.pth", run_dir.adapter)
@@ -169,6 +168,5 @@ def _bring_back(task: AnyTask, checkpoint: Path, adapter: Path) -> None:
         if adapted is not None:
             save_adapter(adapted, adapter / TOWER, tower.name)
     if learned.language is not None:
-        write_adapter(
-            learned.language, lora_config(task.lora, layers_of(learned.language), "CAUSAL_LM"), adapter, task.model
-        )
+        config = lora_config(task.lora, layers_of(learned.language), "CAUSAL_LM")
+        write_adapter(learned.language, config, adapter, task.model, task.revision)

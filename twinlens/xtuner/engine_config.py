@@ -71,7 +71,7 @@ def config_text(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
     """The config.
 
     Args:
-        compute: bf16, fp16 or fp32, as resolved for this machine.
+        compute: bfloat16, float16 or float32, as resolved for this machine.
     """
     accumulate = task.optim.accumulate
     parts = [
@@ -89,13 +89,13 @@ def config_text(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
 
 def _language(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
     # Without autocast, which mmengine has on a GPU alone, everything that is not quantised must be fp32.
-    dtype = _dtype(compute if on_gpu else "fp32")
+    dtype = compute if on_gpu else "float32"
     lines = [
         "dict(",
         "        type=AutoModelForCausalLM.from_pretrained,",
         f"        pretrained_model_name_or_path={str(place.model)!r},",
         "        trust_remote_code=False,",
-        f"        torch_dtype={dtype},",
+        f"        torch_dtype=torch.{dtype},",
     ]
     if task.quant.bits == 8:
         lines.append("        quantization_config=dict(type=BitsAndBytesConfig, load_in_8bit=True),")
@@ -104,7 +104,7 @@ def _language(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
             "        quantization_config=dict(",
             "            type=BitsAndBytesConfig,",
             "            load_in_4bit=True,",
-            f"            bnb_4bit_compute_dtype={_dtype(compute)},",
+            f"            bnb_4bit_compute_dtype=torch.{compute},",
             "            bnb_4bit_use_double_quant=True,",
             '            bnb_4bit_quant_type="nf4",',
             "        ),",
@@ -176,9 +176,9 @@ def _dataloader(task: Task, place: Place) -> str:
 
 def _optimiser(task: Task, compute: str, on_gpu: bool) -> str:
     optim = task.optim
-    mixed = on_gpu and compute != "fp32"
-    scale = "dynamic" if compute == "fp16" else 1.0
-    amp = f'    loss_scale={scale!r},\n    dtype="{_dtype(compute).removeprefix("torch.")}",\n' if mixed else ""
+    mixed = on_gpu and compute != "float32"
+    scale = "dynamic" if compute == "float16" else 1.0
+    amp = f'    loss_scale={scale!r},\n    dtype="{compute}",\n' if mixed else ""
     return (
         "optim_wrapper = dict(\n"
         f"    type={'AmpOptimWrapper' if mixed else 'OptimWrapper'},\n"
@@ -212,7 +212,3 @@ def _schedule(optim: Optim, iters: int) -> str:
         }[optim.schedule]
     )
     return "param_scheduler = [\n" + "".join(f"    {part},\n" for part in parts) + "]\n"
-
-
-def _dtype(compute: str) -> str:
-    return {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}[compute]

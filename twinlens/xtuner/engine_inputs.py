@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from llm.internlm import is_internlm
 from llm.loading import model_folder, read_config
+from llm.shards import index_of, weight_files
 from tuning.errors import ConfigError, DataError, ModelError
 from tuning.files import replacing, write_atomically
 from tuning.packing import Batches
@@ -29,7 +30,6 @@ from vlm.start_files import Start
 from vlm.tower import Tower
 
 KNOWN = ("llama", "mistral", "qwen2")  # what XTuner 0.2.0 trains and we have tried
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 ARROW = "data-00000-of-00001.arrow"
 ROWS_A_BATCH = 1000
 
@@ -72,8 +72,7 @@ def refuse_model(name: str) -> None:
     Raises:
         ModelError: XTuner would need code from the checkpoint for it, or does not know it.
     """
-    folder = model_folder(name)
-    if is_internlm(folder):
+    if is_internlm(model_folder(name, weights=False)):
         raise ModelError(
             f"model: {name}: is in InternLM's own layout, for which XTuner runs code out of the checkpoint; write it "
             "as Llama's with `twinlens convert internlm` and give that."
@@ -88,9 +87,9 @@ def write_model(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True)
     values = read_config(name).to_dict()
     write_atomically(folder / "config.json", json.dumps(_for_version_4(values), indent=2, default=str) + "\n")
-    for pattern in WEIGHTS:
-        for file in source.glob(pattern):
-            (folder / file.name).symlink_to(file)
+    index = index_of(source)
+    for file in [*weight_files(source), *([index] if index else [])]:
+        (folder / file.name).symlink_to(file)
     return folder
 
 

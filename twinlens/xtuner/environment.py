@@ -25,6 +25,7 @@ log = logging.getLogger("twinlens")
 VERSION = "0.2.0"
 FOLDER = "TWINLENS_XTUNER"  # the environment variable that names an environment elsewhere
 MARKER = "twinlens.json"
+INSTALL = "twinlens xtuner install"
 RUN_FOLDER = "xtuner"  # of a run that it trained: config, inputs, log and checkpoint
 ROOM = 10 << 30  # bytes that an installation needs at its height
 NEEDS = (  # what XTuner asks for, bitsandbytes apart; pinned where its code or ours knows the version
@@ -74,7 +75,7 @@ def find_environment(folder: Path | None = None) -> Environment:
         facts = json.loads((folder / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"--engine xtuner: no XTuner in {folder}; run `twinlens xtuner install`, or set {FOLDER} to where it is."
+            f"--engine xtuner: no XTuner in {folder}; run `{INSTALL}`, or set {FOLDER} to where it is."
         ) from error
     return Environment(folder, int(facts["bytes"]))
 

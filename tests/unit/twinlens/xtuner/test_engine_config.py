@@ -25,7 +25,7 @@ OPTIM = st.fixed_dictionaries(
     }
 )
 QUANT = st.fixed_dictionaries({"bits": st.sampled_from([4, 8, 16])})
-COMPUTE = st.sampled_from(["bf16", "fp16", "fp32"])
+COMPUTE = st.sampled_from(["bfloat16", "float16", "float32"])
 
 
 def read(text: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_a_text_task_is_said_in_full(optim, quant, compute, on_gpu):
     assert config["train_dataloader"]["batch_size"] == optim["micro_batch"]
     wrapper = config["optim_wrapper"]
     assert wrapper["accumulative_counts"] == optim["accumulate"]
-    assert (wrapper["type"] == "AmpOptimWrapper") == (on_gpu and compute != "fp32"), "it has no autocast on a CPU"
+    assert (wrapper["type"] == "AmpOptimWrapper") == (on_gpu and compute != "float32"), "it has no autocast on a CPU"
     assert on_gpu or config["model"]["llm"]["torch_dtype"] == "torch.float32"
 
 
@@ -70,7 +70,7 @@ def test_a_text_task_is_said_in_full(optim, quant, compute, on_gpu):
 def test_the_schedule_covers_the_run(optim):
     task = TextTask.model_validate({"model": "m", "data": {"files": ["x"]}, "optim": optim})
     iters = place(optim).iters
-    parts = read(config_text(task, place(optim), "fp32", False))["param_scheduler"]
+    parts = read(config_text(task, place(optim), "float32", False))["param_scheduler"]
     assert parts[-1]["end"] == iters
     assert parts[-1]["begin"] == warmup_steps(optim["warmup"], optim["steps"]) * optim["accumulate"]
     assert all(part["begin"] < part["end"] for part in parts), "mmengine refuses an empty part"
@@ -90,7 +90,7 @@ def test_an_image_task_is_said_in_full(stage):
             "rates": {"projector": 1e-3},
         }
     )
-    config = read(config_text(task, place({"steps": 4, "accumulate": 1}, image=True), "bf16", True))
+    config = read(config_text(task, place({"steps": 4, "accumulate": 1}, image=True), "bfloat16", True))
     model = config["model"]
     assert model["freeze_llm"] is True and model["freeze_visual_encoder"] is True
     assert model["pretrained_pth"] == "/there"
