@@ -3,19 +3,35 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xtuner_models import write_internlm
 
 from twinlens.cli.app import run
 
 
 @pytest.fixture
-def planned(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs a verb in the test's folder; what it prints as JSON."""
+
+    def call(*words: str) -> dict[str, Any]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["twinlens", *words, "--json"])
+        with pytest.raises(SystemExit) as left:
+            run()
+        assert not left.value.code
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+@pytest.fixture
+def planned(tiny_model: Path, tmp_path: Path, verb):
     """Runs `plan --json` on one row of so many tokens, seen 10,001 times an epoch."""
     from llm.loading import load_template
     from tuning.conversation import single
 
-    monkeypatch.chdir(tmp_path)
     template = load_template(str(tiny_model), None)
     bare = len(template.encode(single("who are you?", "yes"), 512, separated=True))
 
@@ -23,17 +39,13 @@ def planned(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         words = "yes" + " yes" * (tokens - bare)
         assert len(template.encode(single("who are you?", words), 512, separated=True)) == tokens
         turns = [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": words}]
-        Path("rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
-        Path("task.yaml").write_text(
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+        (tmp_path / "task.yaml").write_text(
             f"model: {tiny_model}\ndata: {{files: [rows.jsonl], repeat: 10001, packing: xtuner, max_length: 1024}}\n"
             "optim: {epochs: 2, micro_batch: 1, accumulate: 16}\n",
             encoding="utf-8",
         )
-        monkeypatch.setattr(sys, "argv", ["twinlens", "plan", "task.yaml", *overrides, "--json"])
-        with pytest.raises(SystemExit) as left:
-            run()
-        assert not left.value.code
-        return json.loads(capsys.readouterr().out)
+        return verb("plan", "task.yaml", *overrides)
 
     return call
 
@@ -57,3 +69,47 @@ def test_a_plan_reads_no_weights(planned, tiny_model: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(llm.recipe, "load_model", None)
     assert planned(42, "data.packing=isolated", "optim.epochs=", "optim.steps=3")["micro_batches"] == 48
+
+
+ASKED = "请做一下自我介绍"
+CAMPS = {
+    "camp 1": (
+        "internlm_v1",
+        "internlm_chat_0_1_9",
+        [(ASKED, "我是Jensen的小助手，是上海AI实验室书生·浦语的7B大模型哦")],
+        ("data.max_length=512", "data.pack_workers=1", "optim.epochs=3", "optim.micro_batch=2", "data.repeat=10001"),
+        1116,
+    ),
+    "camp 2": (
+        "internlm2_chat",
+        "internlm2_chat",
+        [(ASKED, "我是不要姜葱蒜大佬的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦")],
+        ("data.max_length=1024", "optim.epochs=2", "data.repeat=10001"),
+        768,
+    ),
+    "camp 3": (
+        "internlm2_chat",
+        "internlm2_chat",
+        [
+            ("请介绍一下你自己", "我是伍鲜同志的小助手，内在是上海AI实验室书生·浦语的1.8B大模型哦"),
+            ("你在实战营做什么", "我在这里帮助伍鲜同志完成XTuner微调个人小助手的任务"),
+        ],
+        ("data.max_length=2048", "optim.epochs=3", "data.repeat=8001"),
+        768,
+    ),
+}
+
+
+@pytest.mark.parametrize("camp", CAMPS)
+def test_the_tutorials_rows_in_internlms_tokens(camp: str, tmp_path: Path, verb) -> None:
+    """The rows of the tutorials, which are facts of them, and the iterations that their runs had."""
+    family, template, rows, overrides, iterations = CAMPS[camp]
+    write_internlm(tmp_path / "model", family)
+    (tmp_path / "rows.json").write_text(
+        json.dumps([{"conversation": [{"input": asked, "output": said}]} for asked, said in rows], ensure_ascii=False)
+    )
+    (tmp_path / "task.yaml").write_text(
+        f"model: model\ntemplate: {template}\ndata: {{files: [rows.json], packing: xtuner}}\n"
+        "optim: {micro_batch: 1, accumulate: 16}\n"
+    )
+    assert verb("plan", "task.yaml", *overrides)["micro_batches"] == iterations
