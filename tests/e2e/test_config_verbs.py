@@ -54,7 +54,9 @@ def test_light_verbs_leave_heavy_libraries_alone(place: Path, words: list[str]) 
 
 def test_list_cfg_by_pattern_and_as_json(place: Path) -> None:
     tasks = json.loads(twinlens(place, "list-cfg", "-p", "PERSONA", "--json").stdout)["tasks"]
-    assert {task["name"] for task in tasks} == {"internlm2-chat-1_8b-persona", "embedded-persona"}
+    assert {task["name"] for task in tasks} == {
+        *("internlm2-chat-1_8b-persona", "internlm-chat-7b-persona", "embedded-persona")
+    }
     assert "-p nothing" in refused(place, "list-cfg", "-p", "nothing")
 
 
