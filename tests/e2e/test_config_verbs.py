@@ -95,10 +95,12 @@ def test_check_refuses_in_one_sentence(place: Path) -> None:
     assert "data.jsonl, line 2" in refused(place, "check", "task.yaml", "--data-only")
 
 
-def test_doctor_says_what_works(place: Path) -> None:
+def test_doctor_says_what_works(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.test")
     done = twinlens(place, "doctor", "--json")
     facts = json.loads(done.stdout)
     found = {finding["what"]: finding for finding in facts["found"]}
     assert found["4-bit"]["ok"] is True
+    assert found["model hub"]["state"].startswith("http://mirror.test, cached at")
     assert done.returncode == (0 if facts["ready"] else 2)
     assert all(finding["mend"] for finding in facts["found"] if finding["needed"] and not finding["ok"])
