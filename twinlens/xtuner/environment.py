@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +20,6 @@ from filelock import FileLock
 
 from tuning.errors import DeviceError, ModelError
 from tuning.files import cache_folder, write_atomically
-from tuning.progress import Counter
 
 log = logging.getLogger("twinlens")
 VERSION = "0.2.0"
@@ -101,6 +101,8 @@ def install(folder: Path) -> Environment:
 
 
 def _install(folder: Path) -> Environment:
+    from tuning.progress import Counter
+
     if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
         raise DeviceError(f"{folder}: is not empty and no virtual environment; give another folder with --into.")
     if (free := shutil.disk_usage(folder.parent).free) < ROOM and not folder.exists():
@@ -119,7 +121,7 @@ def _install(folder: Path) -> Environment:
     with Counter("installing", len(steps)) as counter:
         for what, command in steps:
             log.info("%s: %s", folder.name, what)
-            _run(command, counter)
+            _run(command, lambda line: counter.advance(0, line))
             counter.advance(1)
     size = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     facts = {"xtuner": VERSION, "needs": [*torch, *NEEDS], "bytes": size, "made": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -137,7 +139,7 @@ def _python() -> str:
     raise DeviceError(f"XTuner {VERSION} takes no Python newer than 3.12; install one, such as python3.12.")
 
 
-def _run(command: list[str], counter: Counter) -> None:
+def _run(command: list[str], note: Callable[[str], None]) -> None:
     """One step of the installation, its lines as notes; what it says last when it fails is the reason."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     last: list[str] = []
@@ -149,7 +151,7 @@ def _run(command: list[str], counter: Counter) -> None:
             for line in process.stdout:
                 last = [*last[-40:], line.strip()]
                 if line.startswith(("Collecting", "Downloading", "Installing")):
-                    counter.advance(0, line.strip()[:60])
+                    note(line.strip()[:60])
         except BaseException:
             process.kill()
             raise
