@@ -1,5 +1,6 @@
 """A config's values by path; what was asked of it is remembered, so that the rest can be named."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import count
@@ -84,13 +85,13 @@ class ConfigTree:
                 )
 
     def number(self, path: str, default: float) -> float:
-        """The number at a path.
+        """The finite number at a path.
 
         Raises:
             ConfigError: something else stands there.
         """
         value = self.take(path, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.fault(f"{path} is {shown(value)}, not a number; write one")
         return value
 

@@ -16,11 +16,14 @@ LARGEST = 2**63  # of a whole number
 Scalar = str | int | float | bool | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Reference:
     """Something that is imported, by its full name: `torch.float16`, `xtuner.utils.PROMPT_TEMPLATE.internlm2_chat`."""
 
     name: str
+
+    def __repr__(self) -> str:
+        return self.name
 
     @property
     def last(self) -> str:

@@ -19,6 +19,7 @@ REST: dict[str, str | None] = {
     f"{HOOK}.system": "XTuner gives it to its samples alone, not in training; `system` here is for both",
     f"{HOOK}.type": None,
     f"{HOOK}.prompt_template*": None,
+    f"{HOOK}.instruction": None,  # of XTuner 0.1: a piece of the template
     "custom_hooks.*.tokenizer.*": None,
     "custom_hooks.*.image_processor.*": None,
     "custom_hooks.DatasetInfoHook.*": None,
@@ -59,6 +60,7 @@ REST: dict[str, str | None] = {
     "param_scheduler*.convert_to_iter_based": None,
     "param_scheduler*.T_max": None,
     "train_cfg.type": None,
+    "train_cfg.by_epoch": None,
     "train_cfg.val_interval": None,
     "default_hooks.checkpoint.type": None,
     "default_hooks.timer.*": None,
@@ -196,6 +198,7 @@ def _optim(tree: ConfigTree, accumulate: int) -> dict[str, Any]:
     if tree.take("optim_wrapper.dtype") == "float16":
         tree.differ("optim_wrapper.dtype", "float16; quant.compute decides: bf16 where the device has units for it")
     epochs = tree.take("train_cfg.max_epochs")
+    betas = tree.take(f"{path}.betas", (0.9, 0.999))
     length = {"epochs": epochs} if epochs is not None else {"steps": _steps(tree, "train_cfg.max_iters", accumulate)}
     optim = {
         "learning_rate": tree.number(f"{path}.lr", 1e-3),
@@ -204,7 +207,7 @@ def _optim(tree: ConfigTree, accumulate: int) -> dict[str, Any]:
         "accumulate": accumulate,
         **_schedule(tree),
         "weight_decay": tree.take(f"{path}.weight_decay", 0.01),
-        "betas": list(tree.take(f"{path}.betas", (0.9, 0.999))),
+        "betas": list(betas) if isinstance(betas, tuple) else betas,
         "gradient_checkpointing": tree.take("model.use_activation_checkpointing", True),
     }
     if tree.has("optim_wrapper.clip_grad"):
@@ -218,7 +221,9 @@ def _schedule(tree: ConfigTree) -> dict[str, Any]:
     """Warm-up and schedule out of mmengine's list of parts; XTuner's configs have a rise and a fall."""
     path = "param_scheduler"
     epochs = tree.take("train_cfg.max_epochs")
-    whole = tree.number("train_cfg.max_epochs" if epochs is not None else "train_cfg.max_iters", 1)
+    counted = "train_cfg.max_epochs" if epochs is not None else "train_cfg.max_iters"
+    if (whole := tree.number(counted, 1)) <= 0:
+        raise tree.fault(f"{counted} is {whole}; write how long to train")
     warmup, schedule = 0.0, "constant"
     for part in [path] if tree.has(f"{path}.type") else [f"{path}.{name}" for name in tree.below(path)]:
         kind = tree.kind(part)
@@ -242,7 +247,7 @@ def _run(tree: ConfigTree, accumulate: int) -> dict[str, Any]:
     path = "default_hooks.checkpoint"
     run: dict[str, Any] = {}
     if tree.take(f"{path}.by_epoch", True):
-        tree.differ(path, "saved by epochs; set run.save_every in steps")
+        tree.differ(f"{path}.interval", f"{tree.take(f'{path}.interval', -1)} in epochs; set run.save_every in steps")
     else:
         run["save_every"] = _steps(tree, f"{path}.interval", accumulate)
     keep = int(tree.number(f"{path}.max_keep_ckpts", -1))

@@ -32,7 +32,8 @@ def text_data(tree: ConfigTree) -> dict[str, Any]:
 def image_data(tree: ConfigTree, tower: str) -> dict[str, Any]:
     """`data` of an image task, whose rows count their patches, where XTuner's `max_length` counts text alone."""
     first, *others = datasets(tree)
-    text = _alike(tree, first, others, "max_length", 2048)
+    _alike(tree, first, others, "max_length", 2048)
+    text = tree.number(f"{first}.max_length", 2048)
     patches = patches_of(tower)
     if patches is None:
         patches = PATCHES

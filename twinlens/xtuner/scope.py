@@ -51,11 +51,18 @@ def settle_scope(tree: ConfigTree) -> Literal["text", "image"]:
 
 
 def datasets(tree: ConfigTree) -> list[str]:
-    """The paths of the datasets that are trained on, in order."""
+    """The paths of the datasets that are trained on, in order.
+
+    Raises:
+        ConfigError: there is none.
+    """
     path = "train_dataloader.dataset"
     if tree.kind(path) != "ConcatDataset":
         return [path]
-    return [f"{path}.datasets.{name}" for name in tree.below(f"{path}.datasets")]
+    found = [f"{path}.datasets.{name}" for name in tree.below(f"{path}.datasets")]
+    if not found:
+        raise tree.fault(f"{path}.datasets holds no dataset; write the datasets to train on")
+    return found
 
 
 def _refuse_raw_text(tree: ConfigTree) -> None:

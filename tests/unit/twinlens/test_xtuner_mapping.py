@@ -1,10 +1,14 @@
 """A config's values stand where a task has them, and nothing of it is dropped without a word."""
 
+import ast
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from xtuner_config import IMAGE, TEXT
 
 from tuning.errors import ConfigError
@@ -118,6 +122,28 @@ def test_what_differs_is_named_by_its_key(write: Write) -> None:
     assert "not run" in mapped(write, f"{TEXT}\nprint('hello')\n").differs[-1]
 
 
+OLD = """
+prompt_template = PROMPT_TEMPLATE.internlm_chat
+train_dataset.update(template_map_fn=dict(type=template_map_fn_factory, template=prompt_template))
+param_scheduler = dict(type=CosineAnnealingLR, eta_min=0, by_epoch=True, T_max=max_epochs, convert_to_iter_based=True)
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)
+custom_hooks = [dict(type=EvaluateChatHook, every_n_iters=90, instruction=prompt_template.INSTRUCTION_START)]
+default_hooks = dict(checkpoint=dict(type=CheckpointHook, interval=1))
+"""
+
+
+def test_a_config_of_the_first_xtuner(write: Write) -> None:
+    found = mapped(write, TEXT + OLD)
+    assert found.document["template"] == "internlm_chat"
+    assert (found.document["optim"]["warmup"], found.document["optim"]["schedule"]) == (0.0, "cosine")
+    assert "save_every" not in found.document["run"]
+    assert [line.partition(": ")[0] for line in found.differs] == [
+        "custom_hooks.EvaluateChatHook.every_n_iters",
+        "default_hooks.checkpoint.interval",
+        "default_hooks.checkpoint.max_keep_ckpts",
+    ]
+
+
 # Whatever else stands in these is of logging, of processes, or of the tokenizer that the model brings.
 QUIET = ("tokenizer", "env_cfg", "type")
 
@@ -153,6 +179,25 @@ def test_nothing_is_dropped_without_a_word(write: Write, text: str, monkeypatch:
         lines = [line for line in map_config(config.file).differs if "surprise: 71; has no counterpart" in line]
         assert lines, path
         del place["surprise"]
+
+
+JUNK = """None; True; -1; 0; 2.5; 1e999; ''; 'x'; []; {}; (1,); [None]; [1, [2]]; {1: 2}; dict(a=1); [dict(type=None)];
+dict(type=[]); dict(type='x'); torch.float16; PROMPT_TEMPLATE; open('x'); nan"""
+
+
+@given(st.sampled_from([TEXT, IMAGE]), st.data())
+def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, text: str, data: st.DataObject
+) -> None:
+    tree = ast.parse(text)
+    places = [node for node in ast.walk(tree) if isinstance(node, ast.keyword | ast.Assign)]
+    for _ in range(data.draw(st.integers(1, 3))):
+        place, junk = data.draw(st.sampled_from(places)), data.draw(st.sampled_from(JUNK.split(";")))
+        place.value = ast.parse(junk.strip(), mode="eval").body
+    file = tmp_path_factory.mktemp("junk") / "config.py"
+    file.write_text(ast.unparse(tree), encoding="utf-8")
+    with contextlib.suppress(ConfigError):
+        open_task(file)
 
 
 @pytest.mark.parametrize(
