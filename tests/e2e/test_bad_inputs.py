@@ -99,7 +99,7 @@ def test_bad_models(refused: Refused, task: Callable[..., Path], tiny_model: Pat
     assert "no weights" in refused("train", task(model=str(broken("b", "*.safetensors"))))
     assert "baichuan" in refused("train", task(model=str(broken("c", model_type="baichuan"))))
     assert "no chat template" in refused("train", task(model=str(broken("d", "*.jinja"))))
-    sharded = broken("e")
+    sharded = broken("e", "*.safetensors")
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
     assert "gone.safetensors is missing" in refused("train", task(model=str(sharded)))
     garbage = broken("f")

@@ -18,6 +18,7 @@ from llm.template import ChatTemplate
 from tuning.conversation import IMAGE_MARK, Conversation, Turn
 from tuning.formats import SourceRow
 from tuning.samples import IGNORED, PATCH, EncodedSample, collate
+from tuning.settings import Data
 from vlm.model import VisionLanguageModel
 from vlm.projector import Projector, fresh_projector, restore_projector, save_projector
 from vlm.splice import splice
@@ -55,7 +56,8 @@ def seen(question: str, answer: str, *images: str) -> SourceRow:
 
 
 def encoded(template: ChatTemplate, *rows: SourceRow, max_length: int = 400) -> list[EncodedSample]:
-    return [encode_row(row, template, max_length, int) for row in rows]
+    data = Data(files=(Path("rows.jsonl"),), max_length=max_length)
+    return [encode_row(row, template, data, int) for row in rows]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4))
