@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint bench help
+.PHONY: setup demo test lint bench peer help
 
 setup: $(READY)  ## The virtual environment, the dependencies and the embedded weights (some GB, once)
 
@@ -38,6 +38,10 @@ lint: setup  ## Format, lint, types, floors between the rooms, and the house's o
 
 bench: setup  ## The slow tests, which measure the figures in docs/measurements.md
 	@$(BIN)/python -m pytest -m slow --durations=0
+
+peer: setup  ## XTuner 0.2.0 in an environment of its own (6 GB, once), and its losses beside ours
+	@$(BIN)/twinlens xtuner install
+	@$(BIN)/python -m pytest -m slow tests/integration/test_xtuner_engine.py
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 13
