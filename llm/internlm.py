@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -40,9 +41,18 @@ def internlm_config(folder: Path) -> LlamaConfig:
     """The same network's config as Llama's; what its file leaves out is as InternLM's own classes have it.
 
     Raises:
-        ModelError: a rotary type that neither version knows.
+        ModelError: a rotary type that neither version knows, or values that no such network has.
     """
-    values = _read(folder)
+    try:
+        return _as_llama(_read(folder), folder)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        reason = str(error.__cause__ or error).rstrip(".")
+        raise ModelError(
+            f"{folder / 'config.json'}: cannot be used ({reason}); get the model's files again."
+        ) from error
+
+
+def _as_llama(values: Mapping[str, Any], folder: Path) -> LlamaConfig:
     first = values["model_type"] == "internlm"
     # An old file of version 1 says nothing of rotary embeddings, and its class grows the base past the trained length.
     rotary = dict(values.get("rotary", {"type": "dynamic"}) if first else values.get("rope_scaling") or {})

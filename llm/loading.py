@@ -7,6 +7,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,6 +32,11 @@ from tuning.quantize import QuantReport, choose_compute, choose_device, quantiza
 from tuning.settings import Quant
 
 log = logging.getLogger("twinlens")
+# What the libraries raise at files that are not what they should be.
+_BROKEN = (
+    *(OSError, ValueError, KeyError, ArithmeticError, RuntimeError),
+    *(UnpicklingError, SafetensorError, StrictDataclassError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,13 @@ def read_config(name: str) -> PreTrainedConfig:
     folder = model_folder(name, weights=False)
     if is_internlm(folder):
         return internlm_config(folder)
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except _BROKEN as error:
+        reason = _reason(error.__cause__ or error)
+        raise ModelError(
+            f"{folder / 'config.json'}: cannot be used ({reason}); get the model's files again."
+        ) from error
 
 
 def load_template(name: str, system: str | None, patches: int = 0, named: str | None = None) -> ChatTemplate:
@@ -152,7 +165,7 @@ def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "a
         )
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"model: {name}: does not fit on {place}; take quant.bits=4 or a smaller model.") from error
-    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
+    except _BROKEN as error:
         raise ModelError(f"model: {name}: cannot be loaded ({_reason(error)}); check the folder's files.") from error
     model.requires_grad_(False)
     model.eval()
@@ -193,6 +206,6 @@ def _check_kind(folder: Path) -> None:
         raise ModelError(f"{path}: model_type {kind!r} {why}; take another model.")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -49,10 +49,7 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / name).exists():
             return [folder / name]
     if (index := index_of(folder)) is not None:
-        try:
-            named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ModelError(f"{index}: not an index of weights ({error}); get the model's files again.") from error
+        named = sorted(set(read_index(index).values()))
         if missing := [name for name in named if not (folder / name).exists()]:
             raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
         return [folder / name for name in named]
@@ -60,6 +57,22 @@ def weight_files(folder: Path) -> list[Path]:
     if not files:
         raise ModelError(f"model: {folder}: no weights (*.safetensors) in this folder; finish the download.")
     return files
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """The name of each weight's file, which lies beside the index.
+
+    Raises:
+        ModelError: it is no index, or names files elsewhere.
+    """
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        odd = next((file for file in places.values() if Path(file).name != file), None)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: not an index of weights ({error}); get the model's files again.") from error
+    if odd is not None:
+        raise ModelError(f"{index}: {odd} is no file beside it; get the model's files again.")
+    return places
 
 
 def stored_weights(folder: Path) -> dict[str, Stored]:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from tuning.errors import ModelError
 
 CLASSES = ("InternLMTokenizer", "InternLM2Tokenizer", "InternLM2TokenizerFast")
-PIECES = "tokenizer.model"
+PIECES, SETTINGS = "tokenizer.model", "tokenizer_config.json"
 SPACE = "▁"
 NORMAL, USER_DEFINED = 1, 4  # kinds of piece in sentencepiece_model.proto
 ENDS_OF_VERSION_1 = ("<eoh>", "<eoa>")  # pieces of the file that its chat models treat as special
@@ -48,15 +48,15 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     `[UNUSED_TOKEN_146]`, stays text, where sentencepiece makes the special token of it.
 
     Raises:
-        ModelError: the file is no byte-pair sentencepiece model.
+        ModelError: the file is no byte-pair sentencepiece model, or its tokens cannot have the ids that they should.
     """
     said = _says(folder)
     pieces = _read_pieces(folder / PIECES)
     words = [piece for piece, _, _ in pieces]
-    special = {int(index): token["content"] for index, token in said.get("added_tokens_decoder", {}).items()}
+    special = _named(said, folder)
     special |= {index: word for index, word in enumerate(words) if word in ENDS_OF_VERSION_1}
     for index, name in special.items():
-        if index < len(words):
+        if 0 <= index < len(words):
             words[index] = name  # chat models give pieces kept for later use a name
     vocabulary = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(BPE(vocabulary, list(_merges(pieces)), unk_token=words[0], fuse_unk=True, byte_fallback=True))
@@ -76,9 +76,23 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         extra_special_tokens=named,
         clean_up_tokenization_spaces=False,
     )
-    fast.chat_template = said.get("chat_template") or _template_file(folder)
+    for index, name in special.items():
+        if fast.convert_tokens_to_ids(name) != index:
+            raise ModelError(f"{folder / SETTINGS}: {name} cannot have the id {index}; get the model's files again.")
+    template = said.get("chat_template")
+    fast.chat_template = template if isinstance(template, str) else _template_file(folder)
     fast.name_or_path = str(folder)
     return fast
+
+
+def _named(said: Mapping[str, Any], folder: Path) -> dict[int, str]:
+    """Special tokens by their ids, as the checkpoint names them."""
+    try:
+        return {int(index): str(token["content"]) for index, token in said.get("added_tokens_decoder", {}).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{folder / SETTINGS}: added_tokens_decoder does not name tokens by their ids; get the model's files again."
+        ) from error
 
 
 def _merges(pieces: list[tuple[str, float, int]]) -> Iterator[tuple[str, str]]:
@@ -107,11 +121,11 @@ def _read_pieces(path: Path) -> list[tuple[str, float, int]]:
 
 def _says(folder: Path) -> Mapping[str, Any]:
     """What the checkpoint says of its tokenizer; a folder without the file but with InternLM's config has its class."""
-    file = folder / "tokenizer_config.json"
+    file = folder / SETTINGS
     try:
-        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{file}: not valid JSON ({error}); get the model's files again.") from error
+        said = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{file}: not a JSON object ({error}); get the model's files again.") from error
     if "tokenizer_class" not in said and (folder / "config.json").is_file():
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         said["tokenizer_class"] = {"internlm": CLASSES[0], "internlm2": CLASSES[1]}.get(kind)

@@ -5,20 +5,19 @@ Ours, XTuner's and LLaVA's files differ in names alone; shapes and values are le
 Shapes: V width of the tower, D width of the language model.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm.embedded import NAME as EMBEDDED
+from llm.shards import read_index, stored_weights
 from tuning.errors import ModelError
 from tuning.files import shipped
-from tuning.lora import CONFIG, WEIGHTS
+from tuning.lora import CONFIG, read_adapter_config, read_adapter_weights
 from tuning.pth import DEEPSPEED_FILE, read_pth, weights_in
 from tuning.run_dir import RunDir
 from vlm.projector import FILE
@@ -147,31 +146,23 @@ def _from_adapter(folder: Path, name: str) -> Start:
 def _from_xtuner_folder(folder: Path, name: str) -> Start:
     language, language_alpha = _from_peft(folder / "llm_adapter")
     tower, tower_alpha = _from_peft(folder / "visual_encoder_adapter")
-    projector = _projector(_weights_of(folder / "projector", ("model.safetensors", "pytorch_model.bin")), name)
-    return Start(name, projector, language, tower, language_alpha, tower_alpha)
+    projector = {key: weight.read() for key, weight in stored_weights(folder / "projector").items()}
+    return Start(name, _projector(projector, name), language, tower, language_alpha, tower_alpha)
 
 
 def _from_peft(folder: Path) -> tuple[dict[str, Tensor] | None, int | None]:
     """An adapter that PEFT saved and its alpha, or nothing."""
     if not (folder / CONFIG).exists():
         return None, None
-    alpha = _json(folder / CONFIG).get("lora_alpha")
-    return _weights_of(folder, (WEIGHTS, "adapter_model.bin")), alpha if isinstance(alpha, int) else None
-
-
-def _weights_of(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
-    for file in (folder / name for name in names):
-        if file.exists():
-            return _safetensors(file) if file.suffix == ".safetensors" else weights_in(read_pth(file), file)
-    raise ModelError(f"{folder}: {names[0]} is missing; give a folder that is whole.")
+    alpha = read_adapter_config(folder).get("lora_alpha")
+    return read_adapter_weights(folder), alpha if isinstance(alpha, int) else None
 
 
 def _projector_in_shards(folder: Path) -> dict[str, Tensor]:
     """The projector of a whole checkpoint; of its other weights nothing is read from disk."""
     indices = [file for file in sorted(folder.glob("*.index.json")) if "adapter" not in file.name]
     if indices:
-        places: dict[str, str] = _json(indices[0]).get("weight_map", {})
-        shards = sorted({shard for weight, shard in places.items() if _IN_PROJECTOR.search(weight)})
+        shards = sorted({shard for weight, shard in read_index(indices[0]).items() if _IN_PROJECTOR.search(weight)})
         files = [folder / shard for shard in shards]
     else:
         files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
@@ -223,11 +214,3 @@ def _safetensors(file: Path, wanted: re.Pattern[str] | None = None) -> dict[str,
             return {key: held.get_tensor(key) for key in held.keys() if not wanted or wanted.search(key)}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: cannot be read as safetensors ({error}); get the file again.") from error
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not valid JSON ({error}); get the file again.") from error
-    return held if isinstance(held, dict) else {}

@@ -1,6 +1,7 @@
 """The verbs on a config of XTuner's, as one of its people uses them."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,8 +44,13 @@ def test_a_config_is_shown_as_a_task_and_what_differs_is_said(place: Path) -> No
 
 def test_check_and_plan_take_a_config(place: Path) -> None:
     checked = json.loads(twinlens(place, "check", "mine_copy.py", "--data-only", "--json").stdout)
-    assert checked["ok"] and checked["next"] == "twinlens train mine_copy.py"
+    assert checked["ok"] and checked["next"] == "twinlens check mine_copy.py"
     assert any(line.startswith(SAMPLED) for line in checked["differs"])
+    given = ("mine_copy.py", "run.device=cpu", "quant.bits=16")
+    options = ("--work-dir", "my runs", "--deepspeed", "zero2")
+    for verb in (("check",), ("train", "--dry-run")):
+        done = json.loads(twinlens(place, *verb, *given, *options, "--json").stdout)
+        assert shlex.split(done["next"])[1:] == ["train", *given, *options]
     planned = json.loads(twinlens(place, "plan", "mine_copy.py", "--json").stdout)
     assert planned["micro_batches"] == planned["steps"] > 0
     assert any(line.startswith(SAMPLED) for line in planned["differs"])
@@ -55,6 +61,7 @@ def test_training_keeps_the_task_that_the_config_came_to(place: Path) -> None:
     done = twinlens(place, "train", "mine_copy.py", "run.device=cpu", "quant.bits=16", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
+    assert result["next"] == f"twinlens chat {result['run']}"
     assert Path(result["run"]).parent == place / "work_dirs" / "mine_copy"
     assert any(line.startswith(SAMPLED) for line in result["differs"])
     kept = YAML(typ="safe").load(Path(result["run"], "task.yaml"))

@@ -42,8 +42,9 @@ def run() -> None:
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("twinlens").setLevel(logging.INFO if main_process else logging.WARNING)
-    # A download advertised, a device guessed: nothing to act on. The level is no use, for they set it when imported.
-    for chatty in ("bitsandbytes", "DeepSpeed"):
+    # A download advertised, a device guessed: nothing to act on. The level is no use, for they set it when imported,
+    # and a filter is asked about its own logger's records alone.
+    for chatty in ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "DeepSpeed"):
         logging.getLogger(chatty).addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # for peft to mend, not for users
     try:

@@ -1,12 +1,11 @@
 """`twinlens list-cfg`, `copy-cfg`, `show-cfg` and `check`: task files, before anything is trained."""
 
-import shlex
 from pathlib import Path
 
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, finish, tell_opened, with_differs
+from twinlens.cli.output import JSON, WORK_DIR, command, finish, tell_opened, with_differs
 
 FILE = typer.Argument(..., help="A task file or an XTuner config, yours, or a shipped task by its name.")
 OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="Settings to change.")
@@ -48,7 +47,7 @@ def copy_cfg(
     finish(
         {"out": out},
         [f"{out}: edit it; every setting has its explanation above"],
-        f"twinlens check {shlex.quote(str(out))}",
+        command("check", out),
         as_json,
     )
 
@@ -68,7 +67,7 @@ def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool 
 def check(
     file: Path = FILE,
     overrides: list[str] = OVERRIDES,
-    work_dir: Path = typer.Option(Path("work_dirs"), help="Where run folders would be made."),
+    work_dir: Path = typer.Option(WORK_DIR, help="Where run folders would be made."),
     deepspeed: str | None = typer.Option(None, help="The DeepSpeed preset or JSON file that train will be given."),
     data_only: bool = typer.Option(False, "--data-only", help="Settings and data alone; needs no torch."),
     as_json: bool = JSON,
@@ -83,6 +82,8 @@ def check(
     if deepspeed:
         deepspeed_config(deepspeed, opened.task.quant.bits)
     lines = check_task(opened.task, work_dir, data_only=data_only)
-    following = f"twinlens train {shlex.join([str(file), *(overrides or ())])}"
+    verb = "check" if data_only else "train"
+    options = {"work-dir": work_dir if work_dir != WORK_DIR else None, "deepspeed": deepspeed}
     result = with_differs({"ok": True, "found": lines}, opened.differs)
+    following = command(verb, file, *(overrides or ()), **options)
     finish(result, [*lines, "nothing stands in the way"], following, as_json)

@@ -1,5 +1,6 @@
 """`twinlens convert ...`: from what training leaves to what others load."""
 
+import shlex
 from pathlib import Path
 
 import typer
@@ -8,7 +9,7 @@ from llm.settings import TextTask
 from tuning.errors import ConfigError
 from tuning.run_dir import RunDir, open_run
 from tuning.settings import Quant, read_settings
-from twinlens.cli.output import JSON, finish
+from twinlens.cli.output import JSON, command, finish
 from twinlens.task_files import read_task
 from vlm.settings import ImageTask
 
@@ -73,7 +74,7 @@ def merge(
         "rounding_same_token": report.rounded.same_token,
         "quantised_difference": report.quantised.difference if report.quantised else None,
     }
-    return finish(result, lines, f"twinlens chat {destination}", as_json)
+    return finish(result, lines, command("chat", destination), as_json)
 
 
 @app.command()
@@ -131,7 +132,7 @@ def internlm(
         f"{written.weights} weights, as they were; every name and shape is what the config asks for",
         f"model: {destination}",
     ]
-    finish({"model": str(destination), "weights": written.weights}, lines, f"twinlens chat {destination}", as_json)
+    finish({"model": str(destination), "weights": written.weights}, lines, command("chat", destination), as_json)
 
 
 def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
@@ -146,14 +147,14 @@ def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
         f"tower: {destination}",
     ]
     result = {"tower": str(destination), "merged_difference": difference}
-    finish(result, lines, f"twinlens check my.yaml tower={destination}", as_json)
+    finish(result, lines, command("check", "my.yaml", f"tower={destination}"), as_json)
 
 
 def _after(layout: str, destination: Path) -> str | None:
     """What a written model is for."""
     return {
-        "hf": f"transformers serve {destination}",
-        "parts": f"twinlens chat {destination / 'language'}",
+        "hf": shlex.join(["transformers", "serve", str(destination)]),
+        "parts": command("chat", destination / "language"),
     }.get(layout)
 
 

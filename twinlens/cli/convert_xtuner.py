@@ -9,7 +9,7 @@ from tuning.errors import ConfigError
 from tuning.run_dir import open_run
 from twinlens.cli.configs import OVERRIDES
 from twinlens.cli.convert import SHARD, app
-from twinlens.cli.output import JSON, finish, tell_opened
+from twinlens.cli.output import JSON, command, finish, tell_opened
 from twinlens.task_files import AnyTask, open_task, read_task
 from vlm.settings import ImageTask
 
@@ -54,8 +54,7 @@ def pth_to_hf(
         following = _chat_of_xtuner(task, destination)
     else:
         convert_checkpoint(parts, task, destination)
-        named = f" --template {task.template}" if task.template and not isinstance(task, ImageTask) else ""
-        following = f"twinlens chat {shlex.quote(str(destination))}{named}"
+        following = command("chat", destination, template=None if isinstance(task, ImageTask) else task.template)
     held = {"adapter": parts.language, "tower adapter": parts.tower, "projector": parts.projector}
     written = [name for name, state in held.items() if state]
     lines = [f"layout: {chosen}", f"{', '.join(written)}: {destination}"]

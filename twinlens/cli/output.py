@@ -1,8 +1,10 @@
 """What every verb prints: a result for people, or one JSON object, and the next verb."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from twinlens.task_files import OpenedTask
 
+WORK_DIR = Path("work_dirs")
 JSON = typer.Option(False, "--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 
 
@@ -30,6 +33,12 @@ def tell_opened(opened: "OpenedTask") -> None:
         print(f"differs: {line}", file=sys.stderr)
     for change in opened.changes:
         print(f"override: {change}", file=sys.stderr)
+
+
+def command(*words: object, **options: object) -> str:
+    """A line of twinlens's to be run as it stands; options that are None are left out."""
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", value)]
+    return shlex.join(map(str, ("twinlens", *words, *given)))
 
 
 def with_differs(result: dict[str, Any], differs: Sequence[str]) -> dict[str, Any]:

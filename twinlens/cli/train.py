@@ -1,6 +1,5 @@
 """`twinlens plan`, `twinlens train` and `twinlens compare`."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +7,7 @@ from typing import Any, Literal
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, finish, tell_opened, with_differs
+from twinlens.cli.output import JSON, WORK_DIR, command, finish, tell_opened, with_differs
 
 
 def plan(
@@ -21,7 +20,7 @@ def plan(
 
     opened = open_task(file, overrides or ())
     tell_opened(opened)
-    _forecast(opened, f"twinlens train {shlex.join([str(file), *(overrides or ())])}", as_json)
+    _forecast(opened, command("train", file, *(overrides or ())), as_json)
 
 
 def train(
@@ -29,7 +28,7 @@ def train(
         None, help="A task file or an XTuner config, yours, or a shipped task by its name."
     ),
     overrides: list[str] = typer.Argument(None, metavar="[key=value ...]", help="Settings to change for this run."),
-    work_dir: Path = typer.Option(Path("work_dirs"), help="Where run folders are made."),
+    work_dir: Path = typer.Option(WORK_DIR, help="Where run folders are made."),
     deepspeed: str | None = typer.Option(None, help="A preset (deepspeed_zero1, zero2, ...) or a JSON file."),
     engine: Literal["twinlens", "xtuner"] = typer.Option("twinlens", help="Who trains: we, or XTuner itself."),
     resume: Path | None = typer.Option(None, help="A run folder to go on with, by its own task."),
@@ -56,9 +55,11 @@ def train(
     config = deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None
     xtuner = _xtuner(task) if engine == "xtuner" else None
     if dry_run:
-        _forecast(opened, None, as_json)
+        place, trainer = work_dir if work_dir != WORK_DIR else None, engine if xtuner else None
+        options = {"work-dir": place, "deepspeed": deepspeed, "engine": trainer}
+        _forecast(opened, command("train", file, *(overrides or ()), **options), as_json)
         return
-    _done(start(task, file.stem, work_dir, config, xtuner), as_json, opened.differs)
+    _done(start(task, file.stem, work_dir, config, xtuner), task, as_json, opened.differs)
 
 
 def _xtuner(task: Any) -> Any:
@@ -77,16 +78,17 @@ def _resume(run: Path, deepspeed: str | None, as_json: bool) -> None:
     from twinlens.task_files import read_task
 
     task, _ = read_task(open_run(run).task)
-    _done(go_on(run, deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None), as_json)
+    _done(go_on(run, deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None), task, as_json)
 
 
-def _done(trained: Any, as_json: bool, differs: Sequence[str] = ()) -> None:
+def _done(trained: Any, task: Any, as_json: bool, differs: Sequence[str] = ()) -> None:
     run = trained.run.path
     lines = [f"run: {run}", f"adapter: {trained.run.adapter}"]
     if trained.loss is not None:
         lines.insert(0, f"{trained.steps} steps, loss {trained.loss:.4f}, {trained.tokens_per_second:,.0f} tokens/s")
     result = {"run": str(run), "adapter": str(trained.run.adapter), "steps": trained.steps, "loss": trained.loss}
-    finish(with_differs(result, differs), lines, f"twinlens compare {run}", as_json)
+    following = command("compare" if task.evaluation.probes else "chat", run)
+    finish(with_differs(result, differs), lines, following, as_json)
 
 
 def _forecast(opened: Any, following: str | None, as_json: bool) -> None:
@@ -95,9 +97,12 @@ def _forecast(opened: Any, following: str | None, as_json: bool) -> None:
 
     task = opened.task
     cost = recipe_of(task).forecast(task)
+    rehearsed = (
+        f", and {task.rehearsal.ratio:g} of rehearsal for each ({cost.rehearsal} distinct, prompts counted at the "
+        "data's mean length)"
+    )
     lines = [
-        f"rows:          {cost.rows:,} an epoch, and {task.rehearsal.ratio:g} of rehearsal for each "
-        f"({cost.rehearsal} distinct, prompts counted at the data's mean length)",
+        f"rows:          {cost.rows:,} an epoch{rehearsed if cost.rehearsal else ', without rehearsal'}",
         f"sequences:     {cost.sequences:,} {'packs' if task.data.pack else 'padded rows'} in the whole run",
         f"micro-batches: {cost.micro_batches:,}, what XTuner counts as iterations",
         f"steps:         {cost.steps:,} of the optimiser",
@@ -120,7 +125,9 @@ def compare(
     run_dir = open_run(run)
     task, _ = read_task(run_dir.task)
     if not probes and not task.evaluation.probes:
-        raise ConfigError(f"{run_dir.task}: evaluation.probes is empty; give --probes FILE.")
+        raise ConfigError(
+            f"{run_dir.task}: evaluation.probes is empty; give --probes FILE, such as probes/persona.zh.yaml."
+        )
     show_comparison(run_dir.path, _judge(run_dir, task, probes or ()), as_json)
 
 
@@ -142,4 +149,4 @@ def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
             Console().print(shown)
     report = run / "comparison.html"
     result = comparison_to_dict(comparison) | {"report": str(report)}
-    finish(result, [f"report: {report}"], f"twinlens chat {run}", as_json)
+    finish(result, [f"report: {report}"], command("chat", run), as_json)

@@ -6,7 +6,7 @@ from pathlib import Path
 from llm.internlm_adapter import is_fused, split_adapter
 from llm.loading import read_config
 from llm.saving import check_destination, new_folder
-from tuning.errors import ConfigError
+from tuning.errors import ConfigError, ModelError
 from tuning.files import write_atomically
 from tuning.lora import PREFIX, layers_of, lora_config, write_adapter
 from tuning.run_dir import RunDir
@@ -31,6 +31,8 @@ def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:
         ModelError: it cannot be read, holds a whole model, or an adapter of another rank or alpha.
         ConfigError: the task trains other parts than it holds.
     """
+    if not checkpoint.exists():
+        raise ModelError(f"{checkpoint}: no such file or folder; give the iter_N.pth that XTuner wrote.")
     parts = read_parts(str(checkpoint))
     image = isinstance(task, ImageTask)
     tower_lora = task.tower_lora if isinstance(task, ImageTask) else None

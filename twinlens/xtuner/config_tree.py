@@ -80,6 +80,8 @@ class ConfigTree:
         for length in range(1, len(parts) + 1):
             value = self._leaves.get(".".join(parts[:length]))
             if isinstance(value, Unread):
+                if value.missing:
+                    raise ConfigError(f"{value.where}: {value.missing} has no value, and {path} needs it; give it one.")
                 raise ConfigError(
                     f"{value.where}: {path} cannot be known without running `{value.source}`; write its value there."
                 )

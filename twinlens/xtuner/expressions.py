@@ -38,10 +38,12 @@ class Unread:
     Args:
         source: the line that it begins on.
         where: `config.py, line 7`.
+        missing: a name in it that has no value anywhere above.
     """
 
     source: str
     where: str
+    missing: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +54,26 @@ class Scope:
     lines: list[str]
     values: dict[str, Any]
 
-    def unread(self, node: ast.AST) -> Unread:
+    def unread(self, node: ast.AST, missing: str | None = None) -> Unread:
         """A piece of the config as what could not be read."""
         number = getattr(node, "lineno", 1)
-        return Unread(self.lines[number - 1].strip()[:200], f"{self.file}, line {number}")
+        return Unread(self.lines[number - 1].strip()[:200], f"{self.file}, line {number}", missing)
 
 
 class _CannotRead(Exception):
-    pass
+    """With what is not known, where that stands elsewhere."""
+
+    def __init__(self, root: Unread | None = None) -> None:
+        self.root = root
 
 
 def evaluate(node: ast.expr, scope: Scope) -> Any:
     """The value of an expression, or `Unread`; parts of a list or dict that cannot be read are `Unread` in it."""
     try:
         return _value(node, scope)
-    except (_CannotRead, ArithmeticError, ValueError, TypeError, LookupError):
+    except _CannotRead as error:
+        return error.root or scope.unread(node)
+    except (ArithmeticError, ValueError, TypeError, LookupError):
         return scope.unread(node)
 
 
@@ -75,7 +82,7 @@ def _value(node: ast.expr, scope: Scope) -> Any:
         case ast.Constant(value=str() | int() | float() | None):
             return _bounded(node.value)
         case ast.Name(id=name):
-            return _named(name, scope)
+            return _named(node, name, scope)
         case ast.List(elts=elements):
             return _elements(elements, scope)
         case ast.Tuple(elts=elements):
@@ -104,17 +111,17 @@ def _value(node: ast.expr, scope: Scope) -> Any:
     raise _CannotRead
 
 
-def _named(name: str, scope: Scope) -> Any:
+def _named(node: ast.expr, name: str, scope: Scope) -> Any:
     if name in scope.values:
         return _known(scope.values[name])
     if hasattr(builtins, name):
         return Reference(f"builtins.{name}")
-    raise _CannotRead
+    raise _CannotRead(scope.unread(node, missing=name))
 
 
 def _known(value: Any) -> Any:
     if isinstance(value, Unread):
-        raise _CannotRead
+        raise _CannotRead(value)
     return value
 
 

@@ -145,11 +145,12 @@ def _model(tree: ConfigTree, part: str) -> str:
 
 def _quant(tree: ConfigTree) -> dict[str, Any]:
     path = "model.llm.quantization_config"
-    if tree.take(f"{path}.load_in_4bit", False) or tree.take("model.llm.load_in_4bit", False):
+    four = tree.take(f"{path}.load_in_4bit", False) or tree.take("model.llm.load_in_4bit", False)
+    eight = tree.take(f"{path}.load_in_8bit", False) or tree.take("model.llm.load_in_8bit", False)
+    if four:
         if (kind := tree.take(f"{path}.bnb_4bit_quant_type", "nf4")) != "nf4":
             tree.differ(f"{path}.bnb_4bit_quant_type", f"{shown(kind)}; nf4 is used")
         return {"bits": 4}
-    eight = tree.take(f"{path}.load_in_8bit", False) or tree.take("model.llm.load_in_8bit", False)
     return {"bits": 8 if eight else 16}
 
 
@@ -200,6 +201,7 @@ def _optim(tree: ConfigTree, accumulate: int) -> dict[str, Any]:
     epochs = tree.take("train_cfg.max_epochs")
     betas = tree.take(f"{path}.betas", (0.9, 0.999))
     length = {"epochs": epochs} if epochs is not None else {"steps": _steps(tree, "train_cfg.max_iters", accumulate)}
+    betas = tree.take(f"{path}.betas", (0.9, 0.999))
     optim = {
         "learning_rate": tree.number(f"{path}.lr", 1e-3),
         **length,
@@ -232,7 +234,7 @@ def _schedule(tree: ConfigTree) -> dict[str, Any]:
             tree.differ(part, "a warm-up counted in iterations of a run counted in epochs; optim.warmup is 0.03")
             warmup = 0.03
         elif rises:
-            warmup = round(tree.number(f"{part}.end", 0) / whole, 6)
+            warmup = round(tree.number(f"{part}.end", 0) / (whole or 1), 6)
         elif kind in ("CosineAnnealingLR", "LinearLR"):
             schedule = "cosine" if kind == "CosineAnnealingLR" else "linear"
             if tree.number(f"{part}.eta_min", 0):

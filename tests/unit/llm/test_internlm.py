@@ -1,6 +1,7 @@
 """InternLM checkpoints against the Llama that they are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,25 @@ def test_logits_are_those_of_the_official_code(name: str) -> None:
         logits = model(torch.tensor([case["input_ids"]])).logits[0]
         assert torch.allclose(logits[-1], torch.tensor(case["last_logits"]), rtol=0, atol=1e-5)
         assert logits.argmax(-1).tolist() == case["argmax_all"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_attention_heads": 0},
+        {"num_attention_heads": "many"},
+        {"hidden_size": 65},
+        {"rope_scaling": "linear"},
+        {"rope_scaling": {"type": "linear", "factor": "x"}},
+    ],
+)
+@pytest.mark.parametrize("kind", ["internlm2", "llama"])
+def test_a_config_of_no_such_network_is_refused(kind: str, values: dict, internlm2: Path, tiny_model: Path) -> None:
+    file = (
+        internlm2 if kind == "internlm2" else Path(shutil.copytree(tiny_model, internlm2 / "llama"))
+    ) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    if kind == "llama" and "rope_scaling" in values:
+        return
+    with pytest.raises(ModelError, match=r"config\.json: cannot be used"):
+        read_config(str(file.parent))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from llm.internlm import internlm_config, load_internlm
 from llm.internlm_layout import as_internlm2, as_llama, convert_internlm
 from llm.internlm_names import NAMES, fuse, internlm2_name, llama_name, split_fused
-from llm.loading import load_model, load_template
+from llm.loading import load_model, load_template, model_folder
 from llm.shards import held, stored_weights
 from tuning.conversation import Conversation, Turn
 from tuning.errors import ConfigError, ModelError
@@ -70,6 +70,22 @@ def test_shards_of_either_kind_load_with_or_without_their_index(internlm2, tiny_
         next(internlm2.glob("*.index.json")).unlink()
     was = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     assert torch.equal(load_internlm(internlm2, dtype=torch.float32)(IDS).logits, was(IDS).logits)
+
+
+@pytest.mark.parametrize("named", ["../elsewhere.safetensors", "/elsewhere.safetensors", 3, None])
+def test_an_index_names_files_beside_it_alone(internlm2, tmp_path, named):
+    index = next(internlm2.glob("*.index.json"))
+    shutil.copy(next(internlm2.glob("model-*.safetensors")), tmp_path / "elsewhere.safetensors")
+    places = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(places, named)}))
+    with pytest.raises(ModelError, match=r"index\.json: "):
+        model_folder(str(internlm2))
+
+
+def test_a_file_cut_short_is_refused_in_a_sentence(internlm2):
+    next(internlm2.glob("model-*.safetensors")).write_bytes(b"short")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(internlm2), load_template(str(internlm2), None), Quant(bits=16), "cpu")
 
 
 def test_files_may_be_links_and_safetensors_come_first(internlm2, tiny_model, tmp_path):

@@ -99,3 +99,21 @@ def test_a_broken_file_is_refused_by_name(tmp_path, broken):
     (tmp_path / "tokenizer.model").write_bytes(broken)
     with pytest.raises(ModelError, match=r"tokenizer\.model: not a .*sentencepiece model"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("added", "reason"),
+    [
+        ([], "does not name tokens"),
+        ({"five": {"content": "<a>"}}, "does not name tokens"),
+        ({"5": {}}, "does not name tokens"),
+        ({"-1": {"content": "<a>"}}, "<a> cannot have the id -1"),
+        ({"99999999": {"content": "<a>"}}, "<a> cannot have the id 99999999"),
+    ],
+)
+def test_names_that_have_no_id_are_refused(tmp_path, added, reason):
+    write_tokenizer(tmp_path, "internlm2_chat")
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": added}))
+    with pytest.raises(ModelError, match=reason):
+        load_tokenizer(tmp_path)

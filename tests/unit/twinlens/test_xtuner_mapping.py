@@ -109,6 +109,8 @@ train_dataloader['dataset'] = dict(type="ConcatDataset", datasets=[train_dataset
 
 
 def test_what_differs_is_named_by_its_key(write: Write) -> None:
+    four = f"{TEXT}\nmodel['llm']['quantization_config'].update(load_in_8bit=False)\n"
+    assert not [line for line in mapped(write, four).differs if "load_in" in line]
     assert "probes" in differs(write, TEXT, "custom_hooks.EvaluateChatHook.evaluation_inputs")
     assert "10 steps of 16" in differs(write, TEXT, "default_hooks.checkpoint.interval")
     paged = f"{TEXT}\noptim_wrapper['optimizer'].update(type='PagedAdamW32bit')\n"
@@ -223,8 +225,12 @@ def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
         (IMAGE + "model.update(llm_lora=None)\n", "without the language model"),
         (
             TEXT + "import os\nbatch_size = int(os.environ['N'])\ntrain_dataloader.update(batch_size=batch_size)\n",
-            "line",
+            "running `batch_size = int",
         ),
+        (TEXT + "train_cfg = dict(max_epochs=max_epoch)\n", "max_epoch has no value, and train_cfg.max_epochs"),
+        (TEXT + "train_cfg = dict(max_epochs=0)\n", "optim.epochs"),
+        (TEXT + "optim_wrapper.update(accumulative_counts=1e999)\n", "accumulative_counts is inf, not a number"),
+        (TEXT + "optim_wrapper['optimizer'].update(betas=0.9)\n", "optim.betas"),
         (TEXT + "model['lora'] = open('x')\n", "line"),
         (TEXT + "model.pop('lora')\n", "line"),
         (TEXT + "param_scheduler = [print()][0]\n", "line"),

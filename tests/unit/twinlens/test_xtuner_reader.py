@@ -128,7 +128,7 @@ def test_what_would_have_to_run_is_unread(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = value(write, expression)
-    assert found == Unread(f"x = {expression}", f"{tmp_path / 'config.py'}, line 7")
+    assert (found.source, found.where) == (f"x = {expression}", f"{tmp_path / 'config.py'}, line 7")
     first, second = value(write, f"[1, {expression}]")
     assert first == 1 and isinstance(second, Unread)
     assert not Path("touched").exists()
