@@ -236,8 +236,9 @@ def _told(remote: Remote) -> Iterator[None]:
             raise ModelError(f"{where}: the hub refuses it ({_reason(error)}); {mend}.") from error
         command = f"hf download {remote.name}{f' --revision {remote.revision}' if remote.revision else ''}"
         raise ModelError(
-            f"{where}: not whole in the cache, and not to be had from the hub ({_reason(error)}); run it again later "
-            f"(files that have come stay), or give the folder that `{command} --local-dir FOLDER` makes elsewhere."
+            f"{where}: no such folder here, not whole in the cache, and not to be had from the hub ({_reason(error)}); "
+            "run it again later (files that have come stay), or give the folder that "
+            f"`{command} --local-dir FOLDER` makes elsewhere."
         ) from error
 
 

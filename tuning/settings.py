@@ -289,7 +289,8 @@ def _fault(
         )
     if kind == "missing":
         return f"{place}: is missing; add it."
-    return f"{place}: {message.removeprefix('Value error, ')} (got {value!r})."
+    got = "" if isinstance(value, Mapping) else f" (got {value!r})"  # a whole block would bury the sentence
+    return f"{place}: {message.removeprefix('Value error, ')}{got}."
 
 
 def _line(document: Any, loc: tuple[int | str, ...]) -> str:

@@ -84,7 +84,7 @@ def test_show_cfg_prints_a_task_that_reads_back(place: Path) -> None:
 def test_check_finds_nothing_in_the_way(place: Path) -> None:
     done = twinlens(place, "check", "task.yaml", "--data-only")
     assert "data: data.jsonl: 1 rows" in done.stdout
-    assert done.stdout.endswith("next: twinlens train task.yaml\n")
+    assert done.stdout.endswith("next: twinlens check task.yaml\n")
     assert json.loads(twinlens(place, "check", "task.yaml", "--data-only", "--json").stdout)["ok"] is True
     assert not (place / "work_dirs").exists()
 

@@ -75,12 +75,19 @@ def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:
     assert "take peft or xtuner" in refused(*pth, "--layout", "other")
     assert "set lora.rank=2" in refused(*pth, "lora.rank=8")
     assert "not a size" in refused(*pth, "--max-shard-size", "big")
-    assert "no such file or folder" in refused("convert", "pth_to_hf", "task.yaml", "gone.pth", "out")
+    assert "give the iter_N.pth" in refused("convert", "pth_to_hf", "task.yaml", "gone.pth", "out")
     assert "neither a file nor a shipped task" in refused("convert", "pth_to_hf", "gone.py", "iter_9.pth", "out")
     assert "take hf or internlm2" in refused("convert", "merge", "base", "adapter", "out", "--layout", "other")
     assert "take cpu, cuda or auto" in refused("convert", "merge", "base", "adapter", "out", "--device", "npu")
     assert "give TOWER ADAPTER DEST" in refused("convert", "merge", "tower", "out", "--is-clip")
     assert "not a run folder" in refused("convert", "xtuner", "base", "out")
+    (trained / "seen").mkdir()
+    eyes = "model: base\ntower: embedded\ndata: {files: [rows.jsonl]}\n"
+    (trained / "seen" / "task.yaml").write_text(eyes)
+    said = refused("convert", "merge", "seen", "out")
+    assert said == "error: seen/task.yaml: give optim.steps or optim.epochs, one of the two."
+    (trained / "seen" / "task.yaml").write_text(eyes + "optim: {steps: 1}\n")
+    assert "use `twinlens convert llava seen out`" in refused("convert", "merge", "seen", "out")
     assert not (trained / "out").exists()
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import typer
 
-from llm.settings import TextTask
 from tuning.errors import ConfigError
 from tuning.run_dir import RunDir, open_run
-from tuning.settings import Quant, read_settings
+from tuning.settings import Quant
 from twinlens.cli.output import JSON, command, finish
 from twinlens.task_files import read_task
 from vlm.settings import ImageTask
@@ -91,7 +90,7 @@ def llava(
     opened = open_run(run)
     task, _ = read_task(opened.task)
     if not isinstance(task, ImageTask):
-        raise ConfigError(f"{run}: is a run of the text path; use `twinlens convert merge {run} {destination}`.")
+        raise ConfigError(f"{run}: is a run of the text path; use `{command('convert', 'merge', run, destination)}`.")
     if layout not in (None, "hf", "official", "parts"):
         raise ConfigError(f"--layout {layout}: no such layout; take hf, official or parts.")
     from vlm.export import export
@@ -167,5 +166,7 @@ def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str | None]:
     run = RunDir(Path(paths[0]))
     if not run.task.exists():
         raise ConfigError(f"{run.path}: not a run folder (task.yaml is missing); give RUN DEST, or BASE ADAPTER DEST.")
-    task, _ = read_settings(run.task, TextTask)
+    task, _ = read_task(run.task)
+    if isinstance(task, ImageTask):
+        raise ConfigError(f"{run.path}: is a run of the image path; use `{command('convert', 'llava', *paths)}`.")
     return task.source, run.adapter, Path(paths[1]), task.quant, task.template

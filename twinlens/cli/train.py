@@ -126,7 +126,7 @@ def compare(
     task, _ = read_task(run_dir.task)
     if not probes and not task.evaluation.probes:
         raise ConfigError(
-            f"{run_dir.task}: evaluation.probes is empty; give --probes FILE, such as probes/persona.zh.yaml."
+            f"{run_dir.task}: evaluation.probes is empty; give --probes FILE, such as probes/unrelated.zh.yaml."
         )
     show_comparison(run_dir.path, _judge(run_dir, task, probes or ()), as_json)
 

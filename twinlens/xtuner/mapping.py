@@ -201,7 +201,6 @@ def _optim(tree: ConfigTree, accumulate: int) -> dict[str, Any]:
     epochs = tree.take("train_cfg.max_epochs")
     betas = tree.take(f"{path}.betas", (0.9, 0.999))
     length = {"epochs": epochs} if epochs is not None else {"steps": _steps(tree, "train_cfg.max_iters", accumulate)}
-    betas = tree.take(f"{path}.betas", (0.9, 0.999))
     optim = {
         "learning_rate": tree.number(f"{path}.lr", 1e-3),
         **length,
@@ -234,7 +233,7 @@ def _schedule(tree: ConfigTree) -> dict[str, Any]:
             tree.differ(part, "a warm-up counted in iterations of a run counted in epochs; optim.warmup is 0.03")
             warmup = 0.03
         elif rises:
-            warmup = round(tree.number(f"{part}.end", 0) / (whole or 1), 6)
+            warmup = round(tree.number(f"{part}.end", 0) / whole, 6)
         elif kind in ("CosineAnnealingLR", "LinearLR"):
             schedule = "cosine" if kind == "CosineAnnealingLR" else "linear"
             if tree.number(f"{part}.eta_min", 0):

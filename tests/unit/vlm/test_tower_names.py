@@ -166,5 +166,8 @@ def test_missing_tensors_are_refused(clip_folder: Path, tmp_path: Path) -> None:
 
 def test_a_hub_that_cannot_be_reached(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.unreachable(monkeypatch)
-    with pytest.raises(ModelError, match=r"tower: owner/clip: not whole in the cache, and not to be had from the hub"):
+    with pytest.raises(
+        ModelError,
+        match=r"tower: owner/clip: no such folder here, not whole in the cache, and not to be had from the hub",
+    ):
         tower_facts("owner/clip")
