@@ -64,7 +64,7 @@ def forecast_run(
     labels = sum(int(batches.samples[row].supervised[start:end].sum()) for row, start, end in pieces)
     steps = task.optim.steps or -(-len(plan) // (processes * task.optim.accumulate))
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(read_config(task.source))
+        model = AutoModelForCausalLM.from_config(read_config(task.source), attn_implementation="sdpa")
     model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
     head = model.get_output_embeddings()
     matrices = [module.weight for _, module in linears(model) if module is not head]
