@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from llm import modelscope
-from tuning.errors import DeviceError, KitError, ModelError
+from tuning.errors import DeviceError, KitError, ModelError, first_line
 
 log = logging.getLogger("twinlens")
 _NAME = re.compile(r"(modelscope:)?(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
@@ -226,22 +226,17 @@ def _told(remote: Remote) -> Iterator[None]:
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"{where}: the model has no such revision; give a branch, a tag or a whole commit.") from error
     except errors.HFValidationError as error:
-        raise ModelError(f"{where}: no name that a hub can have ({_reason(error)}); check it.") from error
+        raise ModelError(f"{where}: no name that a hub can have ({first_line(error)}); check it.") from error
     except (OSError, HTTPError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise DeviceError(f"{where}: the disk is full; free some and run it again.") from error
         if isinstance(error, errors.HfHubHTTPError):
             login = error.response.status_code in (401, 403)
             mend = "log in with `hf auth login`" if login else "try later, or give a local folder"
-            raise ModelError(f"{where}: the hub refuses it ({_reason(error)}); {mend}.") from error
+            raise ModelError(f"{where}: the hub refuses it ({first_line(error)}); {mend}.") from error
         command = f"hf download {remote.name}{f' --revision {remote.revision}' if remote.revision else ''}"
         raise ModelError(
-            f"{where}: no such folder here, not whole in the cache, and not to be had from the hub ({_reason(error)}); "
-            "run it again later (files that have come stay), or give the folder that "
+            f"{where}: no such folder here, not whole in the cache, and not to be had from the hub "
+            f"({first_line(error)}); run it again later (files that have come stay), or give the folder that "
             f"`{command} --local-dir FOLDER` makes elsewhere."
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -20,7 +20,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter, Weig
 
 from llm.internlm_names import FUSED, NAMES, SPLIT, split_fused
 from llm.shards import with_index
-from tuning.errors import ModelError
+from tuning.errors import ModelError, first_line
 
 FAMILY = ("internlm", "internlm2")
 ROPE = {"origin": "default", "default": "default", "linear": "linear", "dynamic": "dynamic"}
@@ -46,10 +46,8 @@ def internlm_config(folder: Path) -> LlamaConfig:
     try:
         return _as_llama(_read(folder), folder)
     except (ValueError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        reason = str(error.__cause__ or error).rstrip(".")
-        raise ModelError(
-            f"{folder / 'config.json'}: cannot be used ({reason}); get the model's files again."
-        ) from error
+        file = folder / "config.json"
+        raise ModelError(f"{file}: cannot be used ({first_line(error)}); get the model's files again.") from error
 
 
 def _as_llama(values: Mapping[str, Any], folder: Path) -> LlamaConfig:

@@ -27,7 +27,7 @@ from llm.named_templates import NAMED, NamedTemplate, named_template
 from llm.shards import weight_files
 from llm.template import ChatTemplate
 from llm.tokenizer import load_tokenizer
-from tuning.errors import DeviceError, ModelError
+from tuning.errors import DeviceError, ModelError, first_line
 from tuning.quantize import QuantReport, choose_compute, choose_device, quantization_config, settle_quantised
 from tuning.settings import Quant
 
@@ -103,10 +103,8 @@ def read_config(name: str) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except _BROKEN as error:
-        reason = _reason(error.__cause__ or error)
-        raise ModelError(
-            f"{folder / 'config.json'}: cannot be used ({reason}); get the model's files again."
-        ) from error
+        file = folder / "config.json"
+        raise ModelError(f"{file}: cannot be used ({first_line(error)}); get the model's files again.") from error
 
 
 def load_template(name: str, system: str | None, patches: int = 0, named: str | None = None) -> ChatTemplate:
@@ -166,7 +164,7 @@ def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "a
     except torch.OutOfMemoryError as error:
         raise DeviceError(f"model: {name}: does not fit on {place}; take quant.bits=4 or a smaller model.") from error
     except _BROKEN as error:
-        raise ModelError(f"model: {name}: cannot be loaded ({_reason(error)}); check the folder's files.") from error
+        raise ModelError(f"model: {name}: cannot be loaded ({first_line(error)}); check the folder's files.") from error
     model.requires_grad_(False)
     model.eval()
     model.generation_config = GenerationConfig(
@@ -204,8 +202,3 @@ def _check_kind(folder: Path) -> None:
             else "is no causal language model that transformers loads by itself"
         )
         raise ModelError(f"{path}: model_type {kind!r} {why}; take another model.")
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

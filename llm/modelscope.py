@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from tuning.errors import ModelError
+from tuning.errors import ModelError, first_line
 from tuning.files import cache_folder
 
 INSTALL = 'pip install "modelscope>=1.30"'
@@ -59,8 +59,7 @@ def _told(name: str) -> Iterator[None]:
     except ImportError as error:
         raise ModelError(f"model: modelscope:{name}: ModelScope's client is not installed; run `{INSTALL}`.") from error
     except Exception as error:  # the client has errors of its own, and its HTTP library's, and plain ones
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelError(
-            f"model: modelscope:{name}: cannot be fetched ({reason}); check the name, run it again, or give the folder "
-            f"that `modelscope download --model {name} --local_dir FOLDER` makes."
+            f"model: modelscope:{name}: cannot be fetched ({first_line(error)}); check the name, run it again, or give "
+            f"the folder that `modelscope download --model {name} --local_dir FOLDER` makes."
         ) from error

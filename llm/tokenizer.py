@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tuning.errors import ModelError
+from tuning.errors import ModelError, first_line
 
 CLASSES = ("InternLMTokenizer", "InternLM2Tokenizer", "InternLM2TokenizerFast")
 PIECES, SETTINGS = "tokenizer.model", "tokenizer_config.json"
@@ -35,9 +35,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises whatever the file's parser raises
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
-            f"{folder}: its tokenizer cannot be read ({reason.rstrip('.')}); get the model's files again."
+            f"{folder}: its tokenizer cannot be read ({first_line(error)}); get the model's files again."
         ) from error
 
 

@@ -27,3 +27,12 @@ class Interrupted(KitError):
     """Long work was asked to stop, and kept what it had done."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, short enough for a sentence of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return said.partition(". ")[0].rstrip(".:")

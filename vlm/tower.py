@@ -116,9 +116,3 @@ def _key(network: nn.Module, preprocess: Preprocess, recipe: Mapping[str, object
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says, short enough for a sentence of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].partition(". ")[0].rstrip(".") if lines else type(error).__name__

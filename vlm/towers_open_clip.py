@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tuning.errors import ModelError
+from tuning.errors import ModelError, first_line
 from vlm.preprocess import Preprocess
-from vlm.tower import Tower, TowerFacts, first_line
+from vlm.tower import Tower, TowerFacts
 
 PREFIX = "open_clip:"
 WRITTEN = "open_clip:NAME/TAG, open_clip:NAME//path/to/weights.pt or open_clip:/path/to/folder"

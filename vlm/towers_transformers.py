@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from llm.hub import fetch, remote_of
-from tuning.errors import ModelError
+from tuning.errors import ModelError, first_line
 from vlm.preprocess import Preprocess
-from vlm.tower import Kind, Tower, TowerFacts, first_line
+from vlm.tower import Kind, Tower, TowerFacts
 
 SUPPORTED = (
     "towers are CLIP and SigLIP models in Hugging Face layout (a folder or owner/model), open_clip:NAME/WEIGHTS "
@@ -51,7 +52,7 @@ def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> To
         network, notes = network_class.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
         raise ModelError(f"tower: {name}: cannot be loaded ({first_line(error)}); check the folder's files.") from error
     if missing := sorted(notes["missing_keys"]):
         raise ModelError(
@@ -140,9 +141,13 @@ def _vision_config(folder: Path) -> tuple[Any, Kind]:
         raise ModelError(f"{path}: model_type {named!r} is no vision tower that is supported: {SUPPORTED}.")
     kind = KINDS[named]
     try:
-        config = (CLIPVisionConfig if kind == "clip" else SiglipVisionConfig).from_pretrained(folder)
+        config: Any = (CLIPVisionConfig if kind == "clip" else SiglipVisionConfig).from_pretrained(folder)
     except Exception as error:  # transformers raises whatever its checks raise
         raise ModelError(f"{path}: cannot be used ({first_line(error)}); get the model's files again.") from error
+    if not 0 < config.patch_size <= config.image_size:
+        raise ModelError(
+            f"{path}: no patches of {config.patch_size} pixels in {config.image_size}; get its files again."
+        )
     if config.num_hidden_layers < 2:
         raise ModelError(f"{path}: one layer only; features are those of the last but one, so take a deeper tower.")
     return config, kind

@@ -1,6 +1,7 @@
 """`twinlens plan`: what a run comes to, by the numbers of XTuner's tutorials too."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ def test_a_plan_reads_no_weights(planned, tiny_model: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(llm.recipe, "load_model", None)
     assert planned(42, "data.packing=isolated", "optim.epochs=", "optim.steps=3")["micro_batches"] == 48
+
+
+def test_a_plan_fetches_no_kernel_that_a_checkpoint_names(planned, tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "kernels-community/flash-attn2"}))
+    assert planned(42, f"model={folder}")["micro_batches"] == 768
 
 
 ASKED = "请做一下自我介绍"

@@ -73,11 +73,11 @@ def find_environment(folder: Path | None = None) -> Environment:
     folder = folder or default_folder()
     try:
         facts = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return Environment(folder, int(facts["bytes"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"--engine xtuner: no XTuner in {folder}; run `{INSTALL}`, or set {FOLDER} to where it is."
         ) from error
-    return Environment(folder, int(facts["bytes"]))
 
 
 def install(folder: Path) -> Environment:

@@ -126,6 +126,8 @@ def test_folders_that_are_no_tower(tmp_path: Path, tiny_model: Path, clip_folder
         ("config.json", {"model_type": "qwen2_5_vl"}, "'qwen2_5_vl' is no vision tower"),
         ("config.json", {"model_type": "siglip2"}, "NaFlex"),
         ("config.json", None, "cannot be read as JSON"),
+        ("config.json", {"vision_config": {"patch_size": 0}}, "no patches of 0 pixels"),
+        ("config.json", {"vision_config": {"num_attention_heads": "many"}}, "expected int, got str"),
         (
             "preprocessor_config.json",
             {"size": {"shortest_edge": 56}, "crop_size": 56},
@@ -152,6 +154,15 @@ def test_broken_folders(
         (tmp_path / file).unlink()
     with pytest.raises(ModelError, match=sentence):
         tower_facts(str(tmp_path))
+
+
+def test_weights_cut_short_are_refused(clip_folder: Path, tmp_path: Path) -> None:
+    for source in clip_folder.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes()[:9])
+    (tmp_path / "config.json").write_bytes((clip_folder / "config.json").read_bytes())
+    (tmp_path / "preprocessor_config.json").write_bytes((clip_folder / "preprocessor_config.json").read_bytes())
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        loaded(str(tmp_path))
 
 
 def test_missing_tensors_are_refused(clip_folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from twinlens.xtuner.environment import MARKER, Environment, find_environment, i
 def test_an_unfinished_environment_is_none(tmp_path):
     with pytest.raises(ModelError, match="twinlens xtuner install"):
         find_environment(tmp_path)
+    (tmp_path / MARKER).write_text("{}")
+    with pytest.raises(ModelError, match="twinlens xtuner install"):
+        find_environment(tmp_path)
     (tmp_path / MARKER).write_text(json.dumps({"bytes": 7}))
     assert find_environment(tmp_path) == Environment(tmp_path, 7)
     assert install(tmp_path) == Environment(tmp_path, 7), "what is whole is left as it is"
