@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from llm.literal import Literal as LiteralText
 from llm.named_templates import NamedTemplate
 from tuning.conversation import Turn
-from tuning.errors import DataError, ModelError
+from tuning.errors import DataError, ModelError, first_line
 
 Kind = Literal["asked", "answer", "between"]
 
@@ -106,7 +106,7 @@ class ModelMarkup:
 
         Raises:
             DataError: the template refuses the turns.
-            ModelError: it rewrites earlier turns, or does not write an answer out as it stands.
+            ModelError: it fails, rewrites earlier turns, or does not write an answer out as it stands.
         """
         return (piece for piece, _ in self._walk(turns, where))
 
@@ -157,9 +157,14 @@ class ModelMarkup:
         messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        except TemplateError as error:
-            raise DataError(
-                f"{where}: the model's chat template refuses these turns ({error}); change their roles."
+        except Exception as error:  # a template is a program, and fails as one
+            reason = first_line(error)
+            if type(error) is TemplateError:  # as its own raise_exception does
+                raise DataError(
+                    f"{where}: the model's chat template refuses these turns ({reason}); change their roles."
+                ) from error
+            raise ModelError(
+                f"{where}: the model's chat template fails ({reason}); name another with `template`."
             ) from error
         assert isinstance(text, str)
         return text

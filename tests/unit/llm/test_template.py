@@ -132,3 +132,25 @@ def test_templates_that_strip_answers_still_give_an_exact_mask():
 def test_a_tokenizer_without_a_template_is_refused():
     with pytest.raises(ModelError, match="no chat template"):
         ChatTemplate(make_tokenizer(None), None)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for x in %}",
+        "{{ 1 / 0 }}",
+        "{{ messages + 1 }}",
+        "{% include '/etc/hostname' %}",
+        "{{ ''.__class__.mro() }}",
+    ],
+)
+def test_a_template_that_fails_is_refused_in_a_sentence(template):
+    with pytest.raises(ModelError, match="chat template fails"):
+        ChatTemplate(make_tokenizer(template), None)
+
+
+def test_turns_that_a_template_refuses_are_named():
+    picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHATML
+    with pytest.raises(DataError, match=r"row 1: .* refuses these turns \(no system here\)"):
+        row = Conversation((Turn("system", "be brief"), Turn("user", "hi"), Turn("assistant", "yes")))
+        ChatTemplate(make_tokenizer(picky), None).encode(row, 100, "row 1")
