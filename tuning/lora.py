@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -89,7 +90,7 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
     """The adapter's configuration.
 
     Raises:
-        ModelError: the folder holds no LoRA adapter.
+        ModelError: the folder holds no LoRA adapter, or one whose settings or weights are broken.
     """
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -101,9 +102,28 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
         raise ModelError(f"{folder / CONFIG}: not valid JSON ({error}); save the adapter again.") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder / CONFIG}: not a LoRA adapter; twinlens reads LoRA in PEFT's layout.")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(value := config.get(key), int | float) or value <= 0:
+            raise ModelError(
+                f"{folder / CONFIG}: {key} must be a number above 0 (got {value!r}); save the adapter again."
+            )
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ModelError(f"{folder / CONFIG}: {key} must be a mapping; save the adapter again.")
     if not any((folder / name).exists() for name in (WEIGHTS, PICKLED)):
         raise ModelError(f"{folder}: {WEIGHTS} is missing; save the adapter again.")
+    if (folder / WEIGHTS).exists():
+        _refuse_broken(folder / WEIGHTS)
     return config
+
+
+def _refuse_broken(file: Path) -> None:
+    """Open weights without reading them, before a model loads for them."""
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: cannot be read ({error}); save the adapter again.") from error
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PeftModel:
@@ -127,7 +147,6 @@ def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: there are none, or their file is broken.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = folder / PICKLED

@@ -172,3 +172,17 @@ def test_saved_adapters_are_equal_byte_for_byte_and_their_lists_sorted(tiny_mode
     (adapter / CONFIG).write_text("{")
     with pytest.raises(ModelError, match="not valid JSON"):
         read_adapter_config(adapter)
+
+
+@pytest.mark.parametrize("values", [{"r": "eight"}, {"r": None}, {"lora_alpha": 0}, {"rank_pattern": [1]}])
+def test_an_adapter_of_no_such_settings_is_refused(adapter, values):
+    config = json.loads((adapter / CONFIG).read_text())
+    (adapter / CONFIG).write_text(json.dumps(config | values))
+    with pytest.raises(ModelError, match=f"{CONFIG}: {next(iter(values))} must be"):
+        read_adapter_config(adapter)
+
+
+def test_an_adapter_cut_short_is_refused_before_its_model_loads(adapter, tmp_path):
+    (adapter / "adapter_model.safetensors").write_bytes(b"short")
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors: cannot be read"):
+        merge("no model", adapter, tmp_path / "merged")
