@@ -289,6 +289,10 @@ def _fault(
         )
     if kind == "missing":
         return f"{place}: is missing; add it."
+    if kind == "tuple_type":
+        return f"{place}: must be a list; write it in brackets, such as [{value}]."
+    if kind == "too_short":
+        return f"{place}: is an empty list; name at least one."
     got = "" if isinstance(value, Mapping) else f" (got {value!r})"  # a whole block would bury the sentence
     return f"{place}: {message.removeprefix('Value error, ')}{got}."
 

@@ -68,6 +68,14 @@ def test_all_faults_are_told_at_once_with_line_and_key(task_file: Path) -> None:
     assert any("line 9: lora.lora_alpha: no such key; here it is lora.alpha." in line for line in lines)
 
 
+def test_a_list_is_asked_for_in_its_own_words(task_file: Path) -> None:
+    file = str(task_file)
+    assert refusal(task_file, "data.files=a.jsonl") == (
+        f"{file}, line 3: data.files: must be a list; write it in brackets, such as [a.jsonl]."
+    )
+    assert refusal(task_file, "data.files=[]") == f"{file}, line 3: data.files: is an empty list; name at least one."
+
+
 def test_one_length_is_asked_for(task_file: Path) -> None:
     assert "optim.steps or optim.epochs" in refusal(task_file, "optim.epochs=1")
     assert "optim.steps or optim.epochs" in refusal(task_file, "optim.steps=")
