@@ -183,6 +183,8 @@ def _sharegpt(row: dict[str, Any], ignored: set[str], changes: list[Change]) -> 
         field = f"conversations[{index}]"
         speaker = turn.get("from")
         role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
+        if role is None and "input" in turn:
+            raise RowError(f"{field} has an input, which belongs under the key conversation; take the s off.")
         if role is None:
             raise RowError(f"{field}.from is {speaker!r}; write human, gpt or system.")
         text = _text(turn.get("value"), f"{field}.value")

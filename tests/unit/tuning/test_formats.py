@@ -55,6 +55,7 @@ REFUSED = {
     "spread_over_lines.jsonl": (", line 1", "each row on one line"),
     "unknown_keys.jsonl": (", line 1", "question, answer"),
     "utf16.jsonl": ("", "save it as UTF-8"),
+    "wrong_plural.json": (", row 1", "belongs under the key conversation"),
     "wrong_role.jsonl": (", line 2", "messages[1].role is 'bot'"),
     "wrong_speaker.json": (", row 1", "conversations[1].from is 'gtp'"),
 }
