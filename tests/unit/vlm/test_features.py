@@ -105,7 +105,8 @@ def test_an_interrupted_filling_goes_on(
     assert kept is not None
     assert runs == [16, 4, 4], "only what is missing"
     live = LiveFeatures(tower, table_of(paths), 0).eval()
-    assert torch.allclose(kept.eval()(range(20)).float(), live(range(20)).float(), atol=1e-3)
+    # Other batches round apart, by one fp16 step at most.
+    assert torch.allclose(kept.eval()(range(20)).float(), live(range(20)).float(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_bound_drops_old_stores_and_then_lets_the_tower_run_live(
