@@ -80,6 +80,8 @@ def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:
     assert "take hf or internlm2" in refused("convert", "merge", "base", "adapter", "out", "--layout", "other")
     assert "take cpu, cuda or auto" in refused("convert", "merge", "base", "adapter", "out", "--device", "npu")
     assert "give TOWER ADAPTER DEST" in refused("convert", "merge", "tower", "out", "--is-clip")
+    tower = ("convert", "merge", "tower", "adapter", "out", "--is-clip")
+    assert "neither --layout nor --template" in refused(*tower, "--layout", "internlm2")
     assert "not a run folder" in refused("convert", "xtuner", "base", "out")
     (trained / "seen").mkdir()
     eyes = "model: base\ntower: embedded\ndata: {files: [rows.jsonl]}\n"

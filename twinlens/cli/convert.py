@@ -49,6 +49,8 @@ def merge(
         raise ConfigError(f"--layout {layout}: no such layout; take hf or internlm2.")
     if device not in ("cpu", "cuda", "auto"):
         raise ConfigError(f"--device {device}: no such device; take cpu, cuda or auto.")
+    if is_clip and (layout != "hf" or template):
+        raise ConfigError("convert merge --is-clip: a tower has neither --layout nor --template; leave them out.")
     if is_clip:
         return _merge_tower(paths, max_shard_size, as_json)
     base, adapter, destination, quant, named = _what(paths)
