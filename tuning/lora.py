@@ -132,13 +132,29 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
     Raises:
         ModelError: no adapter in the folder, or one for a model of other shapes.
     """
+    from peft import get_peft_model_state_dict
+
     read_adapter_config(folder)
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
+        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
     except UnpicklingError as error:
         raise ModelError(f"{folder / PICKLED}: names what weights do not need, so nothing of it was run.") from error
     except (RuntimeError, ValueError, KeyError) as error:
         raise _misfit(str(folder), _first_line(error)) from error
+    there, wanted = ({name for name in names if "lora_" in name} for names in (
+        _names(folder), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    ))  # fmt: skip
+    if odd := sorted(there ^ wanted):  # PEFT warns of these, and answers as if half an adapter were one
+        raise _misfit(str(folder), f"{odd[0]} is {'missing' if odd[0] in wanted else 'too many'}")
+    return adapted
+
+
+def _names(folder: Path) -> Iterable[str]:
+    """Of an adapter's weights, which stay on the disk where their file allows it."""
+    if not (folder / WEIGHTS).exists():
+        return read_adapter_weights(folder)
+    with safe_open(folder / WEIGHTS, "pt") as weights:
+        return weights.keys()
 
 
 def read_adapter_weights(folder: Path) -> dict[str, Tensor]:

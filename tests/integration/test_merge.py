@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_internlm import make_internlm2
 from tiny_sighted import read
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -160,6 +161,19 @@ def test_an_adapter_for_other_shapes_is_refused(tiny_model, adapter, tmp_path):
     template.tokenizer.save_pretrained(other)
     with pytest.raises(ModelError, match="does not fit the model"):
         merge(str(other), adapter, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("harm", ["missing", "too many"])
+def test_half_an_adapter_is_refused(tiny_model, adapter, tmp_path, harm):
+    weights = load_file(adapter / "adapter_model.safetensors")
+    first = min(weights)
+    if harm == "missing":
+        del weights[first]
+    else:
+        weights[first.replace("layers.0.", "layers.9.")] = weights[first].clone()
+    save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"does not fit the model .*is {harm}"):
+        merge(str(tiny_model), adapter, tmp_path / "merged")
 
 
 def test_saved_adapters_are_equal_byte_for_byte_and_their_lists_sorted(tiny_model, adapter, tmp_path):
