@@ -1,4 +1,3 @@
-import contextlib
 import json
 import os
 import signal
@@ -46,15 +45,6 @@ def test_the_teachers_dialogues_join_the_dataset_and_the_key_is_nowhere(start, t
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-very" in path.read_bytes()]
 
 
-def interrupted(process) -> str:
-    """What a process says that is sent Ctrl-C; again when it is deaf, as Python is while it frees an object."""
-    for _ in range(4):
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=30)[1]
-    raise AssertionError("four times Ctrl-C and it still runs")
-
-
 def test_ctrl_c_keeps_what_there_is(start, tmp_path):
     with serving() as server:
         server.script, server.otherwise = [good], silent
@@ -62,7 +52,8 @@ def test_ctrl_c_keeps_what_there_is(start, tmp_path):
         while len(server.requests) < 2:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.05)
-        err = interrupted(process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
         assert process.returncode == 130
         assert "1 of 3 dialogues of the teacher are in qa.jsonl.teacher.jsonl" in err and "Traceback" not in err
         assert not (tmp_path / "qa.jsonl").exists()
