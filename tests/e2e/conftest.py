@@ -1,5 +1,6 @@
 """Running the command line as a person does, where it must refuse."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,6 +65,11 @@ def begin(tmp_path: Path) -> Started:
         environment = {"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | variables
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [sys.executable, "-m", "twinlens", *words]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes)
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, preexec_fn=hear_ctrl_c, **pipes)
 
     return call
+
+
+def hear_ctrl_c() -> None:
+    """What a shell starts in the background is deaf to it, and so would be all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

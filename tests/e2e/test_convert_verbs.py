@@ -46,8 +46,10 @@ def trained(tiny_model: Path, tmp_path: Path) -> Path:
     (tmp_path / "task.yaml").write_text(
         f"model: {base}\ndata: {{files: [none.jsonl]}}\noptim: {{steps: 1}}\nlora: {{rank: 2, alpha: 4}}\n"
     )
-    at = "llm.base_model.model.model.layers.0.attention.wqkv"
-    state = {f"{at}.lora_A.default.weight": torch.ones(2, 64), f"{at}.lora_B.default.weight": torch.ones(128, 2)}
+    state: dict[str, torch.Tensor] = {}
+    for layer in (0, 1):
+        at = f"llm.base_model.model.model.layers.{layer}.attention.wqkv"
+        state |= {f"{at}.lora_A.default.weight": torch.ones(2, 64), f"{at}.lora_B.default.weight": torch.ones(128, 2)}
     torch.save({"state_dict": state}, tmp_path / "iter_9.pth")
     return tmp_path
 
