@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from transformers import PreTrainedTokenizerBase
 
 GUARD = "\ufdd0"  # a noncharacter, for use inside a program; a text that holds one loses it
+NEVER = "(?!)"  # what a tokenizer without special tokens finds
 
 
 class Literal:
@@ -23,8 +24,8 @@ class Literal:
         self._words = {token.content: token for token in marks.values() if token.content}
         self._words |= {str(word): None for word in tokenizer.all_special_tokens if word not in self._words}
         longest_first = sorted(self._words, key=len, reverse=True)
-        self._spelled = re.compile("|".join(map(re.escape, longest_first)))
-        self._marks = re.compile("|".join(f"({self._pattern(word)})" for word in longest_first))
+        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or NEVER)
+        self._marks = re.compile("|".join(f"({self._pattern(word)})" for word in longest_first) or NEVER)
         self._ids = [int(tokenizer.convert_tokens_to_ids(word)) for word in longest_first]  # type: ignore[arg-type]
 
     def guard(self, text: str, but: str = "") -> str:

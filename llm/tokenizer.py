@@ -20,7 +20,7 @@ from tuning.errors import ModelError, first_line
 CLASSES = ("InternLMTokenizer", "InternLM2Tokenizer", "InternLM2TokenizerFast")
 PIECES, SETTINGS = "tokenizer.model", "tokenizer_config.json"
 SPACE = "▁"
-NORMAL, USER_DEFINED = 1, 4  # kinds of piece in sentencepiece_model.proto
+NORMAL = 1  # the kind of piece, in sentencepiece_model.proto, that others are merged into
 ENDS_OF_VERSION_1 = ("<eoh>", "<eoa>")  # pieces of the file that its chat models treat as special
 
 

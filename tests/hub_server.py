@@ -3,15 +3,14 @@
 import hashlib
 import json
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from local_server import running
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -139,15 +138,8 @@ class HubServer(ThreadingHTTPServer):
         pass  # clients that hang up are part of the tests
 
 
-@contextmanager
-def serving() -> Iterator[HubServer]:
-    with HubServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
+def serving() -> AbstractContextManager[HubServer]:
+    return running(HubServer())
 
 
 def digest(body: bytes) -> str:

@@ -3,13 +3,13 @@
 import base64
 import io
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from local_server import running
 from PIL import Image
 
 Behaviour = Callable[["Handler", dict[str, Any]], None]
@@ -57,15 +57,8 @@ class TeacherServer(ThreadingHTTPServer):
         pass  # clients that hang up are part of the tests
 
 
-@contextmanager
-def serving() -> Iterator[TeacherServer]:
-    with TeacherServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
+def serving() -> AbstractContextManager[TeacherServer]:
+    return running(TeacherServer())
 
 
 def said(text: str | None, finish: str = "stop") -> str:

@@ -140,10 +140,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
     except UnpicklingError as error:
         raise ModelError(f"{folder / PICKLED}: names what weights do not need, so nothing of it was run.") from error
     except (RuntimeError, ValueError, KeyError) as error:
-        raise _misfit(str(folder), _first_line(error)) from error
-    there, wanted = ({name for name in names if "lora_" in name} for names in (
-        _names(folder), get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    ))  # fmt: skip
+        raise _misfit(str(folder), _last_line(error)) from error
+    there = {name for name in _names(folder) if "lora_" in name}
+    wanted = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name}
     if odd := sorted(there ^ wanted):  # PEFT warns of these, and answers as if half an adapter were one
         raise _misfit(str(folder), f"{odd[0]} is {'missing' if odd[0] in wanted else 'too many'}")
     return adapted
@@ -200,7 +199,7 @@ def adapt(model: PreTrainedModel, state: Mapping[str, Tensor], values: Mapping[s
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
         found = set_peft_model_state_dict(adapted, dict(state))
     except (RuntimeError, ValueError, KeyError) as error:
-        raise _misfit(source, _first_line(error)) from error
+        raise _misfit(source, _last_line(error)) from error
     if odd := sorted([*found.unexpected_keys, *(name for name in found.missing_keys if ".lora_" in name)]):
         raise _misfit(source, odd[0])
     assert isinstance(adapted, PeftModel)
@@ -219,6 +218,6 @@ def _misfit(source: str, reason: str) -> ModelError:
     return ModelError(f"{source}: this adapter does not fit the model ({reason}); use the base it was trained on.")
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

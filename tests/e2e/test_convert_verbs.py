@@ -1,26 +1,18 @@
 """`twinlens convert ...`, as a person types it."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from pickled import Harm
 from tiny_internlm import make_internlm2
 
 from twinlens.cli.app import run
 
 Refused = Callable[..., str]
-
-
-class Harm:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self._path}",)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """InternLM checkpoints on disk: pickled or not, indexed or not, written as Llama's and back."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pickled import Harm
 from safetensors.torch import load_file, save_file
 from tiny import make_tokenizer
 from tiny_internlm import make_internlm2
@@ -96,14 +96,6 @@ def test_files_may_be_links_and_safetensors_come_first(internlm2, tiny_model, tm
     was = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     assert torch.equal(load_internlm(tmp_path / "linked", dtype=torch.float32)(IDS).logits, was(IDS).logits)
     assert load_model(str(tmp_path / "linked"), load_template(str(internlm2), None), Quant(bits=16), "cpu")
-
-
-class Harm:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self._path}",)
 
 
 @pytest.mark.parametrize("kind", ["llama", "internlm2"])

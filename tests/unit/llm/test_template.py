@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CHATML, make_tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from llm.template import ChatTemplate
 from tuning.conversation import Conversation, Turn, single
@@ -127,6 +129,13 @@ def test_templates_that_strip_answers_still_give_an_exact_mask():
     template = ChatTemplate(make_tokenizer(stripping), None)
     sample = template.encode(single("hi", "  yes \n"), 100)
     assert template.tokenizer.decode(sample.ids[sample.supervised]) == "yes<|im_end|>"
+
+
+def test_a_tokenizer_without_any_special_token_is_refused():
+    plain = make_tokenizer()
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), chat_template=plain.chat_template)
+    with pytest.raises(ModelError, match="stop token"):
+        ChatTemplate(bare, None)
 
 
 def test_a_tokenizer_without_a_template_is_refused():

@@ -1,7 +1,6 @@
 """Everyone's checkpoints land in the right tensors, and a pickle runs nothing."""
 
 import json
-import os
 import pickle
 import sys
 import types
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from pickled import Harm
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
@@ -294,14 +294,6 @@ def test_internlm2_with_its_fused_layer_lands_exactly(tmp_path, mmengine):
     load_start(
         read_start(str(tmp_path / "head.pth")), Projector(V, D), make_language(rank, [*ALL_LLAMA, "lm_head"]), None
     )
-
-
-class Harm:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self._path}",)
 
 
 class HarmInWords(Harm):

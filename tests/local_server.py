@@ -1,0 +1,20 @@
+"""Servers of this machine that tests talk to."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from socketserver import BaseServer
+from typing import TypeVar
+
+Server = TypeVar("Server", bound=BaseServer)
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    """The server answers while the block runs."""
+    with server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
