@@ -59,7 +59,9 @@ def embedded_folder() -> Path:
 def _dequantise(weights: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # seconds, once: nothing to watch
     source = {"gguf_file": weights.name}
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, **source)
     model = AutoModelForCausalLM.from_pretrained(

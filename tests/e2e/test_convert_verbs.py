@@ -1,6 +1,7 @@
 """`twinlens convert ...`, as a person types it."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ import torch
 from pickled import Harm
 from tiny_internlm import make_internlm2
 
+from llm.embedded import embedded_folder
+from llm.settings import TextTask
 from twinlens.cli.app import run
+from twinlens.cli.convert_xtuner import _chat_of_xtuner
 
 Refused = Callable[..., str]
 
@@ -93,3 +97,8 @@ def test_a_pth_that_names_a_program_runs_nothing(refused: Refused, trained: Path
         said = refused("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "out", "--layout", layout)
         assert "which weights do not need, so nothing of it was run" in said
     assert not (trained / "ran").exists() and not (trained / "out").exists()
+
+
+def test_xtuner_is_told_where_the_embedded_model_lies():
+    task = TextTask.model_validate({"model": "embedded", "data": {"files": ["a.jsonl"]}, "optim": {"steps": 1}})
+    assert shlex.split(_chat_of_xtuner(task, Path("out")))[2] == str(embedded_folder())

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import typer
 
+from llm.embedded import NAME as EMBEDDED
+from llm.embedded import embedded_folder
 from tuning.errors import ConfigError
 from tuning.run_dir import open_run
 from twinlens.cli.configs import OVERRIDES
@@ -80,7 +82,8 @@ def to_xtuner(
 
 def _chat_of_xtuner(task: AnyTask, folder: Path) -> str:
     named = ["--prompt-template", task.template] if task.template else []
+    base = str(embedded_folder()) if task.model == EMBEDDED else task.model  # a name of ours alone
     if isinstance(task, ImageTask):
         sees = ["--visual-encoder", task.tower, "--llava", str(folder), "--image", "FILE"]
-        return shlex.join(["xtuner", "chat", task.model, *sees, *named])
-    return shlex.join(["xtuner", "chat", task.model, "--adapter", str(folder), *named])
+        return shlex.join(["xtuner", "chat", base, *sees, *named])
+    return shlex.join(["xtuner", "chat", base, "--adapter", str(folder), *named])
