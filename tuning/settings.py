@@ -147,7 +147,8 @@ class Task(Block):
     template: str | None = None
     """Name of a chat template of XTuner's list, such as internlm2_chat; the model's own when left out."""
     quant: Quant = Quant()
-    lora: Lora = Lora()
+    lora: Lora | None = Lora()
+    """The adapter; null trains every weight of the language model, which takes 16 bytes of memory for each."""
     data: Data
     rehearsal: Rehearsal = Rehearsal()
     optim: Optim = Field(default_factory=Optim)
@@ -159,6 +160,19 @@ class Task(Block):
         if (self.optim.steps is None) == (self.optim.epochs is None):
             raise ValueError("give optim.steps or optim.epochs, one of the two")
         return self
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "Task":
+        if self.whole and self.quant.bits != 16:
+            raise ValueError(
+                f"lora: null trains the weights, and {self.quant.bits}-bit ones cannot be: set quant.bits: 16"
+            )
+        return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether every weight of the language model is trained."""
+        return self.lora is None
 
     @property
     def source(self) -> str:

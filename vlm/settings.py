@@ -41,6 +41,8 @@ class ImageTask(Task):
     a LLaVA checkpoint. Its projector is taken, and in stage tune its adapters where it has any."""
     tower_lora: Lora | None = None
     """An adapter on the tower as well; the tower then runs at every step, for nothing of it can be kept."""
+    whole_tower: bool = False
+    """Train every weight of the tower, without an adapter."""
     pictures: Pictures = Pictures()
     rates: Rates = Rates()
 
@@ -52,6 +54,16 @@ class ImageTask(Task):
 
     @model_validator(mode="after")
     def _projector_alone(self) -> "ImageTask":
-        if self.stage == "align" and self.tower_lora is not None:
-            raise ValueError("stage align trains the projector alone: take tower_lora out, or set stage: tune")
+        for key, asked in (("tower_lora", self.tower_lora is not None), ("whole_tower", self.whole_tower)):
+            if self.stage == "align" and asked:
+                raise ValueError(f"stage align trains the projector alone: take {key} out, or set stage: tune")
+        if self.tower_lora is not None and self.whole_tower:
+            raise ValueError(
+                "tower_lora and whole_tower: the tower is trained by an adapter or as a whole, take one out"
+            )
         return self
+
+    @property
+    def whole(self) -> bool:
+        """Whether every weight of the language model is trained; stage align leaves it as it is."""
+        return self.stage == "tune" and self.lora is None
