@@ -1,6 +1,6 @@
 """The run folder: what was asked beside what came of it.
 
-task.yaml  environment.json  data.json  steps.jsonl  samples.jsonl  checkpoints/  adapter/  comparison.*  plots/
+task.yaml  environment.json  data.json  steps.jsonl  samples.jsonl  checkpoints/  adapter/  model/  comparison.*  plots/
 """
 
 import json
@@ -50,6 +50,11 @@ class RunDir:
     @property
     def adapter(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The language model, where every weight of it was trained."""
+        return self.path / "model"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """Finished checkpoints as (steps done, folder), oldest first."""
