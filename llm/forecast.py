@@ -27,7 +27,8 @@ class Forecast:
         tokens: of the whole run, prompts of the rehearsal counted at the data's mean length; `labels` of them are
             learned from.
         parameters: of the language model; `trainable` of all that is trained.
-        flops: of the language model, for the whole run: 4 for each weight and token, 6 with gradient checkpointing.
+        flops: of the language model, for the whole run: 4 for each weight and token where it is frozen, 6 where it is
+            trained, and 2 more with gradient checkpointing.
     """
 
     steps: int
@@ -43,14 +44,14 @@ class Forecast:
 
 
 def forecast_run(
-    task: Task, data: EncodedData, rehearsal: list[EncodedSample], pad_id: int, *, adapted: bool = True,
+    task: Task, data: EncodedData, rehearsal: list[EncodedSample], pad_id: int, *, frozen: bool = False,
     others: int = 0, processes: int = 1,
 ) -> Forecast:  # fmt: skip
     """Count steps, tokens and arithmetic.
 
     Args:
         rehearsal: the rows of rehearsal.files.
-        adapted: whether the language model gets an adapter; `others` are the trained parameters beside it.
+        frozen: whether nothing of the language model is trained; `others` are the trained parameters beside it.
     """
     prompts = len(read_prompts(task.rehearsal.prompts)) if task.rehearsal.ratio else 0
     prompts = min(prompts, rehearsal_wanted(task, processes) or prompts)
@@ -68,6 +69,9 @@ def forecast_run(
     model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
     head = model.get_output_embeddings()
     matrices = [module.weight for _, module in linears(model) if module is not head]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    adapter = sum(task.lora.rank * sum(weight.shape) for weight in matrices) if task.lora and not frozen else 0
+    arithmetic = 4 + 2 * task.whole + 2 * task.optim.gradient_checkpointing
     return Forecast(
         steps,
         len(plan),
@@ -76,9 +80,9 @@ def forecast_run(
         prompts + len(rehearsal),
         tokens,
         labels,
-        sum(parameter.numel() for parameter in model.parameters()),
-        others + (sum(task.lora.rank * sum(weight.shape) for weight in matrices) if adapted else 0),
-        (6 if task.optim.gradient_checkpointing else 4) * float(sum(weight.numel() for weight in matrices)) * tokens,
+        parameters,
+        others + (parameters if task.whole else adapter),
+        arithmetic * float(sum(weight.numel() for weight in matrices)) * tokens,
     )
 
 

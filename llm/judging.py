@@ -85,13 +85,6 @@ def mean_loss(module: nn.Module, samples: Sequence[EncodedSample], pad_id: int, 
     return float(sum(loss for loss, _ in losses)) / int(sum(labels for _, labels in losses))
 
 
-def trainable_share(model: nn.Module) -> str:
-    """How much of the model is trained, for the log."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    types = {str(parameter.dtype).removeprefix("torch.") for parameter in trained}
-    return f"{sum(each.numel() for each in trained):,} trainable parameters in {', '.join(sorted(types))}"
-
-
 def probes_of_run(
     run_dir: RunDir, task: Task, probe_files: Sequence[Path]
 ) -> tuple[list[Probe], list[Path], DatasetCard | None]:

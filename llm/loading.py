@@ -59,6 +59,11 @@ class LoadedModel:
     folder: Path
     quantised: QuantReport
 
+    def release(self) -> None:
+        """Give back the memory of its weights, whoever still holds the model; it cannot answer any more."""
+        for parameter in self.model.parameters():
+            parameter.data = torch.empty(0)
+
 
 def model_folder(name: str, weights: bool = True) -> Path:
     """Where a model lies on this machine; one that is named as `remote_of` says is fetched.
@@ -139,8 +144,13 @@ def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedT
     )
 
 
-def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "auto") -> LoadedModel:
+def load_model(
+    name: str, template: ChatTemplate, quant: Quant, device: str = "auto", *, whole: bool = False
+) -> LoadedModel:
     """Load a chat model for its template, quantised as asked, and say what became of its layers.
+
+    Args:
+        whole: its weights will be trained, so they are held in fp32 whatever they compute in.
 
     Raises:
         ModelError: it is missing, incomplete, or of a kind transformers does not know without remote code.
@@ -155,7 +165,7 @@ def load_model(name: str, template: ChatTemplate, quant: Quant, device: str = "a
         loader = load_internlm if is_internlm(folder) else AutoModelForCausalLM.from_pretrained
         model = loader(
             folder,
-            dtype=compute,
+            dtype=torch.float32 if whole else compute,
             quantization_config=quantization_config(quant, compute, keep),
             device_map={"": place},
             attn_implementation="sdpa",

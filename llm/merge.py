@@ -18,12 +18,11 @@ from llm.saving import (
     change,
     check_destination,
     check_shard_size,
-    config_for_all_readers,
     new_folder,
     round_to,
-    save_tokenizer,
     stored_dtype,
     weights_size,
+    write_model,
 )
 from llm.template import ChatTemplate
 from tuning.conversation import single
@@ -102,9 +101,7 @@ def merge(
         if layout == "internlm2":
             write_internlm2(model, folder, template, unfinished, max_shard_size)
         else:
-            model.save_pretrained(unfinished, max_shard_size=max_shard_size)
-            config_for_all_readers(unfinished)
-            save_tokenizer(template, unfinished)
+            write_model(model, template, unfinished, dtype, max_shard_size)
     return MergeReport(
         destination,
         str(dtype).removeprefix("torch."),

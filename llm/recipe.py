@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from llm.dataset import encode_data, encode_row
 from llm.forecast import Forecast, forecast_run
 from llm.judging import (
@@ -16,17 +14,16 @@ from llm.judging import (
     mean_loss,
     probes_of_run,
     sample_rows,
-    trainable_share,
 )
 from llm.loading import load_model, load_template
 from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
 from llm.model import LanguageModel, refuse_leaking_packs
 from llm.settings import TextTask
 from llm.sources import read_conversations, read_prompts
+from llm.trained import begin, check_trained, learned, restore_trained, save_trained, write_trained
 from tuning.compare import Comparison
 from tuning.engine import StepReport, Trainee, Watch, fit
 from tuning.files import resolve_path
-from tuning.lora import attach_adapter, load_adapter, read_adapter_config, restore_adapter, save_adapter
 from tuning.probes import read_probes
 from tuning.run_dir import RunDir
 
@@ -49,23 +46,23 @@ def train(
     read_prompts(task.rehearsal.prompts)
     given = distinct_rows(read_conversations(task.rehearsal.files))
 
-    loaded = load_model(task.source, template, task.quant, task.run.device)
+    loaded = load_model(task.source, template, task.quant, task.run.device, whole=task.whole)
     rehearsed = [*given, *rehearsal_rows(task, loaded, run_dir, len(given))]
     if task.data.pack and task.data.packing == "isolated":
         refuse_leaking_packs(LanguageModel(loaded.model, loaded.compute).eval(), data.samples, loaded.device)
 
-    adapted = attach_adapter(loaded.model, task.lora, task.run.seed)
-    log.info("adapter: rank %d, %s", task.lora.rank, trainable_share(adapted))
+    network = begin(loaded, task)
     if task.optim.gradient_checkpointing:
-        adapted.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module = LanguageModel(adapted, loaded.compute)
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = LanguageModel(network, loaded.compute)
     trainee = Trainee(
         module,
-        lambda folder: save_adapter(adapted, folder, task.model, task.revision),
-        lambda folder: restore_adapter(adapted, folder),
+        save=lambda folder: save_trained(network, folder, task),
+        restore=lambda folder: restore_trained(network, folder),
+        finish=lambda: write_trained(network, loaded, run_dir, task),
     )
     asked = few_of_each(probes, task.evaluation.samples)
-    answers = asking(adapted, template, loaded.compute, task.evaluation.max_new_tokens)
+    answers = asking(network, template, loaded.compute, task.evaluation.max_new_tokens)
     watch = Watch(
         task.evaluation.every,
         lambda step: sample_rows(step, asked, answers(asked)),
@@ -73,27 +70,23 @@ def train(
     )
     rehearsal = [encode_row(row, template, task.data) for row in rehearsed]
     batches = mix(task, data, rehearsal, template.pad_id)
-    reports = fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
-    if PartialState().is_main_process:
-        save_adapter(adapted, run_dir.adapter, task.model, task.revision)
-    return reports
+    return fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
 
 
 def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> Comparison:
-    """Ask every probe with the adapter off and on, in one load of the model, and write the report.
+    """Ask every probe before and after, and write the report: an adapter is put on between, a whole model loaded.
 
     Raises:
-        KitError: probes, model or adapter are missing or do not fit.
+        KitError: probes, model or what was trained are missing or do not fit.
     """
-    read_adapter_config(run_dir.adapter)
+    check_trained(run_dir, task)
     probes, files, card = probes_of_run(run_dir, task, probe_files)
     template = load_template(task.source, task.system, named=task.template)
     loaded = load_model(task.source, template, task.quant, task.run.device)
-    adapted = load_adapter(loaded.model, run_dir.adapter)
-    answers = asking(adapted, template, loaded.compute, task.evaluation.max_new_tokens, shown=True)
-    with adapted.disable_adapter():
-        before = answers(probes)
-    return judge_answers(run_dir, task, probes, files, card, before, answers(probes))
+    before = asking(loaded.model, template, loaded.compute, task.evaluation.max_new_tokens, shown=True)(probes)
+    network = learned(loaded, run_dir, task)
+    after = asking(network, template, loaded.compute, task.evaluation.max_new_tokens, shown=True)(probes)
+    return judge_answers(run_dir, task, probes, files, card, before, after)
 
 
 def forecast(task: TextTask, processes: int = 1) -> Forecast:

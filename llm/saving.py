@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PreTrainedModel
 
 from llm.template import ChatTemplate
 from tuning.errors import ConfigError, DeviceError, ModelError
@@ -95,6 +96,15 @@ def check_shard_size(size: str) -> None:
     """
     if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", size):
         raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
+
+
+def write_model(
+    model: PreTrainedModel, template: ChatTemplate, folder: Path, dtype: torch.dtype, max_shard_size: str = "2GB"
+) -> None:
+    """Round a model to `dtype`, and write it with tokenizer and chat template, for plain transformers to load."""
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[arg-type]
+    config_for_all_readers(folder)
+    save_tokenizer(template, folder)
 
 
 def config_for_all_readers(folder: Path) -> None:

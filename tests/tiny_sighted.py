@@ -60,7 +60,7 @@ def make_finished_run(folder: Path, model: Path, tower: str, tower_lora: bool, *
     for parameter in (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     run = RunDir(folder)
-    save_trained(sighted, run.adapter, task.model)
+    save_trained(sighted, run.adapter, task)
     run.task.write_text(to_yaml(task), encoding="utf-8")
     return run
 

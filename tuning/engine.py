@@ -65,12 +65,14 @@ class Trainee:
     Args:
         module: `module(batch) -> (loss summed over labels, labels)`.
         save: writes the trained weights into a folder; `restore` reads them back.
+        finish: writes what the run is for, when it has come to its end.
         rates: peak learning rates of their own, by how the parameters' names begin.
     """
 
     module: nn.Module
     save: Callable[[Path], None]
     restore: Callable[[Path], None]
+    finish: Callable[[], None]
     rates: dict[str, float] = field(default_factory=dict)
 
 
@@ -141,6 +143,9 @@ def fit(
                 raise Interrupted(
                     f"stopped after step {step + 1}; go on with `twinlens train --resume {run_dir.path}`."
                 )
+    with in_one_piece(accelerator, trainee.module):
+        if accelerator.is_main_process:
+            trainee.finish()
     accelerator.end_training()
     return reports
 
@@ -292,6 +297,19 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@contextmanager
+def in_one_piece(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
+    """The trained weights whole in every process, where ZeRO-3 has divided them among all."""
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        yield
+        return
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([parameter for parameter in module.parameters() if parameter.requires_grad]):
+        yield
+
+
 class Checkpoint:
     """Everything a run needs to go on as if it had not stopped."""
 
@@ -311,8 +329,10 @@ class Checkpoint:
             torch.save(self._random_state(), folder / f"random-{accelerator.process_index}.pt")
             if self._sharded:
                 self._model.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)  # type: ignore[operator]
+            with in_one_piece(accelerator, self._trainee.module):
+                if accelerator.is_main_process:
+                    self._trainee.save(folder)
             if accelerator.is_main_process:
-                self._trainee.save(folder)
                 if not self._sharded:
                     torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
                 (folder / "progress.json").write_text(

@@ -11,6 +11,8 @@ from llm.generation import Embed
 from llm.internlm_adapter import load_any_adapter
 from llm.loading import load_model, load_template
 from llm.template import ChatTemplate
+from llm.trained import check_trained as check_text
+from llm.trained import trained_name
 from tuning.errors import ConfigError, ModelError
 from tuning.files import shipped
 from tuning.lora import CONFIG, load_adapter, read_adapter_config
@@ -61,12 +63,14 @@ def open_target(
         if isinstance(task, ImageTask):
             if with_adapter:
                 check_trained(run, task)
-            return open_sighted(task, run.adapter if with_adapter else None)
+            return open_sighted(task, run if with_adapter else None)
         _refuse_pictures(pictures, target)
-        read_adapter_config(run.adapter)
+        check_text(run, task)
         template = load_template(task.source, task.system, named=task.template)
-        loaded = load_model(task.source, template, task.quant, task.run.device)
-        model = load_adapter(loaded.model, run.adapter) if with_adapter else loaded.model
+        name = trained_name(run, task) if with_adapter else task.source
+        loaded = load_model(name, template, task.quant, task.run.device)
+        adapted = with_adapter and not task.whole
+        model = load_adapter(loaded.model, run.adapter) if adapted else loaded.model
         return Target(model.eval(), template, loaded.compute)
     if pictures and target == EMBEDDED:
         return open_sighted(embedded_sight(bits, system), None)
@@ -82,17 +86,18 @@ def open_target(
     return Target(model.eval(), template, loaded.compute)
 
 
-def open_sighted(task: ImageTask, trained: Path | None) -> Target:
-    """A model with its eyes, as its training began or ended."""
+def open_sighted(task: ImageTask, run: RunDir | None) -> Target:
+    """A model with its eyes, as a run of the task left it, or as one begins."""
     from vlm.features import LiveFeatures, PictureTable
-    from vlm.loading import begin, embedding, restore_trained, see_with
+    from vlm.loading import begin, embedding, open_trained, see_with
     from vlm.recipe import sighted_template
 
     template = sighted_template(task)
-    loaded = load_model(task.source, template, task.quant, task.run.device)
-    sighted = begin(task, loaded)
-    if trained is not None:
-        restore_trained(sighted, trained)
+    if run is not None:
+        loaded, sighted = open_trained(run, task, template)
+    else:
+        loaded = load_model(task.source, template, task.quant, task.run.device)
+        sighted = begin(task, loaded)
     table = PictureTable()
     module = see_with(sighted, LiveFeatures(sighted.tower, table, 0), loaded.compute)
     return Target(sighted.language.eval(), template, loaded.compute, embedding(module, table))

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
-from llm.loading import load_model, model_folder, read_config
+from llm.loading import model_folder, read_config
 from llm.merge import ASKED
 from llm.saving import (
     TOLERANCE,
@@ -28,13 +28,14 @@ from llm.saving import (
     weights_size,
 )
 from llm.template import ChatTemplate
+from llm.trained import trained_name
 from tuning.conversation import Conversation, single
 from tuning.errors import ConfigError, ModelError
 from tuning.run_dir import RunDir
 from tuning.samples import PATCH
 from tuning.settings import Quant
 from vlm.layouts import Merged, native_model, widen, write_native, write_official, write_parts
-from vlm.loading import Sighted, begin, check_trained, restore_trained
+from vlm.loading import Sighted, check_trained, open_trained
 from vlm.markup import make_processor, refuse_other_ids, tokenizer_with_image
 from vlm.model import VisionLanguageModel
 from vlm.projector import Projector
@@ -111,11 +112,10 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
     check_shard_size(shard)
     layout = choose_layout(task, asked)
     check_trained(run, task)
-    folder = model_folder(task.source)
+    folder = model_folder(trained_name(run, task))
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
-    task = task.model_copy(update={"start": None})  # what it started from is in what it learned
-    template = sighted_template(task)
+    template = sighted_template(task.model_copy(update={"start": None}))  # what it started from is in what it learned
     order = _Order(run, task, template, layout, destination, dtype, shard)
     exported, rounded = _export_native(order) if layout == "hf" else _export_plain(order)
     return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)
@@ -123,9 +123,8 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
 
 def _merged(order: _Order) -> tuple[Merged, Tensor, Tensor]:
     """What a run learned in fp32, the pixels of a picture, and the logits of its adapters for that picture."""
-    loaded = load_model(order.task.source, order.template, Quant(bits=16, compute="fp32"), "cpu")
-    sighted = begin(order.task, loaded)
-    restore_trained(sighted, order.run.adapter)
+    in_fp32 = {"quant": Quant(bits=16, compute="fp32"), "run": order.task.run.model_copy(update={"device": "cpu"})}
+    _, sighted = open_trained(order.run, order.task.model_copy(update=in_fp32), order.template)
     pixels = sighted.tower.preprocess(probe_picture())
     trained = spliced_logits(sighted.language, sighted.projector, sighted.tower, order.template, pixels)
     return merge(sighted), pixels, trained
@@ -190,7 +189,7 @@ def merge(sighted: Sighted) -> Merged:
     if sighted.tower_adapter is not None:
         sighted.tower.network = sighted.tower_adapter.merge_and_unload()  # type: ignore[operator]
     assert isinstance(language, PreTrainedModel)
-    return Merged(language.eval(), sighted.projector, sighted.tower.eval(), sighted.tower_adapter is not None)
+    return Merged(language.eval(), sighted.projector, sighted.tower.eval(), sighted.tower_trained)
 
 
 def probe_picture() -> Image.Image:

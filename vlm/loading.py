@@ -7,17 +7,21 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
+from llm import trained
 from llm.embedded import NAME as EMBEDDED
 from llm.generation import Embed
-from llm.loading import LoadedModel, read_config
+from llm.loading import LoadedModel, load_model, read_config
+from llm.template import ChatTemplate
+from llm.trained import Network
 from tuning.conversation import Conversation
 from tuning.errors import ModelError
 from tuning.lora import attach_adapter, restore_adapter, save_adapter
 from tuning.run_dir import RunDir
+from tuning.whole import restore_whole, save_whole, train_whole
 from vlm.features import FeatureSource, KeptFeatures, LiveFeatures, PictureTable, keep_features
+from vlm.layouts import write_tower
 from vlm.model import VisionLanguageModel
 from vlm.projector import FILE, Projector, fresh_projector, restore_projector, save_projector
 from vlm.settings import ImageTask, Pictures
@@ -33,14 +37,21 @@ class Sighted:
     """The parts of a model that sees.
 
     Args:
-        language: a PeftModel in stage tune, else the language model itself.
-        tower_adapter: the tower's network with an adapter, where it is trained.
+        language: with its adapter where it has one, else the language model itself.
+        tower_adapter: the tower's network with an adapter, where one is trained.
+        whole_tower: whether every weight of the tower is trained.
     """
 
-    language: nn.Module
+    language: Network
     tower: Tower
     tower_adapter: PeftModel | None
+    whole_tower: bool
     projector: Projector
+
+    @property
+    def tower_trained(self) -> bool:
+        """Whether features change in training."""
+        return self.whole_tower or self.tower_adapter is not None
 
 
 def language_width(name: str) -> int:
@@ -56,23 +67,42 @@ def check_trained(run: RunDir, task: ImageTask) -> None:
     """
     if not (run.adapter / FILE).exists():
         raise ModelError(f"{run.path}: nothing trained in it yet ({FILE} is missing); train it to its end.")
+    if task.whole:
+        trained.check_trained(run, task)
+    task = as_trained(run, task)
     check_start(str(run.adapter / FILE), tower_facts(task.tower).width, language_width(task.source))
 
 
-def begin(task: ImageTask, loaded: LoadedModel) -> Sighted:
+def as_trained(run: RunDir, task: ImageTask) -> ImageTask:
+    """The task that begins as a run ended, but for its adapters and its projector: models that were trained as wholes
+    are the run's own."""
+    changes: dict[str, object] = {"start": None}  # what it started from is in what it learned
+    if task.whole:
+        changes |= {"model": str(run.model), "revision": None}
+    if task.whole_tower:
+        changes["tower"] = str(run.adapter / TOWER)
+    return task.model_copy(update=changes)
+
+
+def begin(task: ImageTask, loaded: LoadedModel, *, training: bool = False) -> Sighted:
     """The state before the first step: fresh adapters and projector, and what the task starts from put into them.
 
     Tower and projector stay in 16 or 32 bits: only the language model's linears are ever quantised.
 
+    Args:
+        training: whether it will be trained, and not asked alone.
+
     Raises:
         KitError: tower or start are missing or do not fit.
     """
-    tower = load_tower(task.tower, loaded.device, tower_dtype(task.tower, loaded))
+    tower = load_tower(task.tower, loaded.device, tower_dtype(task, loaded))
     projector = fresh_projector(tower.width, language_width(task.source), task.run.seed).to(loaded.device)
-    language: nn.Module = loaded.model
+    language: Network = loaded.model
     tower_adapter = None
-    if task.stage == "tune":
-        language = attach_adapter(loaded.model, task.lora, task.run.seed)
+    if task.stage == "tune" and (training or not task.whole):
+        language = trained.begin(loaded, task)
+    if task.whole_tower and training:
+        train_whole(tower.network, tower.idle)
     if task.tower_lora is not None:
         assert isinstance(tower.network, PreTrainedModel)
         tower_adapter = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.idle)
@@ -83,25 +113,35 @@ def begin(task: ImageTask, loaded: LoadedModel) -> Sighted:
         "tower: %s, %d patches of %d; projector to %d", task.tower, tower.patches, tower.width,
         projector.linear_2.out_features,
     )  # fmt: skip
-    return Sighted(language, tower, tower_adapter, projector)
+    return Sighted(language, tower, tower_adapter, task.whole_tower, projector)
 
 
-def tower_dtype(name: str, loaded: LoadedModel) -> torch.dtype:
-    """The type of a tower: that of the language model's products on a GPU, except for the embedded one.
+def open_trained(run: RunDir, task: ImageTask, template: ChatTemplate) -> tuple[LoadedModel, Sighted]:
+    """A run's models as training left them, to be asked."""
+    task = as_trained(run, task)
+    loaded = load_model(task.source, template, task.quant, task.run.device)
+    sighted = begin(task, loaded)
+    restore_trained(sighted, run.adapter)
+    return loaded, sighted
+
+
+def tower_dtype(task: ImageTask, loaded: LoadedModel) -> torch.dtype:
+    """The type of a tower: that of the language model's products on a GPU, unless it is the embedded one or trained.
 
     On a CPU a tower sees each picture once and can afford fp32; the features of the embedded one are 10 % off in bf16.
     """
-    return torch.float32 if loaded.device.type == "cpu" or name == EMBEDDED else loaded.compute
+    exact = loaded.device.type == "cpu" or task.tower == EMBEDDED or task.whole_tower
+    return torch.float32 if exact else loaded.compute
 
 
 def features_for(sighted: Sighted, table: PictureTable, pictures: Pictures) -> KeptFeatures | LiveFeatures:
     """Features of all pictures of a run: kept where the tower is frozen and they fit, and the tower is let go."""
-    if sighted.tower_adapter is None and len(table):
+    if not sighted.tower_trained and len(table):
         kept = keep_features(sighted.tower, table, pictures.views, pictures.cache_gib)
         if kept is not None:
             sighted.tower.to("cpu")
             return kept
-    elif sighted.tower_adapter is not None:
+    elif sighted.tower_trained:
         log.info("features: the tower is trained, so it runs at every step and nothing of it is kept")
     return LiveFeatures(sighted.tower, table, pictures.views)
 
@@ -121,10 +161,10 @@ def embedding(module: VisionLanguageModel, table: PictureTable) -> Embed:
     return embed
 
 
-def save_trained(sighted: Sighted, folder: Path, base: str) -> None:
-    """Everything that is trained, in PEFT's layout and `projector.safetensors`."""
+def save_trained(sighted: Sighted, folder: Path, task: ImageTask) -> None:
+    """Adapters in PEFT's layout, and `projector.safetensors`."""
     if isinstance(sighted.language, PeftModel):
-        save_adapter(sighted.language, folder, base)
+        save_adapter(sighted.language, folder, task.model, task.revision)
     if sighted.tower_adapter is not None:
         save_adapter(sighted.tower_adapter, folder / TOWER, sighted.tower.name)
     save_projector(sighted.projector, folder)
@@ -144,3 +184,30 @@ def restore_trained(sighted: Sighted, folder: Path) -> None:
             restore_adapter(sighted.tower_adapter, folder / TOWER)
     except OSError as error:
         raise ModelError(f"{folder}: not the trained parts of this task ({error}); train it to its end.") from error
+
+
+def save_progress(sighted: Sighted, folder: Path, task: ImageTask) -> None:
+    """Into a checkpoint, all that is trained, in fp32."""
+    save_trained(sighted, folder, task)
+    if task.whole:
+        save_whole(sighted.language, folder)
+    if task.whole_tower:
+        save_whole(sighted.tower.network, folder / TOWER)
+
+
+def restore_progress(sighted: Sighted, folder: Path, task: ImageTask) -> None:
+    """Put back what `save_progress` wrote."""
+    restore_trained(sighted, folder)
+    if task.whole:
+        restore_whole(sighted.language, folder)
+    if task.whole_tower:
+        restore_whole(sighted.tower.network, folder / TOWER)
+
+
+def write_trained(sighted: Sighted, loaded: LoadedModel, run: RunDir, task: ImageTask) -> None:
+    """What a run is for: adapters and projector, and the models that were trained as wholes, each to load as one."""
+    if task.whole:
+        trained.write_trained(sighted.language, loaded, run, task)
+    if task.whole_tower:
+        write_tower(sighted.tower, run.adapter / TOWER, torch.float32, "2GB")
+    save_trained(sighted, run.adapter, task)

@@ -31,7 +31,7 @@ def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str
     """
     check_shard_size(max_shard_size)
     config = read_adapter_config(adapter)
-    if not tower_facts(name).takes_lora:
+    if not tower_facts(name).trainable:
         raise ModelError(f"--is-clip: {name} is neither CLIP nor SigLIP of transformers, and takes no adapter.")
     check_destination(destination, 0)
     state = {PREFIX + in_tower(key): value for key, value in read_adapter_weights(adapter).items()}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from llm.dataset import EncodedData, encode_data, encode_row
@@ -16,13 +17,13 @@ from llm.judging import (
     mean_loss,
     probes_of_run,
     sample_rows,
-    trainable_share,
 )
 from llm.loading import load_model, load_template
 from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
 from llm.model import refuse_leaking_packs
 from llm.sources import read_prompts
 from llm.template import ChatTemplate
+from llm.trained import trainable_share
 from tuning.compare import Comparison
 from tuning.engine import StepReport, Trainee, Watch, fit
 from tuning.errors import ConfigError
@@ -32,14 +33,18 @@ from tuning.run_dir import RunDir
 from tuning.samples import EncodedSample
 from vlm.features import PictureTable
 from vlm.loading import (
+    Sighted,
     begin,
     check_trained,
     embedding,
     features_for,
     language_width,
+    open_trained,
+    restore_progress,
     restore_trained,
-    save_trained,
+    save_progress,
     see_with,
+    write_trained,
 )
 from vlm.settings import ImageTask
 from vlm.sources import read_seen
@@ -66,9 +71,9 @@ def train(
     probes = [probe for file in task.evaluation.probes for probe in read_probes(resolve_path(file), card)]
     read_prompts(task.rehearsal.prompts)
 
-    loaded = load_model(task.source, template, task.quant, task.run.device)
+    loaded = load_model(task.source, template, task.quant, task.run.device, whole=task.whole)
     rehearsed = rehearsal_rows(task, loaded, run_dir, len(given))
-    sighted = begin(task, loaded)
+    sighted = begin(task, loaded, training=True)
     asked = few_of_each(probes, task.evaluation.samples)
     with PartialState().main_process_first():
         features = features_for(sighted, enter(table, asked), task.pictures)
@@ -77,13 +82,14 @@ def train(
         refuse_leaking_packs(module, data.samples, loaded.device)
     log.info("stage %s: %s", task.stage, trainable_share(module))
     if task.optim.gradient_checkpointing:
-        sighted.language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        sighted.language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     trainee = Trainee(
         module,
-        lambda folder: save_trained(sighted, folder, task.model),
-        lambda folder: restore_trained(sighted, folder),
-        {
+        save=lambda folder: save_progress(sighted, folder, task),
+        restore=lambda folder: restore_progress(sighted, folder, task),
+        finish=lambda: write_trained(sighted, loaded, run_dir, task),
+        rates={
             start: rate
             for start, rate in {"projector.": task.rates.projector, "features.": task.rates.tower}.items()
             if rate is not None
@@ -99,10 +105,7 @@ def train(
     )
     rehearsal = [*given, *(encode_row(row, template, task.data) for row in rehearsed)]
     batches = mix(task, data, rehearsal, template.pad_id)
-    reports = fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
-    if PartialState().is_main_process:
-        save_trained(sighted, run_dir.adapter, task.model)
-    return reports
+    return fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
 
 
 def judge(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) -> Comparison:
@@ -114,17 +117,25 @@ def judge(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) ->
     check_trained(run_dir, task)
     probes, files, card = probes_of_run(run_dir, task, probe_files)
     template = sighted_template(task)
+    table = enter(PictureTable(), probes)
+
+    def said(sighted: Sighted, compute: torch.dtype) -> list[str]:
+        module = see_with(sighted, features_for(sighted, table, task.pictures), compute)
+        answers = asking(
+            sighted.language, template, compute, task.evaluation.max_new_tokens,
+            embed=embedding(module, table), shown=True, batch_size=JUDGED,
+        )  # fmt: skip
+        return answers(probes)
+
     loaded = load_model(task.source, template, task.quant, task.run.device)
     sighted = begin(task, loaded)
-    table = enter(PictureTable(), probes)
-    module = see_with(sighted, features_for(sighted, table, task.pictures), loaded.compute)
-    answers = asking(
-        sighted.language, template, loaded.compute, task.evaluation.max_new_tokens,
-        embed=embedding(module, table), shown=True, batch_size=JUDGED,
-    )  # fmt: skip
-    before = answers(probes)
-    restore_trained(sighted, run_dir.adapter)
-    return judge_answers(run_dir, task, probes, files, card, before, answers(probes))
+    before = said(sighted, loaded.compute)
+    if task.whole or task.whole_tower:
+        loaded.release()
+        loaded, sighted = open_trained(run_dir, task, template)
+    else:
+        restore_trained(sighted, run_dir.adapter)
+    return judge_answers(run_dir, task, probes, files, card, before, said(sighted, loaded.compute))
 
 
 def sighted_template(task: ImageTask) -> ChatTemplate:
@@ -143,8 +154,9 @@ def check_eyes(task: ImageTask) -> TowerFacts:
         KitError: they do not.
     """
     facts = tower_facts(task.tower)
-    if task.tower_lora is not None and not facts.takes_lora:
-        raise ConfigError(f"tower_lora: {task.tower} takes no adapter; take a CLIP or SigLIP tower, or leave it out.")
+    for key, asked in (("tower_lora", task.tower_lora is not None), ("whole_tower", task.whole_tower)):
+        if asked and not facts.trainable:
+            raise ConfigError(f"{key}: {task.tower} cannot be trained; take a CLIP or SigLIP tower, or leave it out.")
     if task.start is not None:
         lora = task.lora if task.stage == "tune" else None
         check_start(task.start, facts.width, language_width(task.source), lora, task.tower_lora)
@@ -179,5 +191,5 @@ def forecast(task: ImageTask, processes: int = 1) -> Forecast:
     projector = (width + 1) * hidden + (hidden + 1) * hidden
     return forecast_run(
         task, data, rehearsal, template.pad_id,
-        adapted=task.stage == "tune", others=projector, processes=processes,
+        frozen=task.stage == "align", others=projector, processes=processes,
     )  # fmt: skip

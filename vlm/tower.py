@@ -36,8 +36,8 @@ class TowerFacts:
     kind: Kind
 
     @property
-    def takes_lora(self) -> bool:
-        """Whether its attention and MLP are linear layers that an adapter reaches.
+    def trainable(self) -> bool:
+        """Whether its attention and MLP are linear layers that an adapter reaches, and it can be written as a model.
 
         open_clip's attention multiplies by its weights without calling a layer, and the embedded network convolves.
         """
@@ -106,7 +106,7 @@ class Tower(nn.Module):
 
     def train(self, mode: bool = True) -> "Tower":
         """Training mode is for adapters' dropout and checkpointing: a convolutional tower's statistics stay frozen."""
-        return super().train(mode and self.facts.takes_lora)
+        return super().train(mode and self.facts.trainable)
 
 
 def _key(network: nn.Module, preprocess: Preprocess, recipe: Mapping[str, object]) -> str:

@@ -68,9 +68,8 @@ def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> To
     }
     depth = config.num_hidden_layers
     features = _clip_features if kind == "clip" else _siglip_features
-    idle = tuple(
-        part for part, _ in network.named_modules() if part.startswith((f"encoder.layers.{depth - 1}", "head"))
-    )
+    unseen = (f"encoder.layers.{depth - 1}", "post_layernorm", "head")
+    idle = tuple(part for part, _ in network.named_modules() if part.startswith(unseen))
     return Tower(name, _facts(config, kind), network.to(device), features, preprocess, recipe, idle)
 
 

@@ -83,10 +83,11 @@ def _resume(run: Path, deepspeed: str | None, as_json: bool) -> None:
 
 def _done(trained: Any, task: Any, as_json: bool, differs: Sequence[str] = ()) -> None:
     run = trained.run.path
-    lines = [f"run: {run}", f"adapter: {trained.run.adapter}"]
+    made = {name: str(place) for name in ("adapter", "model") if (place := run / name).exists()}
+    lines = [f"run: {run}", *(f"{name}: {place}" for name, place in made.items())]
     if trained.loss is not None:
         lines.insert(0, f"{trained.steps} steps, loss {trained.loss:.4f}, {trained.tokens_per_second:,.0f} tokens/s")
-    result = {"run": str(run), "adapter": str(trained.run.adapter), "steps": trained.steps, "loss": trained.loss}
+    result = {"run": str(run), **made, "steps": trained.steps, "loss": trained.loss}
     following = command("compare" if task.evaluation.probes else "chat", run)
     finish(with_differs(result, differs), lines, following, as_json)
 
@@ -107,7 +108,7 @@ def _forecast(opened: Any, following: str | None, as_json: bool) -> None:
         f"micro-batches: {cost.micro_batches:,}, what XTuner counts as iterations",
         f"steps:         {cost.steps:,} of the optimiser",
         f"tokens:        {cost.tokens:,} in all, {cost.labels:,} learned from",
-        f"parameters:    {cost.parameters:,} frozen, {cost.trainable:,} trained",
+        f"parameters:    {cost.parameters:,} in the language model, {cost.trainable:,} trained",
         f"arithmetic:    {cost.flops / 1e12:,.1f} TFLOP",
     ]
     finish(with_differs(as_dict(cost), opened.differs), lines, following, as_json)

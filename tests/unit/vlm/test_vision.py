@@ -67,7 +67,7 @@ def test_open_clip_and_transformers_agree_on_the_same_weights(clip_folder: Path,
     with torch.no_grad():
         torch.testing.assert_close(theirs(pixels), ours(pixels), rtol=0, atol=1e-5)
     assert (theirs.patches, theirs.width, theirs.size) == (ours.patches, ours.width, ours.size)
-    assert not theirs.facts.takes_lora
+    assert not theirs.facts.trainable
 
 
 def test_a_network_of_shrinking_maps_gives_its_last(tmp_path: Path) -> None:

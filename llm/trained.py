@@ -1,0 +1,95 @@
+"""What training makes of a language model, an adapter or all of its weights: begun, kept, and written at the end."""
+
+import logging
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from llm.loading import LoadedModel, load_model
+from llm.saving import new_folder, stored_dtype, write_model
+from llm.shards import weight_files
+from tuning.errors import ModelError
+from tuning.lora import attach_adapter, load_adapter, read_adapter_config, restore_adapter, save_adapter
+from tuning.run_dir import RunDir
+from tuning.settings import Task
+from tuning.whole import restore_whole, save_whole, train_whole
+
+log = logging.getLogger("twinlens")
+STEEP = 1e-4  # learning rates above it suit adapters; whole models are tuned at a tenth of that, and forget otherwise
+Network = PreTrainedModel | PeftModel
+
+
+def begin(loaded: LoadedModel, task: Task) -> Network:
+    """A fresh adapter on the model, or the model itself with every weight trained."""
+    if task.lora is not None:
+        network = attach_adapter(loaded.model, task.lora, task.run.seed)
+        log.info("adapter: rank %d, %s", task.lora.rank, trainable_share(network))
+        return network
+    train_whole(loaded.model)
+    log.info("no adapter: %s", trainable_share(loaded.model))
+    if task.optim.learning_rate > STEEP:
+        log.warning("optim.learning_rate %g is steep for a whole model; 1e-5 is usual", task.optim.learning_rate)
+    return loaded.model
+
+
+def trainable_share(model: nn.Module) -> str:
+    """How much of the model is trained, for the log."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    types = {str(parameter.dtype).removeprefix("torch.") for parameter in trained}
+    return f"{sum(each.numel() for each in trained):,} trainable parameters in {', '.join(sorted(types))}"
+
+
+def save_trained(network: Network, folder: Path, task: Task) -> None:
+    """Into a checkpoint, all that is trained, in fp32."""
+    if isinstance(network, PeftModel):
+        save_adapter(network, folder, task.model, task.revision)
+    else:
+        save_whole(network, folder)
+
+
+def restore_trained(network: Network, folder: Path) -> None:
+    """Put back what `save_trained` wrote."""
+    if isinstance(network, PeftModel):
+        restore_adapter(network, folder)
+    else:
+        restore_whole(network, folder)
+
+
+def write_trained(network: Network, loaded: LoadedModel, run: RunDir, task: Task) -> None:
+    """What a run is for: its adapter, or the whole model in the 16 bits that its base is stored in, to load as one."""
+    if isinstance(network, PeftModel):
+        save_adapter(network, run.adapter, task.model, task.revision)
+        return
+    shutil.rmtree(run.model, ignore_errors=True)  # of the same run, which went on
+    with new_folder(run.model) as unfinished:
+        write_model(network, loaded.template, unfinished, stored_dtype(loaded.folder))
+
+
+def check_trained(run: RunDir, task: Task) -> None:
+    """Look at what a run learned before anything loads.
+
+    Raises:
+        ModelError: it has not finished, or what it wrote is broken.
+    """
+    if not task.whole:
+        read_adapter_config(run.adapter)
+        return
+    if not run.model.is_dir():
+        raise ModelError(f"{run.path}: nothing trained in it yet (model/ is missing); train it to its end.")
+    weight_files(run.model)
+
+
+def trained_name(run: RunDir, task: Task) -> str:
+    """The language model that a run's adapter goes on, or that a run made in place of it."""
+    return str(run.model) if task.whole else task.source
+
+
+def learned(loaded: LoadedModel, run: RunDir, task: Task) -> Network:
+    """A base as a run left it: with the run's adapter on it, or with the run's weights in place of its own."""
+    if not task.whole:
+        return load_adapter(loaded.model, run.adapter)
+    loaded.release()
+    return load_model(trained_name(run, task), loaded.template, task.quant, task.run.device).model
