@@ -152,3 +152,12 @@ def new_folder(destination: Path) -> Iterator[Path]:
         raise DeviceError(f"{destination}: cannot be written ({error}); free space or give another folder.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def folder_anew(destination: Path) -> Iterator[Path]:
+    """As `new_folder`, in place of what a run wrote there before it went on."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(destination, ignore_errors=True)
+    with new_folder(destination) as unfinished:
+        yield unfinished

@@ -1,7 +1,6 @@
 """What training makes of a language model, an adapter or all of its weights: begun, kept, and written at the end."""
 
 import logging
-import shutil
 from pathlib import Path
 
 from peft import PeftModel
@@ -9,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llm.loading import LoadedModel, load_model
-from llm.saving import new_folder, stored_dtype, write_model
+from llm.saving import folder_anew, stored_dtype, write_model
 from llm.shards import weight_files
 from tuning.errors import ModelError
 from tuning.lora import attach_adapter, load_adapter, read_adapter_config, restore_adapter, save_adapter
@@ -63,8 +62,7 @@ def write_trained(network: Network, loaded: LoadedModel, run: RunDir, task: Task
     if isinstance(network, PeftModel):
         save_adapter(network, run.adapter, task.model, task.revision)
         return
-    shutil.rmtree(run.model, ignore_errors=True)  # of the same run, which went on
-    with new_folder(run.model) as unfinished:
+    with folder_anew(run.model) as unfinished:
         write_model(network, loaded.template, unfinished, stored_dtype(loaded.folder))
 
 

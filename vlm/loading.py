@@ -13,6 +13,7 @@ from llm import trained
 from llm.embedded import NAME as EMBEDDED
 from llm.generation import Embed
 from llm.loading import LoadedModel, load_model, read_config
+from llm.saving import folder_anew
 from llm.template import ChatTemplate
 from llm.trained import Network
 from tuning.conversation import Conversation
@@ -209,5 +210,6 @@ def write_trained(sighted: Sighted, loaded: LoadedModel, run: RunDir, task: Imag
     if task.whole:
         trained.write_trained(sighted.language, loaded, run, task)
     if task.whole_tower:
-        write_tower(sighted.tower, run.adapter / TOWER, torch.float32, "2GB")
+        with folder_anew(run.adapter / TOWER) as unfinished:
+            write_tower(sighted.tower, unfinished, torch.float32, "2GB")
     save_trained(sighted, run.adapter, task)

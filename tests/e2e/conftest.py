@@ -12,6 +12,7 @@ from PIL import Image
 import llm.loading
 import llm.merge
 import llm.recipe
+import llm.trained
 import twinlens.targets
 import vlm.loading
 import vlm.recipe
@@ -36,7 +37,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def no_weights(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded before the fault was found")
 
-    for module in (llm.loading, llm.recipe, llm.merge, twinlens.targets, vlm.recipe):
+    for module in (llm.loading, llm.recipe, llm.merge, llm.trained, twinlens.targets, vlm.loading, vlm.recipe):
         monkeypatch.setattr(module, "load_model", no_weights)
     monkeypatch.setattr(vlm.loading, "load_tower", no_weights)
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +13,22 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_internlm import make_internlm2
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llm.chat import Chat
-from llm.generation import Sampling
 from llm.dataset import encode_data
-from llm.loading import load_model, load_template
+from llm.generation import Sampling
+from llm.loading import load_template
 from llm.recipe import forecast, judge
 from llm.settings import TextTask
+from llm.shards import SAFE
 from llm.sources import read_conversations
-from tuning.errors import ConfigError, ModelError
+from tuning.conversation import single
 from tuning.run_dir import RunDir, read_lines
-from tuning.settings import Quant
-from twinlens.start import go_on, recipe_of, start
+from twinlens.start import go_on, recipe_of, start, to_yaml
 from twinlens.targets import open_target
+from vlm.export import export
 from vlm.settings import ImageTask
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -120,3 +126,142 @@ def test_a_run_ends_in_a_model_that_transformers_loads(task, tmp_path):
         opened = open_target(str(run.path), None, 4, with_adapter)
         chat = Chat(opened.model, opened.template, opened.compute, Sampling(), 12)
         assert chat.reply("who are you?", lambda _: None).strip() == answer
+
+
+def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path):
+    task = changed(task, optim={"steps": 9})
+    straight = start(task, "straight", tmp_path / "work").run
+    stopped = start(task, "stopped", tmp_path / "work").run
+    shutil.rmtree(stopped.model)
+    shutil.rmtree(stopped.checkpoints()[-1][1])
+    go_on(stopped.path)
+    assert losses(stopped) == losses(straight)
+    assert (stopped.model / SAFE).read_bytes() == (straight.model / SAFE).read_bytes()
+    go_on(stopped.path)  # a finished run has nothing left to do, and keeps what it made
+    assert (stopped.model / SAFE).read_bytes() == (straight.model / SAFE).read_bytes()
+
+
+def test_a_shared_head_stays_shared(task, tmp_path):
+    folder = tmp_path / "tied"
+    shutil.copytree(task.model, folder)
+    config = AutoConfig.from_pretrained(folder, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
+    run = start(changed(task, model=str(folder), optim={"steps": 3}), "run", tmp_path / "work").run
+    written = AutoModelForCausalLM.from_pretrained(run.model)
+    assert written.lm_head.weight is written.model.embed_tokens.weight
+    assert forecast(changed(task, model=str(folder))).trainable == sum(each.numel() for each in written.parameters())
+
+
+def test_an_internlm_is_written_as_the_llama_that_it_is(task, tmp_path, tiny_model):
+    """None of its own code is needed for what becomes of it."""
+    internlm2 = make_internlm2(tiny_model, tmp_path / "internlm2")
+    run = start(changed(task, model=str(internlm2), optim={"steps": 2}), "run", tmp_path / "work").run
+    config = json.loads((run.model / "config.json").read_text())
+    assert (config["model_type"], "auto_map" in config) == ("llama", False)
+    template, own = load_template(str(internlm2), None), load_template(str(run.model), None)
+    assert template.prompt(single("who are you?")) == own.prompt(single("who are you?"))
+
+
+def test_a_half_precision_base_is_trained_from_its_own_values(task, tmp_path):
+    """fp16 has bits that bf16 has not: loading in the compute type would round them away before the first step."""
+    folder = tmp_path / "half"
+    shutil.copytree(task.model, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    drawn = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=drawn) * 1e-3
+    model.half().save_pretrained(folder)
+    still = {"steps": 1, "learning_rate": 1e-30}
+    run = start(changed(task, model=str(folder), quant={"compute": "bf16"}, optim=still), "run", tmp_path / "work").run
+    written = AutoModelForCausalLM.from_pretrained(run.model)
+    assert written.dtype == torch.float16
+    assert all(torch.equal(one, other) for one, other in zip(written.parameters(), model.parameters(), strict=True))
+
+
+def test_a_steep_learning_rate_is_told(task, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "twinlens"):
+        start(changed(task, optim={"steps": 1, "learning_rate": 2e-5}), "a", tmp_path / "work")
+        assert not caplog.messages
+        start(changed(task, optim={"steps": 1, "learning_rate": 2e-4}), "b", tmp_path / "work")
+    assert "steep for a whole model" in caplog.text
+
+
+@pytest.mark.parametrize("deepspeed", [None, "zero2", "zero3"])
+def test_two_processes_learn_what_one_does(task, tmp_path, deepspeed):
+    """DDP, and ZeRO sharing out optimiser and weights, over gloo: half the accumulation on each of two processes."""
+    alone = start(changed(task, optim={"steps": 4}), "alone", tmp_path).run
+    file = tmp_path / "task.yaml"
+    file.write_text(to_yaml(changed(task, optim={"accumulate": 1, "steps": 4})), encoding="utf-8")
+    options = ["--work-dir", str(tmp_path / "together"), *(["--deepspeed", deepspeed] if deepspeed else [])]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, "-m", "twinlens", "train", str(file), *options],
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (RunDir(path.parent) for path in (tmp_path / "together").glob("task/*/steps.jsonl"))
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+    theirs, ours = (load_file(each.model / SAFE) for each in (run, alone))
+    assert all(torch.allclose(theirs[name].float(), ours[name].float(), atol=1e-2) for name in ours)
+
+
+@pytest.fixture
+def seeing(tmp_path: Path, task: TextTask, towers: dict[str, Path]) -> ImageTask:
+    """The same for pictures, with a tower of its own."""
+    colours = {"red": (220, 30, 30), "blue": (30, 60, 220)}
+    rows = []
+    for name, colour in colours.items():
+        Image.new("RGB", (30, 20), colour).save(tmp_path / f"{name}.png")
+        asked = {"role": "user", "content": "<image>\nwhat colour?"}
+        rows.append({"messages": [asked, {"role": "assistant", "content": f"{name}."}], "images": [f"{name}.png"]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = "".join(
+        f"- {{ask: what colour?, group: picture, expect: [{name}], image: {name}.png}}\n" for name in colours
+    )
+    (tmp_path / "probes.yaml").write_text(asked, encoding="utf-8")
+    values = task.model_dump(mode="json") | {"tower": str(towers["clip"]), "whole_tower": True}
+    return ImageTask.model_validate(values)
+
+
+def test_language_model_and_tower_learn_as_wholes_and_are_found_again(seeing, tmp_path, towers):
+    run = start(seeing, "run", tmp_path / "work").run
+    assert sorted(path.name for path in run.adapter.iterdir()) == ["projector.safetensors", "tower"]
+    comparison = recipe_of(seeing).judge(run, seeing)
+    assert [row.after_hit for row in comparison.rows] == [True, True]
+    assert [row.before_hit for row in comparison.rows] != [True, True]
+    opened = open_target(str(run.path), None, 4, pictures=True)
+    shown = [str(tmp_path / "blue.png")]
+    chat = Chat(opened.model, opened.template, opened.compute, Sampling(), 12, shown, opened.embed)
+    assert "blue" in chat.reply("what colour?", lambda _: None)
+    before, after = (load_file(folder / SAFE) for folder in (towers["clip"], run.adapter / "tower"))
+    before, after = ({name[name.find("encoder") :]: value for name, value in each.items()} for each in (before, after))
+    assert not torch.equal(before["encoder.layers.0.mlp.fc1.weight"], after["encoder.layers.0.mlp.fc1.weight"])
+    last = "encoder.layers.2.mlp.fc1.weight"
+    assert torch.equal(before[last], after[last]), "features are those of the last layer but one"
+
+
+def test_a_resumed_run_with_eyes_ends_in_the_same_bytes(seeing, tmp_path):
+    task = changed(seeing, optim={"steps": 6})
+    straight, stopped = (start(task, name, tmp_path / "work").run for name in ("straight", "stopped"))
+    shutil.rmtree(stopped.checkpoints()[-1][1])
+    for path in (stopped.model, stopped.adapter):
+        shutil.rmtree(path)
+    go_on(stopped.path)
+    for part in ("model/model.safetensors", "adapter/projector.safetensors", "adapter/tower/model.safetensors"):
+        assert (stopped.path / part).read_bytes() == (straight.path / part).read_bytes(), part
+
+
+@pytest.mark.parametrize("whole", [{"whole_tower": False}, {"lora": {"rank": 4}, "quant": {"bits": 4}}])
+def test_one_of_them_alone_is_trained_and_exported(seeing, tmp_path, whole):
+    """What transformers reads back gives the run's own logits, or nothing is written."""
+    values = seeing.model_dump(mode="json") | whole
+    values["optim"] |= {"steps": 6}
+    task = ImageTask.model_validate(values)
+    run = start(task, "run", tmp_path / "work").run
+    assert run.model.exists() == task.whole
+    report = export(run, task, tmp_path / "llava", "hf", "2GB")
+    assert report.exported.difference < 1e-5
+    parts = export(run, task, tmp_path / "parts", "parts", "2GB")
+    assert parts.exported.difference < 1e-5
+    assert (tmp_path / "parts" / "tower").exists() == task.whole_tower

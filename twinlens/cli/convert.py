@@ -172,5 +172,5 @@ def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str | None]:
     if isinstance(task, ImageTask):
         raise ConfigError(f"{run.path}: is a run of the image path; use `{command('convert', 'llava', *paths)}`.")
     if task.whole:
-        raise ConfigError(f"{run.path}: every weight was trained, so there is nothing to merge; use {run.model} itself.")
+        raise ConfigError(f"{run.path}: every weight was trained, so nothing is left to merge; use {run.model}.")
     return task.source, run.adapter, Path(paths[1]), task.quant, task.template
