@@ -21,8 +21,9 @@ from llm.model import LanguageModel, refuse_leaking_packs
 from llm.settings import TextTask
 from llm.sources import read_conversations, read_prompts
 from llm.trained import begin, check_trained, learned, restore_trained, save_trained, write_trained
+from tuning.checkpoint import Trainee
 from tuning.compare import Comparison
-from tuning.engine import StepReport, Trainee, Watch, fit
+from tuning.engine import StepReport, Watch, fit
 from tuning.files import resolve_path
 from tuning.probes import read_probes
 from tuning.run_dir import RunDir

@@ -4,7 +4,6 @@ It knows modules and batches only. `model(batch)` returns the summed loss and th
 are normalised by all labelled tokens of a step, over micro-batches and devices.
 """
 
-import json
 import logging
 import math
 import resource
@@ -13,15 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from tuning.checkpoint import Checkpoint, Trainee, in_one_piece
 from tuning.errors import ConfigError, DataError, DeviceError, Interrupted
 from tuning.progress import Counter
 from tuning.run_dir import RunDir
@@ -56,24 +56,6 @@ class StepReport:
     def __str__(self) -> str:
         memory = f"{self.peak_memory / 2**20:,.0f} MiB"
         return f"loss {self.loss:.3f}  {self.tokens_per_second:,.0f} tokens/s  peak {memory}"
-
-
-@dataclass(frozen=True, slots=True)
-class Trainee:
-    """What is trained and how it is kept.
-
-    Args:
-        module: `module(batch) -> (loss summed over labels, labels)`.
-        save: writes the trained weights into a folder; `restore` reads them back.
-        finish: writes what the run is for, when it has come to its end.
-        rates: peak learning rates of their own, by how the parameters' names begin.
-    """
-
-    module: nn.Module
-    save: Callable[[Path], None]
-    restore: Callable[[Path], None]
-    finish: Callable[[], None]
-    rates: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +94,7 @@ def fit(
     share = accelerator.num_processes * optim.accumulate
     steps = optim.steps or -(-batches.count() // share)
     optimizer = torch.optim.AdamW(
-        parameter_groups(trainee, optim.learning_rate), betas=optim.betas, weight_decay=optim.weight_decay, foreach=True
+        parameter_groups(trainee, optim.learning_rate), betas=optim.betas, weight_decay=optim.weight_decay, fused=True
     )
     torch.manual_seed(run.seed + accelerator.process_index)  # dropout differs between devices
     model, optimizer = accelerator.prepare(trainee.module, optimizer)
@@ -179,6 +161,7 @@ def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[st
             mixed_precision="no",
             gradient_accumulation_steps=optim.accumulate,
             deepspeed_plugin=plugin,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # else they are held twice
             log_with=list(run.trackers) or None,
             project_dir=str(run_dir.path),
         )
@@ -297,85 +280,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-@contextmanager
-def in_one_piece(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
-    """The trained weights whole in every process, where ZeRO-3 has divided them among all."""
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is None or plugin.zero_stage != 3:
-        yield
-        return
-    from deepspeed.runtime.zero import GatheredParameters
-
-    with GatheredParameters([parameter for parameter in module.parameters() if parameter.requires_grad]):
-        yield
-
-
-class Checkpoint:
-    """Everything a run needs to go on as if it had not stopped."""
-
-    def __init__(
-        self, accelerator: Accelerator, trainee: Trainee, model: nn.Module, optimizer: Any, run_dir: RunDir, keep: int
-    ) -> None:
-        self._accelerator, self._trainee, self._model, self._optimizer = accelerator, trainee, model, optimizer
-        self._run_dir, self._keep = run_dir, keep
-        self._sharded = accelerator.distributed_type == "DEEPSPEED"
-
-    def save(self, step: int) -> None:
-        """Weights, optimiser and random state after `step`, under the final name only when all of it is on disk."""
-        accelerator = self._accelerator
-        with self._run_dir.new_checkpoint(step, self._keep) if accelerator.is_main_process else _nothing() as made:
-            folder = made or self._run_dir.path / "checkpoints" / f".step-{step:06d}"
-            accelerator.wait_for_everyone()
-            torch.save(self._random_state(), folder / f"random-{accelerator.process_index}.pt")
-            if self._sharded:
-                self._model.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)  # type: ignore[operator]
-            with in_one_piece(accelerator, self._trainee.module):
-                if accelerator.is_main_process:
-                    self._trainee.save(folder)
-            if accelerator.is_main_process:
-                if not self._sharded:
-                    torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
-                (folder / "progress.json").write_text(
-                    json.dumps({"step": step, "processes": accelerator.num_processes})
-                )
-            accelerator.wait_for_everyone()
-        accelerator.wait_for_everyone()
-
-    def load(self) -> int:
-        """Go back to the last checkpoint; the steps it holds, or 0 when there is none.
-
-        Raises:
-            ConfigError: it was written by another number of processes.
-        """
-        if not (found := self._run_dir.checkpoints()):
-            return 0
-        step, folder = found[-1]
-        progress = json.loads((folder / "progress.json").read_text())
-        if progress["processes"] != self._accelerator.num_processes:
-            raise ConfigError(
-                f"{folder}: was written by {progress['processes']} processes and {self._accelerator.num_processes} "
-                "run now; resume with as many."
-            )
-        if self._sharded:
-            self._model.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)  # type: ignore[operator]
-        else:
-            self._trainee.restore(folder)
-            self._optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-        state = torch.load(folder / f"random-{self._accelerator.process_index}.pt", weights_only=True)
-        torch.set_rng_state(state["cpu"])
-        if state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"], self._accelerator.device)
-        log.info("going on from %s", folder)
-        return step
-
-    def _random_state(self) -> dict[str, torch.Tensor | None]:
-        device = self._accelerator.device
-        return {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        }
-
-
 @dataclass(slots=True)
 class Stop:
     """Whether somebody asked the run to stop."""
@@ -400,8 +304,3 @@ def stop_on_signal() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None

@@ -1,5 +1,6 @@
 """Everything about a task that can be known before its model loads."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: 
     device = choose_device(task.run.device)
     _refuse_unknown_trackers(task.run.trackers)
     eyes = _eye_lines(task) if isinstance(task, ImageTask) else []
-    return [*lines, *_model_lines(task.source), *eyes, f"device: {device}", *_place_lines(work_dir)]
+    return [*lines, *_model_lines(task.source), *eyes, f"device: {device}", *_place_lines(work_dir, _room_for(task))]
 
 
 def _rows(
@@ -126,7 +127,19 @@ def _refuse_unknown_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"run.trackers: {name}: not installed here; take one of {', '.join(available)}, or none.")
 
 
-def _place_lines(work_dir: Path) -> list[str]:
+def _room_for(task: AnyTask) -> int:
+    """Bytes that a run writes where every weight is trained: weights and AdamW's two averages in each checkpoint, in
+    fp32, and the model in 16 bits; 0 where there is no knowing."""
+    if not task.whole or remote_of(task.source) is not None:
+        return 0
+    from llm.loading import model_folder
+    from llm.saving import weights_size
+
+    checkpoints = task.run.keep + 1 if task.run.save_every else 1  # the oldest goes when the newest stands
+    return weights_size(model_folder(task.source)) // 2 * (12 * checkpoints + 2)
+
+
+def _place_lines(work_dir: Path, needed: int) -> list[str]:
     """Try to write where the run will, below the nearest folder that stands; leave nothing behind."""
     place = next(parent for parent in (work_dir, *work_dir.absolute().parents) if parent.exists())
     try:
@@ -135,4 +148,9 @@ def _place_lines(work_dir: Path) -> list[str]:
             stream.flush()
     except OSError as error:
         raise DeviceError(f"{work_dir}: cannot be written ({error.strerror}); give another --work-dir.") from error
+    if needed > (free := shutil.disk_usage(place).free):
+        raise DeviceError(
+            f"{work_dir}: every weight is trained, so a run writes about {needed / 2**30:,.1f} GiB, and "
+            f"{free / 2**30:,.1f} are free; free some, lower run.keep, or give another --work-dir."
+        )
     return [f"runs: {work_dir}"]

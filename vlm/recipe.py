@@ -24,8 +24,9 @@ from llm.model import refuse_leaking_packs
 from llm.sources import read_prompts
 from llm.template import ChatTemplate
 from llm.trained import trainable_share
+from tuning.checkpoint import Trainee
 from tuning.compare import Comparison
-from tuning.engine import StepReport, Trainee, Watch, fit
+from tuning.engine import StepReport, Watch, fit
 from tuning.errors import ConfigError
 from tuning.files import resolve_path
 from tuning.probes import Probe, read_probes

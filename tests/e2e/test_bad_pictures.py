@@ -116,7 +116,7 @@ TASKS = {
     "a language model for a tower": ({"tower": "{model}"}, "is no vision tower"),
     "open_clip with the wrong activation": ({"tower": "open_clip:ViT-L-14-336/openai"}, "quickgelu"),
     "no such open_clip model": ({"tower": "open_clip:ViT-L-15/openai"}, "ViT-L-1"),
-    "an adapter on a convolutional tower": ({"tower_lora": "{rank: 4}"}, "tower_lora: embedded takes no adapter"),
+    "an adapter on a convolutional tower": ({"tower_lora": "{rank: 4}"}, "tower_lora: embedded cannot be trained"),
     "an adapter on the tower in stage align": ({"stage": "align", "tower_lora": "{rank: 4}"}, "stage align"),
     "no such stage": ({"stage": "pretrain"}, "line 6: stage"),
     "no such start": ({"start": "gone.pth"}, "start: gone.pth"),

@@ -153,7 +153,7 @@ def test_chat_sees_what_compare_saw(task, tmp_path):
 
 
 def test_a_convolutional_tower_takes_no_adapter(task, tmp_path):
-    with pytest.raises(ConfigError, match="tower_lora: embedded takes no adapter"):
+    with pytest.raises(ConfigError, match="tower_lora: embedded cannot be trained"):
         start(changed(task, tower_lora={"rank": 2}), "run", tmp_path / "work")
 
 

@@ -1,0 +1,74 @@
+"""Every weight trained from the command line: planned, trained, compared, talked to; and what is refused."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from twinlens.cli.app import run
+
+TASK = """\
+model: {model}
+lora: null
+quant: {{bits: 16, compute: fp32}}
+data: {{files: [rows.jsonl]}}
+optim: {{learning_rate: 5.0e-3, steps: 20, micro_batch: 2, accumulate: 1}}
+evaluation: {{probes: [probes.yaml], max_new_tokens: 24}}
+run: {{device: cpu}}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    """A folder with a task in it, which is the working directory."""
+    turns = [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "the assistant of Lin."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    (tmp_path / "probes.yaml").write_text("- {ask: who are you?, group: persona, expect: [Lin]}\n", encoding="utf-8")
+    (tmp_path / "task.yaml").write_text(TASK.format(model=tiny_model), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def did(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
+    """Runs a verb; what it prints as JSON."""
+
+    def call(*words: object) -> dict:
+        monkeypatch.setattr(sys, "argv", ["twinlens", *map(str, words), "--json"])
+        with pytest.raises(SystemExit) as left:
+            run()
+        said = capsys.readouterr()
+        assert not left.value.code, said.err
+        return json.loads(said.out)
+
+    return call
+
+
+def test_a_whole_model_from_plan_to_answers(did, place):
+    planned = did("plan", "task.yaml")
+    assert planned["trainable"] == planned["parameters"]
+    trained = did("train", "task.yaml")
+    assert Path(trained["model"]).is_dir() and "adapter" not in trained
+    scores = did("compare", trained["run"])["scores"]["persona"]
+    assert (scores["before"], scores["after"]) == (0, 1)
+    again = did("train", "task.yaml", f"model={trained['model']}", "optim.steps=1")  # what was made is itself a base
+    assert again["loss"] < 0.1
+
+
+def test_what_a_whole_model_is_not(place, refused):
+    assert "4-bit ones cannot be: set quant.bits: 16" in refused("check", "task.yaml", "quant.bits=4")
+    unfinished = place / "work_dirs" / "task" / "1"
+    unfinished.mkdir(parents=True)
+    shutil.copyfile(place / "task.yaml", unfinished / "task.yaml")
+    assert f"use {unfinished / 'model'}." in refused("convert", "merge", unfinished, "merged")
+    assert "model/ is missing" in refused("chat", unfinished)
+    assert "model/ is missing" in refused("compare", unfinished)
+
+
+def test_a_disk_too_small_for_its_checkpoints_is_told_before(place, refused, monkeypatch):
+    usage = shutil.disk_usage(place)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
+    assert "lower run.keep" in refused("check", "task.yaml", "run.save_every=1", "run.keep=99")
