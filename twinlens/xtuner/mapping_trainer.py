@@ -70,9 +70,8 @@ def _run(tree: ConfigTree) -> dict[str, Any]:
         place = "save_steps" if strategy == "steps" else "save_strategy"
         given = every if strategy == "steps" else strategy
         tree.differ(f"{ARGUMENTS}.{place}", f"{shown(given)}; set run.save_every in steps")
-    keep = tree.take(f"{ARGUMENTS}.save_total_limit")
-    if keep is None:
-        tree.differ(f"{ARGUMENTS}.save_total_limit", "keeps every checkpoint; set run.keep for more than the last two")
-    else:
+    if (keep := tree.number(f"{ARGUMENTS}.save_total_limit", 0)) > 0:
         run["keep"] = keep
+    else:
+        tree.differ(f"{ARGUMENTS}.save_total_limit", "keeps every checkpoint; set run.keep for more than the last two")
     return run

@@ -221,6 +221,10 @@ def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
         (TEXT.replace("internlm/internlm2-chat-1_8b", "openbmb/MiniCPM-2B-sft-bf16"), "MiniCPM"),
         (IMAGE + "model.update(llm_lora=None)\n", "without the language model"),
         (
+            IMAGE + "model.update(llm_lora=None, visual_encoder_lora=None, freeze_visual_encoder=False)\n",
+            "without the language model",
+        ),
+        (
             TEXT + "import os\nbatch_size = int(os.environ['N'])\ntrain_dataloader.update(batch_size=batch_size)\n",
             "running `batch_size = int",
         ),
