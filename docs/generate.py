@@ -82,7 +82,8 @@ def _fields(title: str, fields: dict[str, FieldInfo]) -> list[str]:
     lines = [f"## {title}", "", *_table({key: field for key, field in fields.items() if not _block(field)})]
     for key, field in fields.items():
         if block := _block(field):
-            lines += ["", f"## `{key}`", "", " ".join((block.__doc__ or "").split()), "", *_table(block.model_fields)]
+            about = " ".join(f"{block.__doc__ or ''} {field.description or ''}".split())
+            lines += ["", f"## `{key}`", "", about, "", *_table(block.model_fields)]
     return lines
 
 
@@ -98,7 +99,9 @@ def _table(fields: dict[str, FieldInfo]) -> list[str]:
 
 
 def _block(field: FieldInfo) -> type[Block] | None:
-    kind = field.annotation
+    """The block that a field is, also one that null takes out."""
+    default = field.get_default(call_default_factory=True)
+    kind = type(default) if isinstance(default, Block) else field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Block) else None
 
 

@@ -96,3 +96,84 @@ train_dataloader = dict(
 )
 """
 )
+
+# Handed to transformers' Trainer: parts stand at the top, and counts are of optimiser steps.
+TRAINER = """
+import torch
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer, TrainingArguments
+from xtuner.dataset import process_hf_dataset
+from xtuner.dataset.map_fns import oasst1_map_fn, template_map_fn_factory
+from xtuner.utils import PROMPT_TEMPLATE
+
+framework = "huggingface"
+model_path = "internlm/internlm-7b"
+trainer = Trainer
+training_args = dict(
+    type=TrainingArguments,
+    do_train=True,
+    learning_rate=1e-4,
+    weight_decay=0.01,
+    lr_scheduler_type="cosine",
+    warmup_steps=60,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=4,
+    max_steps=600,
+    adam_beta2=0.95,
+    max_grad_norm=0.5,
+    bf16=True,
+    logging_steps=1,
+    optim="adamw_torch",
+    save_strategy="steps",
+    save_steps=50,
+    save_total_limit=3,
+    seed=7,
+)
+tokenizer = dict(type=AutoTokenizer.from_pretrained, pretrained_model_name_or_path=model_path)
+model = dict(
+    type=AutoModelForCausalLM.from_pretrained,
+    pretrained_model_name_or_path=model_path,
+    trust_remote_code=True,
+    torch_dtype=torch.float16,
+    quantization_config=dict(type=BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+)
+lora = dict(type=LoraConfig, r=64, lora_alpha=16, lora_dropout=0.1, bias="none", task_type="CAUSAL_LM")
+train_dataset = dict(
+    type=process_hf_dataset,
+    dataset=dict(type=load_dataset, path="json", data_files="rows.jsonl"),
+    tokenizer=tokenizer,
+    max_length=1024,
+    dataset_map_fn=oasst1_map_fn,
+    template_map_fn=dict(type=template_map_fn_factory, template=PROMPT_TEMPLATE.internlm_chat),
+    remove_unused_columns=True,
+    shuffle_before_pack=True,
+    pack_to_max_length=True,
+)
+"""
+
+# Every weight, on the folders that InternLM's own training has.
+INTERN_REPO = (
+    TEXT
+    + """
+from xtuner.dataset.intern_repo import build_packed_dataset, load_intern_repo_untokenized_dataset
+
+model = dict(type=SupervisedFinetune, use_varlen_attn=True, llm=dict(model["llm"], quantization_config=None))
+train_dataloader.update(
+    dataset=dict(
+        type=build_packed_dataset,
+        dataset_cfg=dict(
+            type=load_intern_repo_untokenized_dataset,
+            data_order_path=None,
+            folder="sft",
+            tokenizer=tokenizer,
+            max_length=8192,
+            template_map_fn=dict(type=template_map_fn_factory, template=PROMPT_TEMPLATE.internlm2_chat),
+            file_type=".json",
+        ),
+        packed_length=8192,
+        seed=1024,
+    )
+)
+"""
+)

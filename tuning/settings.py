@@ -148,7 +148,7 @@ class Task(Block):
     """Name of a chat template of XTuner's list, such as internlm2_chat; the model's own when left out."""
     quant: Quant = Quant()
     lora: Lora | None = Lora()
-    """The adapter; null trains every weight of the language model, which takes 16 bytes of memory for each."""
+    """null trains every weight of the language model in place of an adapter: 16 bytes of memory for each."""
     data: Data
     rehearsal: Rehearsal = Rehearsal()
     optim: Optim = Field(default_factory=Optim)

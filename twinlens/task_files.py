@@ -103,7 +103,7 @@ def explain(file: Path) -> str:
     for key in document:
         field = fields[key]
         inserted[document.lc.key(key)[0]].append(f"# {_help(field)}")
-        for inner, setting in _settings(field).items():
+        for inner, setting in (_settings(field) if document[key] is not None else {}).items():
             given = inner in document[key]
             place = document[key].lc.key(inner)[0] if given else _end(document, key, lines)
             inserted[place].append(f"  # {_help(setting)}")
@@ -125,8 +125,9 @@ def _absent(key: str, field: FieldInfo) -> list[str]:
 
 
 def _settings(field: FieldInfo) -> dict[str, FieldInfo]:
-    """The fields of a block; none where the field is a value."""
-    kind = field.annotation
+    """The fields of a block, also of one that null takes out; none where the field is a value."""
+    default = field.get_default(call_default_factory=True)
+    kind = type(default) if isinstance(default, Block) else field.annotation
     return kind.model_fields if isinstance(kind, type) and issubclass(kind, Block) else {}
 
 

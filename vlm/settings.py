@@ -20,12 +20,12 @@ class Pictures(Block):
 
 
 class Rates(Block):
-    """Peak learning rates of what is not the language model's adapter; optim.learning_rate where left out."""
+    """Peak learning rates of what is not the language model; optim.learning_rate where left out."""
 
     projector: float | None = Field(default=None, gt=0)
     """Of the projector."""
     tower: float | None = Field(default=None, gt=0)
-    """Of the tower's adapter."""
+    """Of the tower, or of its adapter."""
 
 
 class ImageTask(Task):

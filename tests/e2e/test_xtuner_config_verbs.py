@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from xtuner_config import TEXT
+from xtuner_config import TEXT, TRAINER
 
 ROW = '{"messages": [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "I am the sea."}]}\n'
 SAMPLED = "custom_hooks.EvaluateChatHook.evaluation_inputs: "
@@ -69,6 +69,27 @@ def test_training_keeps_the_task_that_the_config_came_to(place: Path) -> None:
     expected["data"]["files"] = [str(place / "rows.jsonl")]
     expected["run"]["device"], expected["quant"]["bits"] = "cpu", 16
     assert kept == expected
+
+
+def test_a_config_without_a_lora_ends_in_a_model(place: Path) -> None:
+    text = (place / "mine_copy.py").read_text(encoding="utf-8")
+    text += "model = dict(type=SupervisedFinetune, llm=dict(model['llm'], quantization_config=None))\n"
+    (place / "whole.py").write_text(text, encoding="utf-8")
+    (place / "whole.yaml").write_text(twinlens(place, "show-cfg", "whole.py").stdout, encoding="utf-8")
+    assert twinlens(place, "show-cfg", "whole.yaml").stdout == twinlens(place, "show-cfg", "whole.py").stdout
+    done = twinlens(place, "train", "whole.py", "run.device=cpu", "--json")
+    assert done.returncode == 0, done.stderr
+    run = Path(json.loads(done.stdout)["run"])
+    assert (run / "model" / "config.json").is_file() and not (run / "adapter").exists()
+
+
+def test_a_config_for_trainer_trains(place: Path, tiny_model: Path) -> None:
+    text = TRAINER.replace("internlm/internlm-7b", str(tiny_model)).replace("max_length=1024", "max_length=64")
+    (place / "hf.py").write_text(f"{text}training_args.update(max_steps=2)\n", encoding="utf-8")
+    done = twinlens(place, "train", "hf.py", "run.device=cpu", "quant.bits=16", "optim.warmup=0", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (Path(result["run"]) / "adapter").is_dir() and "differs" not in result
 
 
 @pytest.mark.parametrize("verb", ["show-cfg", "check", "plan", "train"])

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,45 @@ from tuning.errors import ConfigError
 from twinlens.xtuner.config_reader import Config
 from twinlens.xtuner.expressions import Reference, Unread
 
-# What mmengine and XTuner read; every other name at the top of a config is a variable that stands in one of these.
-READ = (
-    *("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks", "default_hooks"),
-    *("randomness", "load_from", "resume", "visualizer", "work_dir", "data_preprocessor", "strategy", "auto_scale_lr"),
-    *("val_dataloader", "val_evaluator", "val_cfg", "test_dataloader", "test_evaluator", "test_cfg", "env_cfg"),
-    *("log_level", "log_processor", "sequence_parallel_size", "framework", "training_args"),
-)
 MOST = 20_000
+HOOK = "custom_hooks.EvaluateChatHook"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the parts of a config stand.
+
+    Args:
+        read: what is read of its names; every other is a variable that stands in one of these.
+        language: the language model.
+        lora: its adapter.
+        dataset: what is trained on.
+    """
+
+    read: tuple[str, ...]
+    language: str
+    lora: str
+    dataset: str
+
+
+MMENGINE = Layout(
+    read=(
+        *("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks"),
+        *("default_hooks", "randomness", "load_from", "resume", "visualizer", "work_dir", "data_preprocessor"),
+        *("strategy", "auto_scale_lr", "val_dataloader", "val_evaluator", "val_cfg", "test_dataloader"),
+        *("test_evaluator", "test_cfg", "env_cfg", "log_level", "log_processor", "sequence_parallel_size", "framework"),
+    ),
+    language="model.llm",
+    lora="model.lora",
+    dataset="train_dataloader.dataset",
+)
+# What hands over to transformers' Trainer.
+TRAINER = Layout(
+    read=("framework", "model", "lora", "train_dataset", "trainer", "training_args"),
+    language="model",
+    lora="lora",
+    dataset="train_dataset",
+)
 
 
 class ConfigTree:
@@ -29,11 +61,14 @@ class ConfigTree:
 
     def __init__(self, config: Config) -> None:
         self.file: Path = config.file
+        framework = config.values.get("framework")
+        trainer = isinstance(framework, str) and framework.lower() == "huggingface"
+        self.layout = TRAINER if trainer else MMENGINE
         self.differs: list[str] = []
         self._leaves: dict[str, Any] = {}
         self._taken: set[str] = set()
         try:
-            for name in READ:
+            for name in self.layout.read:
                 if name in config.values:
                     self._leaves.update(_leaves(name, config.values[name], count()))
         except RecursionError as error:
@@ -140,7 +175,7 @@ def shown(value: Any) -> str:
 def _leaves(path: str, value: Any, seen: Iterator[int]) -> Iterator[tuple[str, Any]]:
     if next(seen) > MOST:
         raise RecursionError  # a few names can stand for endless values
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(f"{path}.{key}", inner, seen)
     elif isinstance(value, list | tuple) and any(isinstance(each, dict | list | tuple) for each in value):

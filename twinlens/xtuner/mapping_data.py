@@ -3,13 +3,33 @@
 import re
 from typing import Any
 
-from twinlens.xtuner.config_tree import ConfigTree, shown
-from twinlens.xtuner.scope import datasets
+from twinlens.xtuner.config_tree import HOOK, ConfigTree, shown
+from twinlens.xtuner.scope import INTERN_REPO, datasets, reader
 
 # Rows that we know by their own keys, whatever function XTuner reads them with; None is its own format.
 KNOWN_ROWS = (None, "alpaca_map_fn", "oasst1_map_fn", "openai_map_fn", "llava_map_fn")
+CUT = "rows are cut where a pack ends; here whole rows share one"
 FILE_KINDS = ("json", "parquet")
 WORKERS = 32  # processes that map and pack, each its own share, unless map_num_proc says otherwise
+TOKENS, TEXTS = "load_intern_repo_tokenized_dataset", "load_intern_repo_untokenized_dataset"
+# Rows of forms of their own, by what reads them in XTuner.
+OTHER_ROWS = {
+    "MOSSSFTDataset": "rows of MOSS's own format",
+    "RefCOCOJsonDataset": "rows of RefCOCO, a box asked for by a phrase,",
+    "InvRefCOCOJsonDataset": "rows of RefCOCO, a phrase asked for by a box,",
+    TOKENS: "folders of tokens, as InternLM's own training has them,",
+    TEXTS: "folders of lists of messages, as InternLM's own training has them,",
+}
+# Where a dataset names its files; others are given a dataset.
+PLACES = {
+    "LLaVADataset": "data_path",
+    "MOSSSFTDataset": "data_file",
+    "RefCOCOJsonDataset": "data_path",
+    "InvRefCOCOJsonDataset": "data_path",
+    TOKENS: "folder",
+    TEXTS: "folder",
+}
+PROCESSED = "processed_dataset_dict_path"
 PATCHES = 576  # of CLIP ViT-L/14 at 336 pixels, which every LLaVA config of XTuner takes
 
 
@@ -17,16 +37,32 @@ def text_data(tree: ConfigTree) -> dict[str, Any]:
     """`data` of a text task."""
     data: dict[str, Any] = {"files": _files(tree)}
     first, *others = datasets(tree)
+    if tree.kind(first) == INTERN_REPO:
+        return data | _intern_repo_packs(tree, first, others)
     data["max_length"] = _alike(tree, first, others, "max_length", 2048)
     packs = tree.kind(first).startswith("process_") and _alike(tree, first, others, "pack_to_max_length", True)
     data["pack"] = bool(packs)
     if packs:
         isolated = _alike(tree, first, others, "use_varlen_attn", False)
         if isolated:
-            tree.differ(f"{first}.use_varlen_attn", "rows are cut where a pack ends; here whole rows share one")
+            tree.differ(f"{first}.use_varlen_attn", CUT)
         data["packing"] = "isolated" if isolated else "xtuner"
         data["pack_workers"] = _alike(tree, first, others, "map_num_proc", WORKERS)
     return data
+
+
+def _intern_repo_packs(tree: ConfigTree, first: str, others: list[str]) -> dict[str, Any]:
+    """Packs of rows cut where one ends, each file by itself in one process; with `use_varlen_attn` rows are apart."""
+    length = _alike(tree, first, others, "packed_length", 8192)
+    if (longest := _alike(tree, first, others, "dataset_cfg.max_length", length)) != length:
+        tree.differ(f"{first}.dataset_cfg.max_length", f"{shown(longest)}; rows are cut to data.max_length, a pack's")
+    if _alike(tree, first, others, "dataset_cfg.min_length", 0):
+        tree.differ(f"{first}.dataset_cfg.min_length", "shorter rows are left out there; here none is")
+    isolated = tree.take("model.use_varlen_attn", False)
+    if isolated:
+        tree.differ("model.use_varlen_attn", CUT)
+    packing = "isolated" if isolated else "xtuner"
+    return {"max_length": length, "pack": True, "packing": packing, "pack_workers": 1}
 
 
 def image_data(tree: ConfigTree, tower: str) -> dict[str, Any]:
@@ -50,8 +86,10 @@ def picture_folder(tree: ConfigTree) -> str | None:
 
 
 def template_of(tree: ConfigTree) -> str | None:
-    """The name of the chat template, in XTuner's list."""
-    first, *others = datasets(tree)
+    """The name of the chat template, in XTuner's list; for rows that hold tokens, that of the config's samples."""
+    first, *others = (reader(tree, dataset) for dataset in datasets(tree))
+    if tree.kind(first) == TOKENS:
+        return tree.name(f"{HOOK}.prompt_template")
     path = "template_map_fn.template"
     if tree.below(f"{first}.{path}"):
         tree.differ(f"{first}.{path}", "a template of its own; the tokenizer's is taken, or one by name as `template`")
@@ -79,15 +117,17 @@ def _alike(tree: ConfigTree, first: str, others: list[str], key: str, default: A
 
 def _files(tree: ConfigTree) -> list[str]:
     files: list[str] = []
-    for dataset in datasets(tree):
-        if (kind := tree.kind(dataset)) == "MOSSSFTDataset":
-            tree.differ(dataset, "rows of MOSS's own format are not read; convert them to messages")
-            files += _paths(tree, f"{dataset}.data_file")
-        elif kind == "LLaVADataset":
-            _settle_rows(tree, dataset)
-            files += _paths(tree, f"{dataset}.data_path")
+    for dataset in (reader(tree, dataset) for dataset in datasets(tree)):
+        kind = tree.kind(dataset)
+        if rows := OTHER_ROWS.get(kind):
+            tree.differ(dataset, f"{rows} are not read; convert them to messages")
         else:
             _settle_rows(tree, dataset)
+        if kind == TEXTS and tree.has(f"{dataset}.{PROCESSED}"):
+            files += _paths(tree, f"{dataset}.{PROCESSED}")
+        elif place := PLACES.get(kind):
+            files += _paths(tree, f"{dataset}.{place}")
+        else:
             files += _loaded(tree, f"{dataset}.dataset")
     return files
 

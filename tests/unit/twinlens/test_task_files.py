@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tuning.errors import ConfigError
-from tuning.settings import read_settings
+from tuning.settings import Block, read_settings
 from twinlens.task_files import KINDS, describe, explain, find_config, shipped_tasks
 
 TASKS = sorted(shipped_tasks().values())
@@ -27,10 +27,20 @@ def test_an_explained_copy_is_the_same_task(file: Path, tmp_path: Path) -> None:
 def test_an_explained_copy_has_every_setting_with_its_docstring(file: Path) -> None:
     text = explain(file)
     for key, field in KINDS[file.parent.name].model_fields.items():
-        inner = getattr(field.annotation, "model_fields", {})
+        default = field.get_default(call_default_factory=True)
+        inner = getattr(type(default) if isinstance(default, Block) else field.annotation, "model_fields", {})
         for name, setting in ({key: field} | inner).items():
             assert re.search(rf"(?m)^ *#? *{name}:", text)
             assert not setting.description or " ".join(setting.description.split()) in text
+
+
+def test_an_explained_copy_without_an_adapter_says_nothing_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    file = folder / "whole.yaml"
+    file.write_text("# Whole.\nmodel: x\nlora: null\ndata:\n  files: [rows.jsonl]\n", encoding="utf-8")
+    text = explain(file)
+    assert "rank:" not in text and "null trains every weight" in text
 
 
 def test_a_task_is_found_by_path_name_or_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

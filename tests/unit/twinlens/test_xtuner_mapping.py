@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from xtuner_config import IMAGE, TEXT
+from xtuner_config import IMAGE, INTERN_REPO, TEXT, TRAINER
 
 from tuning.errors import ConfigError
+from tuning.settings import Lora
 from twinlens.task_files import open_task
 from twinlens.xtuner.config_reader import read_config
+from twinlens.xtuner.config_tree import ConfigTree
 from twinlens.xtuner.mapping import Mapped, map_config
 from vlm.settings import ImageTask
 
@@ -35,7 +37,7 @@ def test_a_text_config(write: Write) -> None:
     assert not isinstance(task, ImageTask)
     assert task.model == "internlm/internlm2-chat-1_8b"
     assert task.quant.bits == 4
-    assert (task.lora.rank, task.lora.alpha, task.lora.dropout, task.lora.targets) == (64, 16, 0.1, "all-linear")
+    assert task.lora == Lora(rank=64, alpha=16, dropout=0.1, targets="all-linear")
     assert task.data.files == (Path("rows.jsonl"),)
     assert (task.data.max_length, task.data.pack) == (1024, True)
     optim = task.optim
@@ -50,8 +52,8 @@ def test_an_image_config(write: Write) -> None:
     task = open_task(write("config.py", IMAGE)).task
     assert isinstance(task, ImageTask)
     assert (task.stage, task.tower, task.start) == ("tune", "openai/clip-vit-large-patch14-336", "iter_2181.pth")
-    assert (task.lora.rank, task.lora.alpha, task.lora.dropout) == (512, 256, 0.05)
-    assert task.tower_lora is not None and (task.tower_lora.rank, task.tower_lora.alpha) == (64, 16)
+    assert task.lora == Lora(rank=512, alpha=256, dropout=0.05)
+    assert task.tower_lora == Lora(rank=64, alpha=16, dropout=0.05)
     assert (task.data.files, task.pictures.folder) == ((Path("rows.json"),), Path("pictures"))
     assert task.data.max_length == 2048  # 1472 of text and 576 patches
     assert (task.data.pack, task.optim.micro_batch) == (False, 4)
@@ -160,21 +162,13 @@ def dicts(path: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from dicts(path, each)
 
 
-@pytest.mark.parametrize("text", [TEXT, IMAGE], ids=["text", "image"])
+@pytest.mark.parametrize("text", [TEXT, IMAGE, TRAINER, INTERN_REPO], ids=["text", "image", "trainer", "intern_repo"])
 def test_nothing_is_dropped_without_a_word(write: Write, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = read_config(write("config.py", text))
-    used = (
-        "model",
-        "train_dataloader",
-        "optim_wrapper",
-        "param_scheduler",
-        "train_cfg",
-        "custom_hooks",
-        "default_hooks",
-    )
-    places = [each for name in used for each in dicts(name, config.values[name])]
+    used = ConfigTree(config).layout.read
+    places = [each for name in used if name in config.values for each in dicts(name, config.values[name])]
     places = [(path, place) for path, place in places if not path.endswith(QUIET)]
-    assert len(places) > 15
+    assert len(places) > 6
     for path, place in places:
         place["surprise"] = 71
         monkeypatch.setattr("twinlens.xtuner.mapping.read_config", lambda _: config)
@@ -187,7 +181,7 @@ JUNK = """None; True; -1; 0; 2.5; 1e999; ''; 'x'; []; {}; (1,); [None]; [1, [2]]
 dict(type=[]); dict(type='x'); torch.float16; PROMPT_TEMPLATE; open('x'); nan"""
 
 
-@given(st.sampled_from([TEXT, IMAGE]), st.data())
+@given(st.sampled_from([TEXT, IMAGE, TRAINER, INTERN_REPO]), st.data())
 def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
     tmp_path_factory: pytest.TempPathFactory, text: str, data: st.DataObject
 ) -> None:
@@ -211,18 +205,25 @@ def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
         (TEXT + "model = dict(type='RewardModel')\n", "reward model"),
         (TEXT + "model = dict(type='InternVL_V1_5')\n", "InternVL"),
         (TEXT + "model = dict(type='Own')\n", "trains Own"),
-        (TEXT + "framework = 'huggingface'\n", "Trainer"),
-        (TEXT + "model['lora'] = None\n", "every weight of the model"),
+        (TEXT + "framework = 'huggingface'\n", "SupervisedFinetune to transformers' Trainer"),
+        (TEXT + "model['lora'] = None\n", "no model.lora and 4-bit weights"),
+        (TRAINER + "lora = None\n", "no lora and 4-bit weights"),
+        (IMAGE + "model.update(freeze_llm=False, llm_lora=None)\n", "no model.llm_lora and 4-bit weights"),
         (TEXT + "train_dataset.update(dataset_map_fn='xtuner.dataset.map_fns.pretrain_map_fn')\n", "raw text"),
-        (TEXT + "train_dataset.update(type='build_packed_dataset')\n", "build_packed_dataset"),
+        (TEXT + "train_dataset.update(do_dataset_tokenization=False)\n", "tokens already"),
+        (TEXT + "train_dataset.update(type='build_packed_dataset')\n", "no dataset of XTuner"),
+        (TEXT + "train_dataset.update(type='OwnDataset')\n", "OwnDataset"),
+        (INTERN_REPO + "train_dataloader['dataset']['dataset_cfg'].update(folder=None)\n", "folder is None"),
         (TEXT.replace("internlm/internlm2-chat-1_8b", "baichuan-inc/Baichuan2-7B-Chat"), "Baichuan"),
         (TEXT.replace("internlm/internlm2-chat-1_8b", "THUDM/chatglm3-6b"), "ChatGLM"),
         (TEXT.replace("internlm/internlm2-chat-1_8b", "Qwen/Qwen-7B-Chat"), "Qwen 1"),
         (TEXT.replace("internlm/internlm2-chat-1_8b", "deepseek-ai/deepseek-moe-16b-chat"), "DeepSeek-MoE"),
         (TEXT.replace("internlm/internlm2-chat-1_8b", "openbmb/MiniCPM-2B-sft-bf16"), "MiniCPM"),
-        (IMAGE + "model.update(freeze_llm=False, llm_lora=None)\n", "language model"),
-        (IMAGE + "model.update(freeze_visual_encoder=False, visual_encoder_lora=None)\n", "vision tower"),
         (IMAGE + "model.update(llm_lora=None)\n", "without the language model"),
+        (
+            IMAGE + "model.update(llm_lora=None, visual_encoder_lora=None, freeze_visual_encoder=False)\n",
+            "without the language model",
+        ),
         (
             TEXT + "import os\nbatch_size = int(os.environ['N'])\ntrain_dataloader.update(batch_size=batch_size)\n",
             "running `batch_size = int",
@@ -254,6 +255,9 @@ def test_what_is_not_trained_is_refused_in_one_sentence(write: Write, text: str,
         "internlm/internlm3-8b-instruct",
         "openbmb/MiniCPM3-4B",
         "deepseek-ai/deepseek-coder-6.7b-base",
+        "deepseek-ai/DeepSeek-V2-Lite-Chat",
+        "Qwen/Qwen1.5-MoE-A2.7B-Chat",
+        "CohereForAI/c4ai-command-r-plus",
     ],
 )
 def test_families_that_transformers_loads_are_read(write: Write, model: str) -> None:
@@ -265,7 +269,18 @@ def test_families_with_code_of_their_own_are_unknown_to_transformers() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     assert not {"baichuan", "chatglm", "qwen", "deepseek", "minicpm"} & KNOWN.keys()
-    assert {"qwen2", "minicpm3", "llama", "gemma", "mistral", "mixtral", "phi3", "gpt_bigcode"} <= KNOWN.keys()
+    assert {
+        "qwen2",
+        "qwen2_moe",
+        "minicpm3",
+        "llama",
+        "gemma",
+        "mistral",
+        "mixtral",
+        "phi3",
+        "gpt_bigcode",
+    } <= KNOWN.keys()
+    assert {"cohere", "deepseek_v2", "internlm3"} <= KNOWN.keys()
 
 
 def test_a_local_folder_of_any_name_is_for_check_to_judge(write: Write, tmp_path: Path) -> None:
