@@ -119,7 +119,7 @@ def fit(
                 run_dir.append(run_dir.steps, [values])
             accelerator.log({key: value for key, value in values.items() if value is not None}, step=step + 1)
             progress.advance(1, str(report))
-            if last or stop.asked or (run.save_every and (step + 1) % run.save_every == 0):
+            if stop.asked or (run.save_every and (last or (step + 1) % run.save_every == 0)):
                 checkpoint.save(step + 1)
             if stop.asked and not last:
                 raise Interrupted(

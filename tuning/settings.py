@@ -127,7 +127,7 @@ class Run(Block):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU when there is one."""
     save_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints; 0 keeps only the end."""
+    """Steps between checkpoints to go on from; 0 keeps only what the run ends in."""
     keep: int = Field(default=2, ge=1)
     """How many of the latest checkpoints stay."""
     trackers: tuple[str, ...] = ()

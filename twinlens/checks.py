@@ -135,7 +135,7 @@ def _room_for(task: AnyTask) -> int:
     from llm.loading import model_folder
     from llm.saving import weights_size
 
-    checkpoints = task.run.keep + 1 if task.run.save_every else 1  # the oldest goes when the newest stands
+    checkpoints = task.run.keep + 1 if task.run.save_every else 0  # the oldest goes when the newest stands
     return weights_size(model_folder(task.source)) // 2 * (12 * checkpoints + 2)
 
 

@@ -125,6 +125,8 @@ def go_on(path: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
     run = open_run(path.resolve())
     if (run.path / XTUNER).exists():
         raise ConfigError(f"--resume {path}: XTuner trained it, and keeps nothing to go on from; train its task anew.")
+    if (run.adapter.exists() or run.model.exists()) and not run.checkpoints():
+        raise ConfigError(f"--resume {path}: has come to its end, and kept no checkpoint; train its task anew.")
     task, _ = read_task(run.task)
     PartialState(cpu=choose_device(task.run.device).type == "cpu")
     return _trained(run, recipe_of(task).train(task, run, resume=True, deepspeed=deepspeed))
