@@ -136,6 +136,8 @@ def _room_for(task: AnyTask) -> int:
     from llm.saving import weights_size
 
     checkpoints = task.run.keep + 1 if task.run.save_every else 0  # the oldest goes when the newest stands
+    if task.run.save_every and task.optim.steps:
+        checkpoints = min(checkpoints, -(-task.optim.steps // task.run.save_every))
     return weights_size(model_folder(task.source)) // 2 * (12 * checkpoints + 2)
 
 
