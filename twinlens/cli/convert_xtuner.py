@@ -8,7 +8,7 @@ import typer
 from llm.embedded import NAME as EMBEDDED
 from llm.embedded import embedded_folder
 from tuning.errors import ConfigError
-from tuning.run_dir import open_run
+from tuning.run_dir import RunDir, open_run
 from twinlens.cli.configs import OVERRIDES
 from twinlens.cli.convert import SHARD, app
 from twinlens.cli.output import JSON, command, finish, tell_opened
@@ -34,7 +34,7 @@ def pth_to_hf(
     max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
-    """Turn what XTuner trained into an adapter, or of a LLaVA into the folder of an image run."""
+    """Turn what XTuner trained into an adapter or a model, or of a LLaVA into the folder of an image run."""
     if save_format not in (None, "xtuner"):
         raise ConfigError(
             f"--save-format {save_format}: convert without it, then `twinlens convert llava {destination} LLAVA`."
@@ -50,14 +50,23 @@ def pth_to_hf(
     opened = open_task(config, overrides or ())
     tell_opened(opened)
     task = opened.task
+    if chosen == "xtuner":
+        _refuse_whole(task, destination)
     parts = read_checkpoint(checkpoint, task)
     if chosen == "xtuner":
         write_xtuner(parts, task, destination, fp32, safe_serialization)
         following = _chat_of_xtuner(task, destination)
     else:
-        convert_checkpoint(parts, task, destination)
-        following = command("chat", destination, template=None if isinstance(task, ImageTask) else task.template)
-    held = {"adapter": parts.language, "tower adapter": parts.tower, "projector": parts.projector}
+        convert_checkpoint(parts, task, destination, max_shard_size)
+        named = None if isinstance(task, ImageTask) or task.whole else task.template  # run and model carry theirs
+        following = command("chat", destination, template=named)
+    held = {
+        "adapter": parts.language,
+        "model": parts.whole_language,
+        "tower adapter": parts.tower,
+        "tower": parts.whole_tower,
+        "projector": parts.projector,
+    }
     written = [name for name, state in held.items() if state]
     lines = [f"layout: {chosen}", f"{', '.join(written)}: {destination}"]
     finish({"folder": str(destination), "layout": chosen, "parts": written}, lines, following, as_json)
@@ -77,13 +86,32 @@ def to_xtuner(
     from twinlens.xtuner.folders import read_run, write_xtuner
 
     write_xtuner(read_run(opened, task), task, destination, fp32, safe_serialization)
-    finish({"folder": str(destination)}, [f"folder: {destination}"], _chat_of_xtuner(task, destination), as_json)
+    following = _chat_of_xtuner(task, destination, opened)
+    finish({"folder": str(destination)}, [f"folder: {destination}"], following, as_json)
 
 
-def _chat_of_xtuner(task: AnyTask, folder: Path) -> str:
+def _refuse_whole(task: AnyTask, destination: Path) -> None:
+    """XTuner's layout has nothing of its own for whole models."""
+    image = isinstance(task, ImageTask)
+    if image and (task.whole or task.whole_tower):
+        raise ConfigError(
+            "--layout xtuner: holds adapters and a projector, and this config trains whole models; convert without it "
+            f"to a run, then `twinlens convert xtuner RUN {destination}`."
+        )
+    if task.whole:
+        raise ConfigError("--layout xtuner: a whole model is a plain model folder there too; leave --layout out.")
+
+
+def _chat_of_xtuner(task: AnyTask, folder: Path, run: RunDir | None = None) -> str:
+    """XTuner's chat with what lies in `folder`, and with the models that `run` trained as wholes."""
+    from vlm.tower import TOWER
+
     named = ["--prompt-template", task.template] if task.template else []
     base = str(embedded_folder()) if task.model == EMBEDDED else task.model  # a name of ours alone
+    if run is not None and task.whole:
+        base = str(run.model)
     if isinstance(task, ImageTask):
-        sees = ["--visual-encoder", task.tower, "--llava", str(folder), "--image", "FILE"]
+        tower = str(run.adapter / TOWER) if run is not None and task.whole_tower else task.tower
+        sees = ["--visual-encoder", tower, "--llava", str(folder), "--image", "FILE"]
         return shlex.join(["xtuner", "chat", base, *sees, *named])
     return shlex.join(["xtuner", "chat", base, "--adapter", str(folder), *named])
