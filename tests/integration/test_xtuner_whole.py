@@ -235,5 +235,5 @@ def test_for_xtuner_a_whole_run_is_its_own_models_and_the_projector(tiny_model, 
     with pytest.raises(KitError, match="nothing trained in it yet"):
         read_run(text, text_task(tiny_model))
     run.model.rename(text.model)
-    with pytest.raises(KitError, match=r"trained the whole model, so give XTuner .*model as it is\."):
+    with pytest.raises(KitError, match=r"trained the whole model, so give XTuner's chat .*model as it is\."):
         read_run(text, text_task(tiny_model))

@@ -8,7 +8,7 @@ import typer
 from llm.embedded import NAME as EMBEDDED
 from llm.embedded import embedded_folder
 from tuning.errors import ConfigError
-from tuning.run_dir import RunDir, open_run
+from tuning.run_dir import open_run
 from twinlens.cli.configs import OVERRIDES
 from twinlens.cli.convert import SHARD, app
 from twinlens.cli.output import JSON, command, finish, tell_opened
@@ -84,10 +84,12 @@ def to_xtuner(
     opened = open_run(run)
     task, _ = read_task(opened.task)
     from twinlens.xtuner.folders import read_run, write_xtuner
+    from vlm.loading import as_trained
 
     write_xtuner(read_run(opened, task), task, destination, fp32, safe_serialization)
-    following = _chat_of_xtuner(task, destination, opened)
-    finish({"folder": str(destination)}, [f"folder: {destination}"], following, as_json)
+    if isinstance(task, ImageTask):
+        task = as_trained(opened, task)
+    finish({"folder": str(destination)}, [f"folder: {destination}"], _chat_of_xtuner(task, destination), as_json)
 
 
 def _refuse_whole(task: AnyTask, destination: Path) -> None:
@@ -102,16 +104,10 @@ def _refuse_whole(task: AnyTask, destination: Path) -> None:
         raise ConfigError("--layout xtuner: a whole model is a plain model folder there too; leave --layout out.")
 
 
-def _chat_of_xtuner(task: AnyTask, folder: Path, run: RunDir | None = None) -> str:
-    """XTuner's chat with what lies in `folder`, and with the models that `run` trained as wholes."""
-    from vlm.tower import TOWER
-
+def _chat_of_xtuner(task: AnyTask, folder: Path) -> str:
     named = ["--prompt-template", task.template] if task.template else []
     base = str(embedded_folder()) if task.model == EMBEDDED else task.model  # a name of ours alone
-    if run is not None and task.whole:
-        base = str(run.model)
     if isinstance(task, ImageTask):
-        tower = str(run.adapter / TOWER) if run is not None and task.whole_tower else task.tower
-        sees = ["--visual-encoder", tower, "--llava", str(folder), "--image", "FILE"]
+        sees = ["--visual-encoder", task.tower, "--llava", str(folder), "--image", "FILE"]
         return shlex.join(["xtuner", "chat", base, *sees, *named])
     return shlex.join(["xtuner", "chat", base, "--adapter", str(folder), *named])

@@ -146,8 +146,9 @@ def _lora(key: str, lora: Lora | None, task_type: str | None) -> str:
         return ""
     targets = None if lora.targets == "all-linear" else list(lora.targets)
     return (
-        f"    {key}=dict(\n        type=LoraConfig, r={lora.rank}, lora_alpha={lora.alpha}, lora_dropout={lora.dropout}, "
-        f'bias="none",\n        task_type={task_type!r}, target_modules={targets!r},\n    ),\n'
+        f"    {key}=dict(\n        type=LoraConfig, r={lora.rank}, lora_alpha={lora.alpha}, "
+        f'lora_dropout={lora.dropout}, bias="none",\n'
+        f"        task_type={task_type!r}, target_modules={targets!r},\n    ),\n"
     )
 
 

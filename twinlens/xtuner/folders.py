@@ -16,6 +16,7 @@ from torch import Tensor
 from llm.internlm_adapter import fuse_adapter
 from llm.loading import model_folder, read_config
 from llm.saving import check_destination, new_folder
+from llm.trained import check_trained as check_whole
 from tuning.errors import ConfigError, ModelError
 from tuning.lora import CONFIG, PICKLED, PREFIX, WEIGHTS, layers_of
 from tuning.run_dir import RunDir
@@ -36,10 +37,9 @@ def read_run(run: RunDir, task: AnyTask) -> Start:
         ModelError: the run has not finished, or XTuner does not know its tower.
         ConfigError: it is of the text path and trained a whole model, which needs no other folder.
     """
-    if task.whole and not (run.model / "config.json").exists():
-        raise ModelError(f"{run.path}: nothing trained in it yet (model/ is missing); train it to its end.")
     if task.whole and not isinstance(task, ImageTask):
-        raise ConfigError(f"{run.path}: trained the whole model, so give XTuner {run.model} as it is.")
+        check_whole(run, task)
+        raise ConfigError(f"{run.path}: trained the whole model, so give XTuner's chat {run.model} as it is.")
     if isinstance(task, ImageTask):
         check_trained(run, task)
         if tower_facts(task.tower).kind != "clip":
