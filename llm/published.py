@@ -1,4 +1,4 @@
-"""A whole language model that others trained, as a folder: its weights checked by name, in 16 bits, shard by shard."""
+"""A whole language model that others trained, as a folder: its weights checked by name, rounded, written shard by shard."""
 
 from collections.abc import Mapping
 from math import prod
@@ -15,7 +15,7 @@ from llm.saving import config_for_all_readers, save_tokenizer, stored_dtype
 from llm.shards import Stored, refuse_misfits, rounded, write_weights
 
 
-def as_published(weights: Mapping[str, Stored], base: str, source: str) -> dict[str, Stored]:
+def as_published(weights: Mapping[str, Stored], base: str, source: str, fp32: bool = False) -> dict[str, Stored]:
     """Every weight of a language model by the names of published checkpoints, in the base's 16 bits; an InternLM's as a
     Llama's.
 
@@ -23,13 +23,14 @@ def as_published(weights: Mapping[str, Stored], base: str, source: str) -> dict[
         weights: by the names that they were trained under: InternLM2's own, or those of transformers 4.
         base: the model that training began with, of which no weights are needed.
         source: where the weights are from.
+        fp32: in place of 16 bits.
 
     Raises:
         ModelError: one is missing, too many, or of another shape than the base's config asks for; or the base is
             stored quantised.
     """
     config = read_config(base)
-    dtype = stored_dtype(model_folder(base, weights=False))
+    dtype = torch.float32 if fp32 else stored_dtype(model_folder(base, weights=False))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     # Not the names within the model: transformers 5 has some matrices in one that published files keep apart.

@@ -142,6 +142,26 @@ def test_both_engines_learn_text_alike(text_task, tmp_path, xtuner, changes):
     assert recipe_of(task).judge(theirs, task).rows, "what it learned answers in our own model"
 
 
+LOGITS = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
+torch.save(model(input_ids=torch.arange(30)[None]).logits.detach(), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@installed
+def test_xtuners_transformers_loads_a_whole_model_of_ours(text_task, tmp_path, xtuner):
+    task = changed(text_task, lora=None, optim={"learning_rate": 1e-3, "epochs": 1})
+    run = start(task, "ours", tmp_path / "work").run
+    command = [xtuner.python, "-c", LOGITS, run.model, tmp_path / "logits.pt"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": ""})
+    model = transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    ours = model(input_ids=torch.arange(30)[None]).logits
+    assert torch.allclose(torch.load(tmp_path / "logits.pt"), ours, atol=1e-4)
+
+
 @pytest.mark.slow
 @installed
 @pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2"])

@@ -15,7 +15,9 @@ from twinlens.cli.output import JSON, command, finish, tell_opened
 from twinlens.task_files import AnyTask, open_task, read_task
 from vlm.settings import ImageTask
 
-FP32 = typer.Option(False, "--fp32", help="Keep the language model's adapter in fp32, which XTuner's layout halves.")
+FP32 = typer.Option(
+    False, "--fp32", help="Keep in fp32 what is halved without: a whole language model, in XTuner's layout its adapter."
+)
 SAFE = typer.Option(False, "--safe-serialization", help="Safetensors in XTuner's layout too, in place of pickles.")
 
 
@@ -57,7 +59,7 @@ def pth_to_hf(
         write_xtuner(parts, task, destination, fp32, safe_serialization)
         following = _chat_of_xtuner(task, destination)
     else:
-        convert_checkpoint(parts, task, destination, max_shard_size)
+        convert_checkpoint(parts, task, destination, max_shard_size, fp32)
         named = None if isinstance(task, ImageTask) or task.whole else task.template  # run and model carry theirs
         following = command("chat", destination, template=named)
     held = {

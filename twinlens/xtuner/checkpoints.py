@@ -61,9 +61,13 @@ def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:
     )
 
 
-def convert_checkpoint(parts: Start, task: AnyTask, destination: Path, max_shard_size: str = "2GB") -> None:
-    """Write the folder of an adapter or of a whole model, or of an image task a run's with its `task.yaml`; a whole
-    language model in its base's 16 bits, all else in fp32.
+def convert_checkpoint(
+    parts: Start, task: AnyTask, destination: Path, max_shard_size: str = "2GB", fp32: bool = False
+) -> None:
+    """Write the folder of an adapter or of a whole model, or of an image task a run's with its `task.yaml`.
+
+    Args:
+        fp32: a whole language model too, which is else in its base's 16 bits.
 
     Raises:
         ConfigError: the destination is there already.
@@ -75,7 +79,7 @@ def convert_checkpoint(parts: Start, task: AnyTask, destination: Path, max_shard
     if language is not None and is_fused(language):
         language = split_adapter(language, read_config(task.source), parts.source)
     if whole is not None:
-        whole = as_published(whole, task.source, parts.source)
+        whole = as_published(whole, task.source, parts.source, fp32)
         check_destination(destination, size_of(whole))
     parts = replace(parts, language=language, whole_language=whole)
     with new_folder(destination) as unfinished:
