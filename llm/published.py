@@ -1,4 +1,4 @@
-"""A whole language model that others trained, as a folder: its weights checked by name, rounded, written shard by shard."""
+"""A whole language model that others trained, as a folder: weights checked by name, rounded, written shard by shard."""
 
 from collections.abc import Mapping
 from math import prod

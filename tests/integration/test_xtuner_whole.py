@@ -22,10 +22,11 @@ from twinlens.targets import open_target
 from twinlens.task_files import read_task
 from twinlens.xtuner.checkpoints import convert_checkpoint, read_checkpoint
 from twinlens.xtuner.folders import read_run, write_xtuner
-from vlm.projector import FILE as PROJECTOR
+from vlm.loading import open_trained
 from vlm.projector import fresh_projector
+from vlm.recipe import sighted_template
 from vlm.settings import ImageTask
-from vlm.start import check_start, read_start
+from vlm.start_files import read_start
 from vlm.tower import TOWER
 from vlm.vision import load_tower
 
@@ -199,7 +200,8 @@ def test_a_whole_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_p
         assert torch.equal(value, held[f"visual_encoder.vision_model.{name}"])
     before = load_tower(task.tower, torch.device("cpu"), torch.float32)
     assert tower.preprocessing == before.preprocessing
-    check_start(str(run.adapter / PROJECTOR), 32, 64)
+    _, sighted = open_trained(run, again, sighted_template(again))
+    assert torch.equal(logits(sighted.language), logits(LlamaForCausalLM.from_pretrained(run.model)))
     for start in (run.path, run.adapter, llava_pth):
         with pytest.raises(
             ModelError, match=r"start: .*: holds a whole language model; give model of the run as model"
