@@ -10,7 +10,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm.internlm_layout import split_internlm2
-from llm.loading import answering, load_template, model_folder, read_config
+from llm.loading import answering, load_template, model_folder, read_config, silence_libraries
 from llm.saving import config_for_all_readers, save_tokenizer, stored_dtype
 from llm.shards import Stored, refuse_misfits, rounded, write_weights
 
@@ -62,6 +62,7 @@ def write_published(
         base: whose config and tokenizer go with them.
         named: the chat template that it was trained with, if not the base's own.
     """
+    silence_libraries()
     template = load_template(base, None, named=named)
     config = read_config(base)
     write_weights(weights, folder, max_shard_size)

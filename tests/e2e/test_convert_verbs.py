@@ -78,7 +78,7 @@ def test_from_the_pth_of_a_whole_model_to_a_folder(did, refused, trained):
     assert "the whole language model, which is not what its config trains" in refused(*pth, "model")
     assert "leave --layout out" in refused(*pth, "model", *whole, "--layout", "xtuner")
     made = did(*pth, "model", *whole, "--max-shard-size", "100KB")
-    assert (made["parts"], made["next"]) == (["model"], "twinlens chat model")
+    assert (made["layout"], made["parts"], made["next"]) == ("hf", ["model"], "twinlens chat model")
     assert len(list((trained / "model").glob("*.safetensors"))) > 1
     did(*pth, "exact", *whole, "--fp32")
     for folder, dtype in (("model", torch.bfloat16), ("exact", torch.float32)):

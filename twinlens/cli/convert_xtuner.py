@@ -70,8 +70,9 @@ def pth_to_hf(
         "projector": parts.projector,
     }
     written = [name for name, state in held.items() if state]
-    lines = [f"layout: {chosen}", f"{', '.join(written)}: {destination}"]
-    finish({"folder": str(destination), "layout": chosen, "parts": written}, lines, following, as_json)
+    wrote = "hf" if task.whole else chosen
+    lines = [f"layout: {wrote}", f"{', '.join(written)}: {destination}"]
+    finish({"folder": str(destination), "layout": wrote, "parts": written}, lines, following, as_json)
 
 
 @app.command("xtuner")
