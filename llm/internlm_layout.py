@@ -22,7 +22,7 @@ from llm.saving import (
     save_tokenizer,
     weights_size,
 )
-from llm.shards import Stored, held, stored_weights, write_weights
+from llm.shards import Stored, held, refuse_misfits, stored_weights, write_weights
 from llm.template import ChatTemplate
 from tuning.errors import ModelError
 
@@ -70,6 +70,17 @@ def as_llama(weights: Mapping[str, Stored], config: LlamaConfig, folder: Path) -
     Raises:
         ModelError: one is missing, too many, or of another shape than the config asks for.
     """
+    ours = split_internlm2(weights, config, folder)
+    _refuse_misfits({name: weight.shape for name, weight in ours.items()}, config, folder)
+    return ours
+
+
+def split_internlm2(weights: Mapping[str, Stored], config: LlamaConfig, source: object) -> dict[str, Stored]:
+    """As `as_llama`, of weights that are yet to be held against a config; `source` is where they were found.
+
+    Raises:
+        ModelError: the rows of `wqkv` are no whole heads.
+    """
     heads = config.num_attention_heads
     groups = config.num_key_value_heads or heads
     ours: dict[str, Stored] = {}
@@ -81,12 +92,11 @@ def as_llama(weights: Mapping[str, Stored], config: LlamaConfig, folder: Path) -
             continue
         size, odd = divmod(weight.shape[0], heads + 2 * groups)
         if odd:
-            raise ModelError(f"{folder}: {name} has {weight.shape[0]} rows; get the model's files again.")
+            raise ModelError(f"{source}: {name} has {weight.shape[0]} rows; get the model's files again.")
         for number, (part, count) in enumerate(zip(SPLIT, (heads, groups, groups), strict=True)):
             shape = (count * size, *weight.shape[1:])
             read = partial(_part, weight, heads, groups, number)
             ours[name.replace(FUSED, part)] = Stored(shape, weight.dtype, read)
-    _refuse_misfits({name: weight.shape for name, weight in ours.items()}, config, folder)
     return ours
 
 
@@ -149,10 +159,4 @@ def _refuse_misfits(found: Mapping[str, tuple[int, ...]], config: LlamaConfig, f
         wanted = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     if config.tie_word_embeddings and "lm_head.weight" not in found:
         del wanted["lm_head.weight"]
-    for what, names in (
-        ("is missing", wanted.keys() - found.keys()),
-        ("belongs to no such model", found.keys() - wanted.keys()),
-        ("has another shape", {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}),
-    ):
-        if names:
-            raise ModelError(f"{folder}: {min(names)} {what} ({len(names)} in all); get the model's files again.")
+    refuse_misfits(found, wanted, folder, "get the model's files again")

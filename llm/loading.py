@@ -177,14 +177,19 @@ def load_model(
         raise ModelError(f"model: {name}: cannot be loaded ({first_line(error)}); check the folder's files.") from error
     model.requires_grad_(False)
     model.eval()
-    model.generation_config = GenerationConfig(
-        eos_token_id=list(template.stop_ids),
-        pad_token_id=template.pad_id,
-        bos_token_id=model.config.get_text_config().bos_token_id,
-    )
+    model.generation_config = answering(template, model.config)
     report = settle_quantised(model, quant.bits, keep, compute)
     log.info("model: %s on %s, computing in %s: %s", name, place, str(compute).removeprefix("torch."), report)
     return LoadedModel(model, template, place, compute, name, folder, report)
+
+
+def answering(template: ChatTemplate, config: PreTrainedConfig) -> GenerationConfig:
+    """What a model needs to know to answer: where an answer ends, by its template."""
+    return GenerationConfig(
+        eos_token_id=list(template.stop_ids),
+        pad_token_id=template.pad_id,
+        bos_token_id=config.get_text_config().bos_token_id,
+    )
 
 
 def silence_libraries() -> None:

@@ -110,6 +110,31 @@ def held(tensor: Tensor) -> Stored:
     return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
+def rounded(weight: Stored, dtype: torch.dtype) -> Stored:
+    """The same weight in another type, which it gets as it is read."""
+    return Stored(weight.shape, dtype, lambda: weight.read().to(dtype))
+
+
+def refuse_misfits(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: object, fix: str
+) -> None:
+    """Hold weights, by their shapes, against those that a model has.
+
+    Args:
+        source: where they were found; `fix` is what helps where they do not fit.
+
+    Raises:
+        ModelError: one is missing, too many, or of another shape.
+    """
+    for what, names in (
+        ("is missing", wanted.keys() - found.keys()),
+        ("belongs to no such model", found.keys() - wanted.keys()),
+        ("has another shape", {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}),
+    ):
+        if names:
+            raise ModelError(f"{source}: {min(names)} {what} ({len(names)} in all); {fix}.")
+
+
 def write_weights(weights: Mapping[str, Stored], folder: Path, max_shard_size: str) -> None:
     """Safetensors files of at most `max_shard_size` each, and their index; one shard is in memory at a time."""
     shapes = {

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm.embedded import NAME as EMBEDDED
-from llm.shards import read_index, stored_weights
+from llm.shards import Stored, held, read_index, stored_weights
 from tuning.errors import ModelError
 from tuning.files import shipped
 from tuning.lora import CONFIG, read_adapter_config, read_adapter_weights
@@ -43,6 +43,8 @@ class Start:
         tower: an adapter of the tower.
         language_alpha: what `language` was scaled by in training, times its rank; None where the source does not tell.
         tower_alpha: the same of `tower`.
+        whole_language: every weight of the language model, by the names of whoever trained it.
+        whole_tower: every weight of the tower, by transformers' names.
     """
 
     source: str
@@ -51,14 +53,30 @@ class Start:
     tower: dict[str, Tensor] | None = None
     language_alpha: int | None = None
     tower_alpha: int | None = None
+    whole_language: Mapping[str, Stored] | None = None
+    whole_tower: Mapping[str, Stored] | None = None
 
 
 def read_start(name: str) -> Start:
-    """As `read_parts`, of what a task names as its start."""
+    """As `read_parts`, of what a task names as its start.
+
+    Raises:
+        ModelError: as there, or it holds a whole model, which a task names as its own.
+    """
     try:
-        return read_parts(name)
+        start = read_parts(name)
     except ModelError as error:
         raise ModelError(f"start: {error}") from error
+    for key, what, whole, place in (
+        ("model", "language model", start.whole_language, "model"),
+        ("tower", "tower", start.whole_tower, f"adapter/{TOWER}"),
+    ):
+        if whole is not None:
+            raise ModelError(
+                f"start: {name}: holds a whole {what}; give {place} of the run as {key}, and its adapter/{FILE} as "
+                "start (of a .pth, `twinlens convert pth_to_hf` makes a run)."
+            )
+    return start
 
 
 def read_parts(name: str) -> Start:
@@ -121,26 +139,35 @@ def _told_apart(
 ) -> Start:
     """XTuner's parts by their prefixes; whatever has none is a projector."""
     rest = dict(weights)
-    language = _adapter(rest, "llm.", f"{name}: holds a whole language model", "model")
-    tower = _adapter(rest, "visual_encoder.", f"{name}: holds a whole tower", "tower")
-    if not rest:
-        return Start(name, {}, language, tower, language_alpha, tower_alpha)
-    return Start(name, _projector(rest, name), language, tower, language_alpha, tower_alpha)
+    language, whole_language = _part(rest, "llm.", name)
+    tower, whole_tower = _part(rest, "visual_encoder.", name)
+    projector = _projector(rest, name) if rest else {}
+    return Start(name, projector, language, tower, language_alpha, tower_alpha, whole_language, whole_tower)
 
 
-def _adapter(weights: dict[str, Tensor], prefix: str, whole: str, key: str) -> dict[str, Tensor] | None:
-    """Take what begins with `prefix` out of `weights`, as PEFT names it."""
-    taken = {name: weights.pop(name) for name in list(weights) if name.startswith(prefix)}
-    if any(".lora_" not in name for name in taken):
-        raise ModelError(f"{whole} and not an adapter; have XTuner make a folder of it, and give that as {key}.")
-    return {name.removeprefix(prefix).replace(".default.", "."): value for name, value in taken.items()} or None
+def _part(
+    weights: dict[str, Tensor], prefix: str, name: str
+) -> tuple[dict[str, Tensor] | None, dict[str, Stored] | None]:
+    """Take what begins with `prefix` out of `weights`: an adapter as PEFT names it, or a whole model."""
+    taken = {key.removeprefix(prefix): weights.pop(key) for key in list(weights) if key.startswith(prefix)}
+    whole = [key for key in taken if ".lora_" not in key]
+    if len(whole) == len(taken):
+        return None, {key: held(value) for key, value in taken.items()} or None
+    if whole:
+        raise ModelError(
+            f"{name}: holds {prefix}{whole[0]} beside an adapter; an adapter or a whole model can be read, not both."
+        )
+    return {key.replace(".default.", "."): value for key, value in taken.items()}, None
 
 
 def _from_adapter(folder: Path, name: str) -> Start:
     projector = _projector(_safetensors(folder / FILE), name) if (folder / FILE).exists() else {}
     language, language_alpha = _from_peft(folder)
     tower, tower_alpha = _from_peft(folder / TOWER)
-    return Start(name, projector, language, tower, language_alpha, tower_alpha)
+    run = RunDir(folder.parent)
+    whole = stored_weights(run.model) if run.task.exists() and run.model.exists() else None
+    whole_tower = stored_weights(folder / TOWER) if (folder / TOWER / "config.json").exists() else None
+    return Start(name, projector, language, tower, language_alpha, tower_alpha, whole, whole_tower)
 
 
 def _from_xtuner_folder(folder: Path, name: str) -> Start:

@@ -10,11 +10,14 @@ import pytest
 import torch
 from pickled import Harm
 from tiny_internlm import make_internlm2
+from tiny_sighted import make_towers
 
 from llm.embedded import embedded_folder
 from llm.settings import TextTask
+from llm.shards import stored_weights
 from twinlens.cli.app import run
 from twinlens.cli.convert_xtuner import _chat_of_xtuner
+from vlm.projector import fresh_projector
 
 Refused = Callable[..., str]
 
@@ -65,6 +68,39 @@ def test_from_a_pth_to_a_merged_model_in_either_layout(did, trained):
     assert did("convert", "internlm", "internlm2", "llama")["weights"] > 10
     for weights in ("hf", "llama"):
         assert (trained / weights / "model.safetensors").exists()
+
+
+def test_from_the_pth_of_a_whole_model_to_a_folder(did, refused, trained):
+    weights = {f"llm.{name}": weight.read().float() for name, weight in stored_weights(trained / "base").items()}
+    torch.save({"state_dict": weights}, trained / "iter_9.pth")
+    pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth")
+    whole = ("lora=null", "quant.bits=16")
+    assert "the whole language model, which is not what its config trains" in refused(*pth, "model")
+    assert "leave --layout out" in refused(*pth, "model", *whole, "--layout", "xtuner")
+    made = did(*pth, "model", *whole, "--max-shard-size", "100KB")
+    assert (made["layout"], made["parts"], made["next"]) == ("hf", ["model"], "twinlens chat model")
+    assert len(list((trained / "model").glob("*.safetensors"))) > 1
+    did(*pth, "exact", *whole, "--fp32")
+    for folder, dtype in (("model", torch.bfloat16), ("exact", torch.float32)):
+        assert {weight.dtype for weight in stored_weights(trained / folder).values()} == {dtype}
+
+
+def test_a_whole_image_run_goes_to_xtuner_with_its_own_models(did, refused, trained, tiny_model):
+    tower, projector = make_towers(trained)["clip"], fresh_projector(32, 64, seed=1)
+    (trained / "task.yaml").write_text(
+        f"model: {tiny_model}\ntower: {tower}\ndata: {{files: [none.jsonl]}}\noptim: {{steps: 1}}\nlora: null\n"
+        "quant: {bits: 16}\nwhole_tower: true\n"
+    )
+    weights = {f"llm.{name}": weight.read() for name, weight in stored_weights(tiny_model).items()}
+    weights |= {f"visual_encoder.{name}": weight.read() for name, weight in stored_weights(tower).items()}
+    weights |= {f"mm_projector.{name}": value for name, value in projector.state_dict().items()}
+    torch.save({"state_dict": weights}, trained / "iter_9.pth")
+    pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth")
+    assert "then `twinlens convert xtuner RUN theirs`" in refused(*pth, "theirs", "--layout", "xtuner")
+    made = did(*pth, "run")
+    assert (made["parts"], made["next"]) == (["model", "tower", "projector"], "twinlens chat run")
+    following = shlex.split(did("convert", "xtuner", "run", "theirs")["next"])
+    assert following[:5] == ["xtuner", "chat", "run/model", "--visual-encoder", "run/adapter/tower"]
 
 
 def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import transformers
 from safetensors.torch import load_file
 
 from llm.settings import TextTask
+from tuning.errors import ModelError
 from tuning.run_dir import RunDir, read_lines
 from twinlens.start import recipe_of, start, to_yaml
 from twinlens.task_files import AnyTask
+from twinlens.xtuner.engine import refuse_task
 from twinlens.xtuner.environment import MARKER, Environment, default_folder, find_environment
 from vlm.projector import FILE as PROJECTOR
 from vlm.settings import ImageTask
@@ -119,7 +122,8 @@ def assert_alike(ours: RunDir, theirs: RunDir, rel: float = 1e-3) -> None:
     for key in ("tokens", "labels"):
         assert curve(theirs, key) == curve(ours, key)
     assert curve(theirs, "grad_norm") == pytest.approx(curve(ours, "grad_norm"), rel=10 * rel)
-    assert shapes(theirs.adapter) == shapes(ours.adapter)
+    for folder in ("adapter", "model"):
+        assert shapes(theirs.path / folder) == shapes(ours.path / folder)
 
 
 @pytest.mark.slow
@@ -130,14 +134,45 @@ def assert_alike(ours: RunDir, theirs: RunDir, rel: float = 1e-3) -> None:
         {},
         {"quant": {"bits": 4}, "template": "internlm2_chat"},
         {"data": {"pack": True, "packing": "xtuner", "pack_workers": 1, "max_length": 32}},
+        {"lora": None, "optim": {"learning_rate": 1e-3, "weight_decay": 0.1}},
     ],
-    ids=["lora", "qlora", "packed"],
+    ids=["lora", "qlora", "packed", "whole"],
 )
 def test_both_engines_learn_text_alike(text_task, tmp_path, xtuner, changes):
     task = changed(text_task, **changes)
     ours, theirs = both(task, tmp_path / "work", xtuner)
     assert_alike(ours, theirs)
     assert recipe_of(task).judge(theirs, task).rows, "what it learned answers in our own model"
+
+
+def test_weights_that_are_quantised_cannot_be_trained(text_task, tmp_path):
+    shutil.copytree(text_task.model, tmp_path / "model")
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values | {"quantization_config": quantised}))
+    task = changed(text_task, lora=None, model=str(tmp_path / "model"))
+    with pytest.raises(ModelError, match="is stored quantised"):
+        refuse_task(task)
+
+
+LOGITS = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype=torch.float32)
+torch.save(model(input_ids=torch.arange(30)[None]).logits.detach(), sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+@installed
+def test_xtuners_transformers_loads_a_whole_model_of_ours(text_task, tmp_path, xtuner):
+    task = changed(text_task, lora=None, optim={"learning_rate": 1e-3, "epochs": 1})
+    run = start(task, "ours", tmp_path / "work").run
+    command = [xtuner.python, "-c", LOGITS, run.model, tmp_path / "logits.pt"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": ""})
+    model = transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    ours = model(input_ids=torch.arange(30)[None]).logits
+    assert torch.allclose(torch.load(tmp_path / "logits.pt"), ours, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -159,14 +194,21 @@ def test_a_model_is_read_alike_by_both_versions_of_transformers(text_task, tmp_p
 
 @pytest.mark.slow
 @installed
-@pytest.mark.parametrize("stage", ["align", "tune"])
-def test_both_engines_learn_pictures_alike(image_task, tmp_path, xtuner, stage):
-    tower_lora = {"rank": 2, "alpha": 4} if stage == "tune" else None
-    task = changed(image_task, stage=stage, tower_lora=tower_lora, rates={"projector": 1e-3})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": "align"},
+        {"tower_lora": {"rank": 2, "alpha": 4}},
+        {"lora": None, "whole_tower": True, "rates": {"tower": 5e-4}, "optim": {"learning_rate": 1e-3}},
+    ],
+    ids=["align", "tune", "whole"],
+)
+def test_both_engines_learn_pictures_alike(image_task, tmp_path, xtuner, changes):
+    task = changed(changed(image_task, rates={"projector": 1e-3}), **changes)
     ours, theirs = both(task, tmp_path / "work", xtuner)
-    assert_alike(ours, theirs, 1e-3 if stage == "align" else 0.05)  # adapters are drawn in another order
+    assert_alike(ours, theirs, 0.05 if "tower_lora" in changes else 1e-3)  # adapters are drawn in another order
     assert (theirs.adapter / PROJECTOR).exists()
-    assert (theirs.adapter / TOWER).exists() == (stage == "tune")
+    assert (theirs.adapter / TOWER).exists() == ("stage" not in changes)
     assert recipe_of(task).judge(theirs, task).rows
 
 

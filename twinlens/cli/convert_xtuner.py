@@ -15,7 +15,9 @@ from twinlens.cli.output import JSON, command, finish, tell_opened
 from twinlens.task_files import AnyTask, open_task, read_task
 from vlm.settings import ImageTask
 
-FP32 = typer.Option(False, "--fp32", help="Keep the language model's adapter in fp32, which XTuner's layout halves.")
+FP32 = typer.Option(
+    False, "--fp32", help="Keep in fp32 what is halved without: a whole language model, in XTuner's layout its adapter."
+)
 SAFE = typer.Option(False, "--safe-serialization", help="Safetensors in XTuner's layout too, in place of pickles.")
 
 
@@ -34,7 +36,7 @@ def pth_to_hf(
     max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
-    """Turn what XTuner trained into an adapter, or of a LLaVA into the folder of an image run."""
+    """Turn what XTuner trained into an adapter or a model, or of a LLaVA into the folder of an image run."""
     if save_format not in (None, "xtuner"):
         raise ConfigError(
             f"--save-format {save_format}: convert without it, then `twinlens convert llava {destination} LLAVA`."
@@ -50,17 +52,27 @@ def pth_to_hf(
     opened = open_task(config, overrides or ())
     tell_opened(opened)
     task = opened.task
+    if chosen == "xtuner":
+        _refuse_whole(task, destination)
     parts = read_checkpoint(checkpoint, task)
     if chosen == "xtuner":
         write_xtuner(parts, task, destination, fp32, safe_serialization)
         following = _chat_of_xtuner(task, destination)
     else:
-        convert_checkpoint(parts, task, destination)
-        following = command("chat", destination, template=None if isinstance(task, ImageTask) else task.template)
-    held = {"adapter": parts.language, "tower adapter": parts.tower, "projector": parts.projector}
+        convert_checkpoint(parts, task, destination, max_shard_size, fp32)
+        named = None if isinstance(task, ImageTask) or task.whole else task.template  # run and model carry theirs
+        following = command("chat", destination, template=named)
+    held = {
+        "adapter": parts.language,
+        "model": parts.whole_language,
+        "tower adapter": parts.tower,
+        "tower": parts.whole_tower,
+        "projector": parts.projector,
+    }
     written = [name for name, state in held.items() if state]
-    lines = [f"layout: {chosen}", f"{', '.join(written)}: {destination}"]
-    finish({"folder": str(destination), "layout": chosen, "parts": written}, lines, following, as_json)
+    wrote = "hf" if task.whole else chosen
+    lines = [f"layout: {wrote}", f"{', '.join(written)}: {destination}"]
+    finish({"folder": str(destination), "layout": wrote, "parts": written}, lines, following, as_json)
 
 
 @app.command("xtuner")
@@ -75,9 +87,24 @@ def to_xtuner(
     opened = open_run(run)
     task, _ = read_task(opened.task)
     from twinlens.xtuner.folders import read_run, write_xtuner
+    from vlm.loading import as_trained
 
     write_xtuner(read_run(opened, task), task, destination, fp32, safe_serialization)
+    if isinstance(task, ImageTask):
+        task = as_trained(opened, task)
     finish({"folder": str(destination)}, [f"folder: {destination}"], _chat_of_xtuner(task, destination), as_json)
+
+
+def _refuse_whole(task: AnyTask, destination: Path) -> None:
+    """XTuner's layout has nothing of its own for whole models."""
+    image = isinstance(task, ImageTask)
+    if image and (task.whole or task.whole_tower):
+        raise ConfigError(
+            "--layout xtuner: holds adapters and a projector, and this config trains whole models; convert without it "
+            f"to a run, then `twinlens convert xtuner RUN {destination}`."
+        )
+    if task.whole:
+        raise ConfigError("--layout xtuner: a whole model is a plain model folder there too; leave --layout out.")
 
 
 def _chat_of_xtuner(task: AnyTask, folder: Path) -> str:

@@ -1,11 +1,15 @@
-"""What XTuner trained, as what twinlens reads: an adapter in PEFT's layout, or the folder of an image run."""
+"""What XTuner trained, as what twinlens reads: an adapter in PEFT's layout, a model, or the folder of an image run."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from llm.internlm_adapter import is_fused, split_adapter
 from llm.loading import read_config
+from llm.published import as_published, size_of, write_published
 from llm.saving import check_destination, new_folder
+from llm.shards import refuse_misfits
 from tuning.errors import ConfigError, ModelError
 from tuning.files import write_atomically
 from tuning.lora import PREFIX, layers_of, lora_config, write_adapter
@@ -13,11 +17,13 @@ from tuning.run_dir import RunDir
 from tuning.settings import Lora
 from twinlens.start import to_yaml, with_full_paths
 from twinlens.task_files import AnyTask
+from vlm.layouts import write_tower
 from vlm.projector import Projector, save_projector
 from vlm.settings import ImageTask
 from vlm.start import Start, check_scales, in_tower
 from vlm.start_files import read_parts
 from vlm.tower import TOWER
+from vlm.vision import load_tower
 
 
 def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:
@@ -28,53 +34,86 @@ def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:
         checkpoint: the file, or the folder that DeepSpeed wrote.
 
     Raises:
-        ModelError: it cannot be read, holds a whole model, or an adapter of another rank or alpha.
+        ModelError: it cannot be read, or holds an adapter of another rank or alpha.
         ConfigError: the task trains other parts than it holds.
     """
     if not checkpoint.exists():
         raise ModelError(f"{checkpoint}: no such file or folder; give the iter_N.pth that XTuner wrote.")
     parts = read_parts(str(checkpoint))
-    image = isinstance(task, ImageTask)
-    tower_lora = task.tower_lora if isinstance(task, ImageTask) else None
-    tuned = task.stage == "tune" if isinstance(task, ImageTask) else True
+    image = task if isinstance(task, ImageTask) else None
+    lora = task.lora if image is None or image.stage == "tune" else None
+    tower_lora = image.tower_lora if image else None
     for what, held, trained in (
-        ("projector", bool(parts.projector), image),
-        ("adapter of the language model", parts.language is not None, tuned),
+        ("projector", bool(parts.projector), image is not None),
+        ("whole language model", parts.whole_language is not None, task.whole),
+        ("adapter of the language model", parts.language is not None, lora is not None),
+        ("whole tower", parts.whole_tower is not None, image is not None and image.whole_tower),
         ("adapter of a tower", parts.tower is not None, tower_lora is not None),
     ):
         if held != trained:
-            fault = f"has no {what}, which its config trains" if trained else f"has the {what}, which its config leaves"
-            raise ConfigError(f"{checkpoint}: {fault}; give the config that it was trained with.")
-    check_scales(parts, str(checkpoint), task.lora, tower_lora)
-    tower_alpha = tower_lora.alpha if tower_lora else None
-    return replace(parts, language_alpha=task.lora.alpha if tuned else None, tower_alpha=tower_alpha)
+            fault = f"has no {what}, which" if trained else f"has the {what}, which is not what"
+            raise ConfigError(f"{checkpoint}: {fault} its config trains; give the config that it was trained with.")
+    check_scales(parts, str(checkpoint), lora, tower_lora)
+    return replace(
+        parts,
+        language_alpha=lora.alpha if lora else None,
+        tower_alpha=tower_lora.alpha if tower_lora else None,
+    )
 
 
-def convert_checkpoint(parts: Start, task: AnyTask, destination: Path) -> None:
-    """Write an adapter's folder, or of an image task a run's with its `task.yaml`; weights in fp32, as they are.
+def convert_checkpoint(
+    parts: Start, task: AnyTask, destination: Path, max_shard_size: str = "2GB", fp32: bool = False
+) -> None:
+    """Write the folder of an adapter or of a whole model, or of an image task a run's with its `task.yaml`.
+
+    Args:
+        fp32: a whole language model too, which is else in its base's 16 bits.
 
     Raises:
         ConfigError: the destination is there already.
-        ModelError: an adapter on InternLM2's fused layers has a base that is missing or of other shapes.
-        DeviceError: the destination cannot be written.
+        ModelError: a base is missing, or what was trained has other names or shapes than it.
+        DeviceError: the destination cannot be written or has too little space.
     """
     check_destination(destination, 0)
-    language = parts.language
+    language, whole = parts.language, parts.whole_language
     if language is not None and is_fused(language):
         language = split_adapter(language, read_config(task.source), parts.source)
-    parts = replace(parts, language=language)
+    if whole is not None:
+        whole = as_published(whole, task.source, parts.source, fp32)
+        check_destination(destination, size_of(whole))
+    parts = replace(parts, language=language, whole_language=whole)
     with new_folder(destination) as unfinished:
         if isinstance(task, ImageTask):
-            _write_run(parts, task, RunDir(unfinished))
-        elif language is not None:
+            _write_run(parts, task, RunDir(unfinished), max_shard_size)
+        elif whole is not None:
+            write_published(whole, task.source, task.template, unfinished, max_shard_size)
+        elif language is not None and task.lora is not None:
             config = lora_config(task.lora, layers_of(language), "CAUSAL_LM")
             write_adapter(language, config, unfinished, with_full_paths(task).model, task.revision)
 
 
-def _write_run(parts: Start, task: ImageTask, run: RunDir) -> None:
+def write_whole_tower(parts: Start, name: str, folder: Path, max_shard_size: str = "2GB") -> None:
+    """The tower `name` with the weights that were trained, in fp32, as a folder that is itself a tower.
+
+    Raises:
+        ModelError: they are not that tower's.
+    """
+    tower = load_tower(name, torch.device("cpu"), torch.float32)
+    trained = {key.removeprefix("vision_model."): weight for key, weight in (parts.whole_tower or {}).items()}
+    refuse_misfits(
+        {key: weight.shape for key, weight in trained.items()},
+        {key: tuple(value.shape) for key, value in tower.network.state_dict().items()},
+        parts.source,
+        "give the tower that it was trained from",
+    )
+    tower.network.load_state_dict({key: weight.read() for key, weight in trained.items()})
+    write_tower(tower, folder, torch.float32, max_shard_size)
+
+
+def _write_run(parts: Start, task: ImageTask, run: RunDir, max_shard_size: str) -> None:
     task = task.model_copy(update={"start": None})  # what it started from is in what it learned
     run.adapter.mkdir()
-    if parts.language is not None:
+    if parts.language is not None and task.lora is not None:
         lora = _on(task.lora, layers_of(parts.language))
         task = task.model_copy(update={"lora": lora})
         config = lora_config(lora, list(lora.targets), "CAUSAL_LM")
@@ -84,10 +123,15 @@ def _write_run(parts: Start, task: ImageTask, run: RunDir) -> None:
         lora = _on(task.tower_lora, layers_of(tower))
         task = task.model_copy(update={"tower_lora": lora})
         write_adapter(tower, lora_config(lora, list(lora.targets), None), run.adapter / TOWER, task.tower)
+    if parts.whole_tower is not None:
+        write_whole_tower(parts, task.tower, run.adapter / TOWER, max_shard_size)
     hidden, width = parts.projector["linear_1.weight"].shape
     projector = Projector(width, hidden)
     projector.load_state_dict(parts.projector)
     save_projector(projector, run.adapter)
+    if parts.whole_language is not None:
+        run.model.mkdir()
+        write_published(parts.whole_language, task.source, task.template, run.model, max_shard_size)
     write_atomically(run.task, to_yaml(with_full_paths(task)))
 
 

@@ -9,8 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from llm.dataset import encode_data, encode_row
-from llm.loading import load_model, load_template
+from llm.loading import load_model, load_template, model_folder
 from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
+from llm.published import as_published, write_published
+from llm.saving import new_folder, stored_dtype
 from llm.sources import read_conversations, read_prompts
 from llm.template import ChatTemplate
 from tuning.engine import StepReport
@@ -22,7 +24,7 @@ from tuning.quantize import choose_compute, choose_device
 from tuning.run_dir import RunDir
 from tuning.samples import EncodedSample
 from twinlens.task_files import AnyTask
-from twinlens.xtuner.checkpoints import read_checkpoint
+from twinlens.xtuner.checkpoints import read_checkpoint, write_whole_tower
 from twinlens.xtuner.engine_config import Place, config_text
 from twinlens.xtuner.engine_inputs import (
     Rows,
@@ -56,6 +58,8 @@ def refuse_task(task: AnyTask) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--engine xtuner: runs on one device here; leave torchrun out, or train without it.")
     refuse_model(task.source)
+    if task.whole:
+        stored_dtype(model_folder(task.source, weights=False))  # refuses weights that are quantised
     if not isinstance(task, ImageTask):
         return
     if (kind := tower_facts(task.tower).kind) != "clip":
@@ -104,7 +108,7 @@ def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[Step
     write_atomically(config, config_text(task, place, compute, on_gpu))
     log.info("XTuner: %d rows in %d steps; its config is %s", len(rows.tokens), rows.steps, config)
     reports = run_trainer(environment, config, run_dir, rows, on_gpu)
-    _bring_back(task, folder / f"iter_{rows.iters}.pth", run_dir.adapter)
+    _bring_back(task, folder / f"iter_{rows.iters}.pth", run_dir)
     return reports
 
 
@@ -153,7 +157,7 @@ def _write_models(task: AnyTask, folder: Path, iters: int) -> Place:
     return Place(model, folder / "rows", write_tower(tower, folder / "tower"), start, iters)
 
 
-def _bring_back(task: AnyTask, checkpoint: Path, adapter: Path) -> None:
+def _bring_back(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
     """What XTuner learned, as our own engine would have left it."""
     learned = read_checkpoint(checkpoint, task)
     if isinstance(task, ImageTask):
@@ -164,9 +168,15 @@ def _bring_back(task: AnyTask, checkpoint: Path, adapter: Path) -> None:
             assert isinstance(tower.network, PreTrainedModel)
             adapted = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.idle)
         load_start(learned, projector, None, adapted)
-        save_projector(projector, adapter)
+        save_projector(projector, run.adapter)
         if adapted is not None:
-            save_adapter(adapted, adapter / TOWER, tower.name)
-    if learned.language is not None:
+            save_adapter(adapted, run.adapter / TOWER, tower.name)
+        if learned.whole_tower is not None:
+            write_whole_tower(learned, task.tower, run.adapter / TOWER)
+    if learned.language is not None and task.lora is not None:
         config = lora_config(task.lora, layers_of(learned.language), "CAUSAL_LM")
-        write_adapter(learned.language, config, adapter, task.model, task.revision)
+        write_adapter(learned.language, config, run.adapter, task.model, task.revision)
+    if learned.whole_language is not None:
+        weights = as_published(learned.whole_language, task.source, learned.source)
+        with new_folder(run.model) as folder:
+            write_published(weights, task.source, task.template, folder)

@@ -88,8 +88,9 @@ def config_text(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
 
 
 def _language(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
-    # Without autocast, which mmengine has on a GPU alone, everything that is not quantised must be fp32.
-    dtype = compute if on_gpu else "float32"
+    # Without autocast, which mmengine has on a GPU alone, everything that is not quantised must be fp32; and so are
+    # weights that are trained, which in 16 bits would lose the small steps.
+    dtype = compute if on_gpu and not task.whole else "float32"
     lines = [
         "dict(",
         "        type=AutoModelForCausalLM.from_pretrained,",
@@ -119,35 +120,35 @@ def _text_model(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
         "    use_varlen_attn=False,\n"
         f"    use_activation_checkpointing={task.optim.gradient_checkpointing},\n"
         f"    llm={_language(task, place, compute, on_gpu)},\n"
-        f"    lora={_lora(task.lora, 'CAUSAL_LM')},\n"
-        ")\n"
+        f"{_lora('lora', task.lora, 'CAUSAL_LM')})\n"
     )
 
 
 def _image_model(task: ImageTask, place: Place, compute: str, on_gpu: bool) -> str:
-    adapters = f"    llm_lora={_lora(task.lora, 'CAUSAL_LM')},\n" if task.stage == "tune" else ""
-    if task.tower_lora is not None:
-        adapters += f"    visual_encoder_lora={_lora(task.tower_lora, None)},\n"
+    lora = task.lora if task.stage == "tune" else None
     return (
         "model = dict(\n"
         "    type=LLaVAModel,\n"
-        "    freeze_llm=True,\n"
-        "    freeze_visual_encoder=True,\n"
+        f"    freeze_llm={not task.whole},\n"
+        f"    freeze_visual_encoder={not task.whole_tower},\n"
         f"    use_activation_checkpointing={task.optim.gradient_checkpointing},\n"
         f"    pretrained_pth={str(place.start)!r},\n"
         f"    llm={_language(task, place, compute, on_gpu)},\n"
         "    visual_encoder=dict(\n"
         f"        type=CLIPVisionModel.from_pretrained, pretrained_model_name_or_path={str(place.tower)!r}\n"
         "    ),\n"
-        f"{adapters})\n"
+        f"{_lora('llm_lora', lora, 'CAUSAL_LM')}{_lora('visual_encoder_lora', task.tower_lora, None)})\n"
     )
 
 
-def _lora(lora: Lora, task_type: str | None) -> str:
+def _lora(key: str, lora: Lora | None, task_type: str | None) -> str:
+    if lora is None:
+        return ""
     targets = None if lora.targets == "all-linear" else list(lora.targets)
     return (
-        f"dict(\n        type=LoraConfig, r={lora.rank}, lora_alpha={lora.alpha}, lora_dropout={lora.dropout}, "
-        f'bias="none",\n        task_type={task_type!r}, target_modules={targets!r},\n    )'
+        f"    {key}=dict(\n        type=LoraConfig, r={lora.rank}, lora_alpha={lora.alpha}, "
+        f'lora_dropout={lora.dropout}, bias="none",\n'
+        f"        task_type={task_type!r}, target_modules={targets!r},\n    ),\n"
     )
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from llm.internlm_adapter import fuse_adapter
 from llm.loading import model_folder, read_config
 from llm.saving import check_destination, new_folder
-from tuning.errors import ModelError
+from llm.trained import check_trained as check_whole
+from tuning.errors import ConfigError, ModelError
 from tuning.lora import CONFIG, PICKLED, PREFIX, WEIGHTS, layers_of
 from tuning.run_dir import RunDir
 from twinlens.task_files import AnyTask
@@ -34,7 +35,11 @@ def read_run(run: RunDir, task: AnyTask) -> Start:
 
     Raises:
         ModelError: the run has not finished, or XTuner does not know its tower.
+        ConfigError: it is of the text path and trained a whole model, which needs no other folder.
     """
+    if task.whole and not isinstance(task, ImageTask):
+        check_whole(run, task)
+        raise ConfigError(f"{run.path}: trained the whole model, so give XTuner's chat {run.model} as it is.")
     if isinstance(task, ImageTask):
         check_trained(run, task)
         if tower_facts(task.tower).kind != "clip":
@@ -62,7 +67,7 @@ def write_xtuner(parts: Start, task: AnyTask, destination: Path, fp32: bool, saf
     check_destination(destination, 0)
     image = isinstance(task, ImageTask)
     with new_folder(destination) as unfinished:
-        if parts.language is not None:
+        if parts.language is not None and task.lora is not None:
             folder = unfinished / "llm_adapter" if image else unfinished
             half = {name: value.float() if fp32 else value.half() for name, value in parts.language.items()}
             alpha = parts.language_alpha or task.lora.alpha

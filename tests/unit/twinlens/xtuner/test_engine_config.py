@@ -98,3 +98,17 @@ def test_an_image_task_is_said_in_full(stage):
     assert stage == "align" or model["visual_encoder_lora"]["target_modules"] == ["q_proj"]
     assert config["train_dataloader"]["dataset"]["pad_image_to_square"] is True
     assert "'projector.': {'lr_mult': 5.0}" in config["optim_wrapper"]["paramwise_cfg"]["custom_keys"]
+
+
+@given(OPTIM, COMPUTE, st.booleans())
+def test_weights_that_are_trained_are_fp32_and_have_no_adapter(optim, compute, on_gpu):
+    whole = {"model": "m", "data": {"files": ["x"]}, "optim": optim, "lora": None, "quant": {"bits": 16}}
+    text = read(config_text(TextTask.model_validate(whole), place(optim), compute, on_gpu))["model"]
+    task = ImageTask.model_validate(whole | {"tower": "t", "whole_tower": True})
+    image = read(config_text(task, place(optim, image=True), compute, on_gpu))["model"]
+    for model in (text, image):
+        assert model["llm"]["torch_dtype"] == "torch.float32" and "quantization_config" not in model["llm"]
+        assert not [key for key in model if "lora" in key]
+    assert image["freeze_llm"] is False and image["freeze_visual_encoder"] is False
+    frozen = read(config_text(task.model_copy(update={"whole_tower": False}), place(optim, True), compute, on_gpu))
+    assert frozen["model"]["freeze_visual_encoder"] is True
