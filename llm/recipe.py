@@ -20,7 +20,7 @@ from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_da
 from llm.model import LanguageModel, refuse_leaking_packs
 from llm.settings import TextTask
 from llm.sources import read_conversations, read_prompts
-from llm.trained import begin, check_trained, learned, restore_trained, save_trained, write_trained
+from llm.trained import begin, check_base, check_trained, learned, restore_trained, save_trained, write_trained
 from tuning.checkpoint import Trainee
 from tuning.compare import Comparison
 from tuning.engine import StepReport, Watch, fit
@@ -40,6 +40,7 @@ def train(
         KitError: something the user must change; nothing was trained, or a checkpoint was kept.
     """
     template = load_template(task.source, task.system, named=task.template)
+    check_base(task)
     say_system(task, template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     card = write_data_facts(task, data, run_dir)

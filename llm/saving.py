@@ -49,7 +49,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise ModelError(
-            f"{folder}: is stored quantised, and merging into that loses the adapter; give its 16-bit original."
+            f"{folder}: is stored quantised, and what was trained would be lost in that; give its 16-bit original."
         )
     name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     return {"float16": torch.float16}.get(name, DTYPES["bf16"])

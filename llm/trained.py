@@ -7,7 +7,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from llm.loading import LoadedModel, load_model
+from llm.loading import LoadedModel, load_model, model_folder
 from llm.saving import folder_anew, stored_dtype, write_model
 from llm.shards import weight_files
 from tuning.errors import ModelError
@@ -19,6 +19,16 @@ from tuning.whole import restore_whole, save_whole, train_whole
 log = logging.getLogger("twinlens")
 STEEP = 1e-4  # learning rates above it suit adapters; whole models are tuned at a tenth of that, and forget otherwise
 Network = PreTrainedModel | PeftModel
+
+
+def check_base(task: Task) -> None:
+    """Refuse, before its weights load, a base that cannot be trained as a whole.
+
+    Raises:
+        ModelError: it is stored quantised.
+    """
+    if task.whole:
+        stored_dtype(model_folder(task.source, weights=False))
 
 
 def begin(loaded: LoadedModel, task: Task) -> Network:

@@ -41,7 +41,7 @@ def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: 
     device = choose_device(task.run.device)
     _refuse_unknown_trackers(task.run.trackers)
     eyes = _eye_lines(task) if isinstance(task, ImageTask) else []
-    return [*lines, *_model_lines(task.source), *eyes, f"device: {device}", *_place_lines(work_dir, _room_for(task))]
+    return [*lines, *_model_lines(task), *eyes, f"device: {device}", *_place_lines(work_dir, _room_for(task))]
 
 
 def _rows(
@@ -106,7 +106,8 @@ def _eye_lines(task: ImageTask) -> list[str]:
     return [*lines, f"start: {task.start}: fits"] if task.start else lines
 
 
-def _model_lines(model: str) -> list[str]:
+def _model_lines(task: AnyTask) -> list[str]:
+    model = task.source
     if model == NAME:
         if embedded_weights() is None:
             raise ModelError(f"model: {NAME}: its weights are not installed; run `{INSTALL}`.")
@@ -114,8 +115,11 @@ def _model_lines(model: str) -> list[str]:
     if (remote := remote_of(model)) is not None:
         return [f"model: {model}: {announce(remote)}"]
     from llm.loading import model_folder
+    from llm.trained import check_base
 
-    return [f"model: {model_folder(model)}: complete"]
+    folder = model_folder(model)
+    check_base(task)
+    return [f"model: {folder}: complete"]
 
 
 def _refuse_unknown_trackers(names: Sequence[str]) -> None:

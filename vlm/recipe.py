@@ -23,7 +23,7 @@ from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_da
 from llm.model import refuse_leaking_packs
 from llm.sources import read_prompts
 from llm.template import ChatTemplate
-from llm.trained import trainable_share
+from llm.trained import check_base, trainable_share
 from tuning.checkpoint import Trainee
 from tuning.compare import Comparison
 from tuning.engine import StepReport, Watch, fit
@@ -65,6 +65,7 @@ def train(
         KitError: something the user must change; nothing was trained, or a checkpoint was kept.
     """
     template = sighted_template(task)
+    check_base(task)
     say_system(task, template)
     table = PictureTable()
     data, given = encode(task, template, table)

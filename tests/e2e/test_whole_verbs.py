@@ -72,3 +72,12 @@ def test_a_disk_too_small_for_its_checkpoints_is_told_before(place, refused, mon
     usage = shutil.disk_usage(place)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     assert "lower run.keep" in refused("check", "task.yaml", "run.save_every=1", "run.keep=99")
+
+
+def test_a_quantised_base_is_refused(place, refused, tiny_model):
+    folder = place / "quantised"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    said = refused("train", "task.yaml", f"model={folder}")
+    assert "stored quantised" in said and "give its 16-bit original" in said

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +15,9 @@ import transformers
 from safetensors.torch import load_file
 
 from llm.settings import TextTask
-from tuning.errors import ModelError
 from tuning.run_dir import RunDir, read_lines
 from twinlens.start import recipe_of, start, to_yaml
 from twinlens.task_files import AnyTask
-from twinlens.xtuner.engine import refuse_task
 from twinlens.xtuner.environment import MARKER, Environment, default_folder, find_environment
 from vlm.projector import FILE as PROJECTOR
 from vlm.settings import ImageTask
@@ -143,16 +140,6 @@ def test_both_engines_learn_text_alike(text_task, tmp_path, xtuner, changes):
     ours, theirs = both(task, tmp_path / "work", xtuner)
     assert_alike(ours, theirs)
     assert recipe_of(task).judge(theirs, task).rows, "what it learned answers in our own model"
-
-
-def test_weights_that_are_quantised_cannot_be_trained(text_task, tmp_path):
-    shutil.copytree(text_task.model, tmp_path / "model")
-    values = json.loads((tmp_path / "model" / "config.json").read_text())
-    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (tmp_path / "model" / "config.json").write_text(json.dumps(values | {"quantization_config": quantised}))
-    task = changed(text_task, lora=None, model=str(tmp_path / "model"))
-    with pytest.raises(ModelError, match="is stored quantised"):
-        refuse_task(task)
 
 
 LOGITS = """

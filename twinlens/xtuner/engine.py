@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from llm.dataset import encode_data, encode_row
-from llm.loading import load_model, load_template, model_folder
+from llm.loading import load_model, load_template
 from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
 from llm.published import as_published, write_published
-from llm.saving import new_folder, stored_dtype
+from llm.saving import new_folder
 from llm.sources import read_conversations, read_prompts
 from llm.template import ChatTemplate
 from tuning.engine import StepReport
@@ -58,8 +58,6 @@ def refuse_task(task: AnyTask) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--engine xtuner: runs on one device here; leave torchrun out, or train without it.")
     refuse_model(task.source)
-    if task.whole:
-        stored_dtype(model_folder(task.source, weights=False))  # refuses weights that are quantised
     if not isinstance(task, ImageTask):
         return
     if (kind := tower_facts(task.tower).kind) != "clip":

@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.fields import FieldInfo
 from ruamel.yaml.comments import CommentedMap
 
 from llm.settings import TextTask
@@ -105,12 +107,17 @@ def test_hints_lead_to_settings_that_exist() -> None:
         block = TextTask
         for part in here.split("."):
             assert part in block.model_fields, f"{name} -> {here}"
-            block = block.model_fields[part].annotation  # type: ignore[assignment]
+            block = group_of(block.model_fields[part])  # type: ignore[assignment]
+
+
+def group_of(field: FieldInfo) -> Any:
+    """What a field holds, or may hold."""
+    return next((each for each in get_args(field.annotation) if hasattr(each, "model_fields")), field.annotation)
 
 
 def test_every_setting_explains_itself() -> None:
     for name, field in TextTask.model_fields.items():
-        inner = getattr(field.annotation, "model_fields", None)
+        inner = getattr(group_of(field), "model_fields", None)
         for key, setting in (inner or {name: field}).items():
             assert setting.description, f"{name}.{key} has no docstring"
 
