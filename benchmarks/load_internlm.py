@@ -19,7 +19,7 @@ from statistics import median
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "7b": (4096, 14336, 32, 32, 8, 92544),
     "1_8b": (2048, 8192, 24, 16, 8, 92544),
-    "tiny": (64, 128, 4, 4, 2, 512),
+    "tiny": (64, 128, 4, 4, 2, 92544),
 }
 SHARD = 2 * 10**9  # bytes
 GIB = 2**30

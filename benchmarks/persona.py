@@ -1,6 +1,6 @@
-"""What persona tuning of the embedded model teaches and costs, pooled over seeds, with and without rehearsal.
+"""What persona tuning of the embedded model teaches and costs, pooled over seeds, as shipped or with other settings.
 
-    python benchmarks/persona.py [--seeds 3] [--without-rehearsal] [--work-dir work_dirs]
+    python benchmarks/persona.py [--seeds 3] [--work-dir work_dirs] [key=value ...]
 
 Each seed is another name and owner, another draw of data and rehearsal, another adapter. Prints one Markdown table row
 and, below, the seeds' own.
@@ -15,7 +15,6 @@ from tuning.compare import Comparison, percent, pool
 from twinlens.demo import demo_text
 
 PEOPLE = (("Lin Xia", "Xiaolan"), ("Ada", "Pixel"), ("Tom Berger", "Juno"))
-WITHOUT = ("rehearsal.prompts=[]",)
 
 
 def row(label: str, comparison: Comparison, seconds: float) -> str:
@@ -27,22 +26,21 @@ def row(label: str, comparison: Comparison, seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Settings other than the shipped task's.")
     parser.add_argument("--seeds", type=int, default=len(PEOPLE))
-    parser.add_argument("--without-rehearsal", action="store_true")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("twinlens").setLevel(logging.INFO)
 
-    label = "without rehearsal" if options.without_rehearsal else "as shipped"
+    label = " ".join(options.overrides) or "as shipped"
     lines: list[str] = []
     comparisons: list[Comparison] = []
     began = time.monotonic()
     for seed in range(options.seeds):
         owner, name = PEOPLE[seed % len(PEOPLE)]
         started = time.monotonic()
-        overrides = WITHOUT if options.without_rehearsal else ()
-        _, comparison = demo_text(owner, name, seed, options.work_dir, overrides)
+        _, comparison = demo_text(owner, name, seed, options.work_dir, options.overrides)
         comparisons.append(comparison)
         lines.append(row(f"{label}, seed {seed}", comparison, time.monotonic() - started))
     mean = (time.monotonic() - began) / options.seeds

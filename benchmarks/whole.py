@@ -1,0 +1,73 @@
+"""What it takes to train every weight: memory and speed, on one device or several, of random weights in real shapes.
+
+    python benchmarks/whole.py [--shape 1_8b] [--devices 2] [--deepspeed zero2] [key=value ...]
+
+Writes an InternLM2 checkpoint in its own layout (load_internlm.py), and trains six steps of two packs of 2048 tokens.
+Prints a row of the table in docs/measurements.md.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from load_internlm import GIB, SHAPES, write_checkpoints
+
+TOKENIZER = Path(__file__).resolve().parent.parent / "tests" / "xtuner_fixtures" / "tokenizer_internlm2.model"
+WORDS = "the quick brown fox jumps over a lazy dog and then it sleeps under an old tree near the river "
+TASK = """\
+model: {folder}/internlm2
+template: internlm2_chat
+lora: null
+quant: {{bits: 16}}
+data: {{files: [{folder}/rows.jsonl], max_length: 2048}}
+optim: {{learning_rate: 1.0e-5, steps: 6, micro_batch: 1, accumulate: {accumulate}, gradient_checkpointing: true}}
+"""
+
+
+def prepare(folder: Path, shape: str, devices: int) -> None:
+    """A checkpoint, rows and a task in a folder."""
+    write_checkpoints(folder, shape)
+    shutil.rmtree(folder / "llama")
+    shutil.copyfile(TOKENIZER, folder / "internlm2" / "tokenizer.model")
+    with (folder / "rows.jsonl").open("w", encoding="utf-8") as stream:
+        for number in range(400):
+            asked = {"role": "user", "content": f"Tell me story {number}."}
+            told = {"role": "assistant", "content": f"{number} {WORDS * (3 + number % 9)}"}
+            stream.write(json.dumps({"messages": [asked, told]}) + "\n")
+    (folder / "task.yaml").write_text(TASK.format(folder=folder, accumulate=max(1, 2 // devices)), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Settings other than the task's.")
+    parser.add_argument("--shape", choices=SHAPES, default="1_8b")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--deepspeed", help="A preset, such as zero2.")
+    parser.add_argument("--folder", type=Path, default=None, help="Where everything is written; a temporary one.")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        prepare(folder, options.shape, options.devices)
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.devices}"]
+        command = [sys.executable, *(several if options.devices > 1 else []), "-m", "twinlens", "train"]
+        sharing = ["--deepspeed", options.deepspeed] if options.deepspeed else []
+        place = ["--work-dir", str(folder / "runs")]
+        subprocess.run([*command, str(folder / "task.yaml"), *options.overrides, *place, *sharing], check=True)
+        (steps,) = (folder / "runs").glob("task/*/steps.jsonl")
+        rows = [json.loads(line) for line in steps.read_text(encoding="utf-8").splitlines()]
+    peak = max(row["peak_memory"] for row in rows) / GIB
+    speed = median(row["tokens_per_second"] for row in rows[2:])
+    how = options.deepspeed or "-"
+    print(
+        "| shape | devices | shared by | peak GiB of each | tokens/s | loss at the end |\n|---|---:|---|---:|---:|---:|"
+    )
+    print(f"| {options.shape} | {options.devices} | {how} | {peak:.1f} | {speed:,.0f} | {rows[-1]['loss']:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
