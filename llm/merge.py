@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import PeftModel
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from llm.internlm_adapter import load_any_adapter
 from llm.internlm_layout import check_internlm2, write_internlm2
@@ -15,11 +15,11 @@ from llm.loading import load_model, load_template, model_folder
 from llm.saving import (
     TOLERANCE,
     Change,
+    as_stored,
     change,
     check_destination,
     check_shard_size,
     new_folder,
-    round_to,
     stored_dtype,
     weights_size,
     write_model,
@@ -29,6 +29,7 @@ from tuning.conversation import single
 from tuning.errors import ModelError
 from tuning.lora import read_adapter_config
 from tuning.settings import Quant
+from tuning.widened import fold, widened
 
 Layout = Literal["hf", "internlm2"]
 ASKED = ("Who are you?", "What is the capital of France?", "你是谁？", "Write one sentence about the sea.", "2 + 2 = ?")
@@ -67,7 +68,7 @@ def merge(
         trained_on: how the base was held in training, to measure what leaving that behind changes.
         named: the chat template that it was trained with, if not the base's own.
         layout: `internlm2` writes that of an InternLM2 base, for tools that run its own code.
-        device: where the base is merged, in fp32.
+        device: where the base is merged: in the 16 bits that it is stored in, computed with in fp32.
 
     Raises:
         ModelError: base or adapter are missing, do not fit, or the base is stored quantised or not in the layout asked
@@ -84,19 +85,20 @@ def merge(
     check_destination(destination, weights_size(folder))
     template = load_template(base, None, named=named)
     was = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
-    loaded = load_model(base, template, Quant(bits=16, compute="fp32"), device)
+    loaded = load_model(base, template, as_stored(folder), device)
     adapted = load_any_adapter(loaded.model, adapter)
-    with_adapter = _logits(adapted, template)
-    model = adapted.merge_and_unload()
-    merged = _logits(model, template)
+    with widened(adapted):
+        with_adapter = _logits(adapted, template)
+    with widened(adapted, merged=True):
+        merged = _logits(adapted, template)
     arithmetic = change(with_adapter, merged)
     if not arithmetic.difference <= TOLERANCE:
         raise ModelError(
             f"{adapter}: merged and adapted logits differ ({arithmetic}); the merge is not written, keep the adapter."
         )
-    round_to(model, dtype)
-    rounded = _logits(model, template)
-    model.to(dtype)
+    model = fold(adapted, dtype)
+    with widened(model):
+        rounded = _logits(model, template)
     with new_folder(destination) as unfinished:
         if layout == "internlm2":
             write_internlm2(model, folder, template, unfinished, max_shard_size)
@@ -121,8 +123,9 @@ def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: P
 
 
 @torch.no_grad()
-def _logits(model: nn.Module | PeftModel, template: ChatTemplate) -> torch.Tensor:
-    """float32[N, V] at every position of a few prompts."""
-    device = next(model.parameters()).device
-    rows = [torch.tensor([template.prompt(single(asked))], device=device) for asked in ASKED]
-    return torch.cat([model(input_ids=row, use_cache=False).logits[0].float().cpu() for row in rows])
+def _logits(model: nn.Module, template: ChatTemplate) -> torch.Tensor:
+    """float32[N, V] at every position of a few prompts, which share a batch: no position sees the padding behind it."""
+    prompts = [torch.tensor(template.prompt(single(asked))) for asked in ASKED]
+    batch = pad_sequence(prompts, batch_first=True, padding_value=template.pad_id)
+    logits = model(input_ids=batch.to(next(model.parameters()).device), use_cache=False).logits
+    return torch.cat([row[: len(prompt)].float().cpu() for row, prompt in zip(logits, prompts, strict=True)])

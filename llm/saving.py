@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from llm.template import ChatTemplate
 from tuning.errors import ConfigError, DeviceError, ModelError
-from tuning.quantize import DTYPES
+from tuning.settings import Quant
 
 TOLERANCE = 1e-3  # of what is written against what was trained, both fp32, relative to the largest logit
 
@@ -46,13 +46,26 @@ def stored_dtype(folder: Path) -> torch.dtype:
     Raises:
         ModelError: it is stored quantised.
     """
+    return torch.float16 if _said_type(folder) == "fp16" else torch.bfloat16
+
+
+def as_stored(folder: Path) -> Quant:
+    """How a model is loaded in the type that its weights lie on disk in, 16 bits or fp32.
+
+    Raises:
+        ModelError: it is stored quantised.
+    """
+    return Quant(bits=16, compute=_said_type(folder))
+
+
+def _said_type(folder: Path) -> Literal["fp32", "fp16", "bf16"]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise ModelError(
             f"{folder}: is stored quantised, and what was trained would be lost in that; give its 16-bit original."
         )
-    name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-    return {"float16": torch.float16}.get(name, DTYPES["bf16"])
+    name = config.get("dtype") or config.get("torch_dtype")
+    return "fp16" if name == "float16" else "fp32" if name == "float32" else "bf16"
 
 
 def round_to(model: nn.Module, dtype: torch.dtype) -> None:

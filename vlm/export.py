@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, PreTrainedModel
+from transformers import LlavaForConditionalGeneration
 
 from llm.loading import model_folder, read_config
 from llm.merge import ASKED
 from llm.saving import (
     TOLERANCE,
     Change,
+    as_stored,
     change,
     check_destination,
     check_shard_size,
@@ -33,9 +33,9 @@ from tuning.conversation import Conversation, single
 from tuning.errors import ConfigError, ModelError
 from tuning.run_dir import RunDir
 from tuning.samples import PATCH
-from tuning.settings import Quant
+from tuning.widened import fold, widened
 from vlm.layouts import Merged, native_model, widen, write_native, write_official, write_parts
-from vlm.loading import Sighted, check_trained, open_trained
+from vlm.loading import check_trained, open_trained
 from vlm.markup import make_processor, refuse_other_ids, tokenizer_with_image
 from vlm.model import VisionLanguageModel
 from vlm.projector import Projector
@@ -53,7 +53,7 @@ class ExportReport:
     """What was written, and what that did to the logits.
 
     Args:
-        exported: adapters on their base against what is written, both fp32.
+        exported: adapters on their base against the two merged, both computed in fp32.
         rounded: what rounding to `dtype` changed after that.
     """
 
@@ -70,6 +70,7 @@ class _Order:
     task: ImageTask
     template: ChatTemplate
     layout: Layout
+    base: Path
     destination: Path
     dtype: torch.dtype
     shard: str
@@ -116,30 +117,41 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
     template = sighted_template(task.model_copy(update={"start": None}))  # what it started from is in what it learned
-    order = _Order(run, task, template, layout, destination, dtype, shard)
+    order = _Order(run, task, template, layout, folder, destination, dtype, shard)
     exported, rounded = _export_native(order) if layout == "hf" else _export_plain(order)
     return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)
 
 
-def _merged(order: _Order) -> tuple[Merged, Tensor, Tensor]:
-    """What a run learned in fp32, the pixels of a picture, and the logits of its adapters for that picture."""
-    in_fp32 = {"quant": Quant(bits=16, compute="fp32"), "run": order.task.run.model_copy(update={"device": "cpu"})}
-    _, sighted = open_trained(order.run, order.task.model_copy(update=in_fp32), order.template)
-    pixels = sighted.tower.preprocess(probe_picture())
-    trained = spliced_logits(sighted.language, sighted.projector, sighted.tower, order.template, pixels)
-    return merge(sighted), pixels, trained
+def _merged(order: _Order) -> tuple[Merged, Tensor, Change, Change]:
+    """What a run learned, in the base's own type and computed with in fp32: the pixels of a picture, what merging
+    changes for it, and what rounding changes after that.
+
+    Raises:
+        ModelError: merging changes the logits.
+    """
+    stored = {"quant": as_stored(order.base), "run": order.task.run.model_copy(update={"device": "cpu"})}
+    _, sighted = open_trained(order.run, order.task.model_copy(update=stored), order.template)
+    language, tower = sighted.language, sighted.tower
+    pixels = tower.preprocess(probe_picture())
+
+    def logits(folded: bool = False) -> Tensor:
+        with widened(language, folded):
+            return spliced_logits(language, sighted.projector, tower, order.template, pixels)
+
+    trained = logits()
+    if sighted.tower_adapter is not None:
+        tower.network = sighted.tower_adapter.merge_and_unload()  # type: ignore[operator]
+    exported = _refuse_change(trained, summed := logits(folded=True))
+    language = fold(language, order.dtype)
+    for module, written in ((tower, sighted.tower_trained), (sighted.projector, order.layout != "parts")):
+        if written or order.layout == "hf":
+            round_to(module, order.dtype)
+    merged = Merged(language.eval(), sighted.projector, tower.eval(), sighted.tower_trained)
+    return merged, pixels, exported, change(summed, logits())
 
 
 def _export_plain(order: _Order) -> tuple[Change, Change]:
-    merged, pixels, trained = _merged(order)
-
-    def logits() -> Tensor:
-        return spliced_logits(merged.language, merged.projector, merged.tower, order.template, pixels)
-
-    exported = _refuse_change(trained, written := logits())
-    for module in (merged.language, *((merged.tower,) if merged.tower_tuned else ())):
-        round_to(module, order.dtype)
-    rounded = change(written, logits())
+    merged, _, exported, rounded = _merged(order)
     with new_folder(order.destination) as unfinished:
         if order.layout == "official":
             write_official(merged, order.template, unfinished, order.dtype, order.shard)
@@ -149,47 +161,38 @@ def _export_plain(order: _Order) -> tuple[Change, Change]:
 
 
 def _export_native(order: _Order) -> tuple[Change, Change]:
-    merged, pixels, trained = _merged(order)
+    merged, pixels, exported, rounded = _merged(order)
+    with widened(merged.language):
+        ours = spliced_logits(merged.language, merged.projector, merged.tower, order.template, pixels)
     tokenizer, image_id = tokenizer_with_image(order.template)
     processor = make_processor(merged.tower, tokenizer)
     for asked, pictures in ((SHOWN, [probe_picture()]), (single(ASKED[0]), [])):
         refuse_other_ids(processor, order.template, asked, pictures, image_id)
     widen(merged.language, len(tokenizer))
     model = native_model(merged, image_id)
-    known = trained.shape[1]
-    exported = _refuse_change(trained, written := native_logits(model, order.template, pixels)[:, :known])
-    round_to(model, order.dtype)
-    rounded = native_logits(model, order.template, pixels)[:, :known]
+    _refuse_change(ours, native_logits(model, order.template, pixels)[:, : ours.shape[1]])
     with new_folder(order.destination) as unfinished:
         write_native(model, merged.tower, tokenizer, unfinished, order.dtype, order.shard)
         del model, merged
-        gc.collect()  # two of them in fp32 may be more than fits
-        _refuse_change(rounded, _read_back(unfinished, order.template, pixels)[:, :known])
-    return exported, change(written, rounded)
+        gc.collect()  # two of them may be more than fits
+        read = _read_back(unfinished, order.dtype, order.template, pixels)
+        _refuse_change(ours, read[:, : ours.shape[1]])
+    return exported, rounded
 
 
-def _read_back(folder: Path, template: ChatTemplate, pixels: Tensor) -> Tensor:
+def _read_back(folder: Path, dtype: torch.dtype, template: ChatTemplate, pixels: Tensor) -> Tensor:
     """float32[N, K] of what transformers makes of a folder.
 
     Raises:
         ModelError: it misses weights in it, or finds others.
     """
-    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     model, notes = loaded
     if odd := sorted((*notes["missing_keys"], *notes["unexpected_keys"])):
         raise ModelError(f"--layout hf: transformers does not read this model back ({odd[0]}); take --layout parts.")
+    for part in (model.model.vision_tower, model.model.multi_modal_projector):
+        part.float()  # small, and a tower asks its weights what type its pixels should have
     return native_logits(model.eval(), template, pixels)
-
-
-def merge(sighted: Sighted) -> Merged:
-    """Fold the adapters into what they adapt."""
-    language: Any = sighted.language
-    if isinstance(language, PeftModel):
-        language = language.merge_and_unload()  # type: ignore[operator]
-    if sighted.tower_adapter is not None:
-        sighted.tower.network = sighted.tower_adapter.merge_and_unload()  # type: ignore[operator]
-    assert isinstance(language, PreTrainedModel)
-    return Merged(language.eval(), sighted.projector, sighted.tower.eval(), sighted.tower_trained)
 
 
 def probe_picture() -> Image.Image:
@@ -219,7 +222,8 @@ def native_logits(model: LlavaForConditionalGeneration, template: ChatTemplate, 
     for ids, pictures in _prompts(template):
         marked = ids.masked_fill(ids == PATCH, model.config.image_token_index)
         seen = pixels[None].expand(len(pictures), -1, -1, -1) if pictures else None
-        logits.append(model(input_ids=marked, pixel_values=seen, use_cache=False).logits[0].float())
+        with widened(model):
+            logits.append(model(input_ids=marked, pixel_values=seen, use_cache=False).logits[0].float())
     return torch.cat(logits)
 
 

@@ -37,7 +37,7 @@ def merge(
         help="Name of a chat template to write; a run's or the base's otherwise.",
     ),
     max_shard_size: str = SHARD,
-    device: str = typer.Option("cpu", help="Where the merging is computed, in fp32: cpu, cuda or auto."),
+    device: str = typer.Option("cpu", help="Where the merging is computed: cpu, cuda or auto."),
     is_clip: bool = typer.Option(False, "--is-clip", help="BASE is a CLIP or SigLIP tower, and ADAPTER its own."),
     safe_serialization: bool = typer.Option(
         True, "--safe-serialization", help="As XTuner has it; weights are always written as safetensors."
@@ -99,7 +99,7 @@ def llava(
 
     report = export(opened, task, destination, layout, max_shard_size)
     lines = [
-        f"written against base + adapter (fp32):   {report.exported}",
+        f"merged against base + adapter (fp32):   {report.exported}",
         f"rounding to {report.dtype} changed:       {report.rounded}",
     ]
     if layout is None and report.layout == "parts":
