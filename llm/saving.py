@@ -107,7 +107,7 @@ def check_shard_size(size: str) -> None:
     Raises:
         ConfigError: it is none.
     """
-    if not re.fullmatch(r"\d+(\.\d+)?\s*[KMGT]i?B", size):
+    if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]i?B", size):
         raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
 
 

@@ -108,7 +108,8 @@ def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:
     assert "twinlens convert llava out LLAVA" in refused(*pth, "--save-format", "official")
     assert "take peft or xtuner" in refused(*pth, "--layout", "other")
     assert "set lora.rank=2" in refused(*pth, "lora.rank=8")
-    assert "not a size" in refused(*pth, "--max-shard-size", "big")
+    for size in ("big", "0GB"):
+        assert "not a size" in refused(*pth, "--max-shard-size", size)
     assert "give the iter_N.pth" in refused("convert", "pth_to_hf", "task.yaml", "gone.pth", "out")
     assert "neither a file nor a shipped task" in refused("convert", "pth_to_hf", "gone.py", "iter_9.pth", "out")
     assert "take hf or internlm2" in refused("convert", "merge", "base", "adapter", "out", "--layout", "other")

@@ -40,6 +40,7 @@ def run_trainer(environment: Environment, config: Path, run_dir: RunDir, rows: R
     work = config.parent
     command = [str(environment.python), launch.__file__, str(config), "--work-dir", str(work)]
     reports: list[StepReport] = []
+    scalars = _Scalars(work)
     peak = 0
     with (
         tempfile.TemporaryDirectory() as home,
@@ -53,7 +54,7 @@ def run_trainer(environment: Environment, config: Path, run_dir: RunDir, rows: R
         while not ended:
             ended = process.poll() is not None  # before the log is read, so that its end is
             peak = max(peak, _resident(process))
-            for values in _scalars(work)[len(reports) :]:
+            for values in scalars.fresh():
                 reports.append(_report(values, len(reports), rows, peak))
                 run_dir.append(run_dir.steps, [asdict(reports[-1])])
                 _refuse_not_finite(reports[-1])
@@ -90,12 +91,22 @@ def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
                 process.kill()
 
 
-def _scalars(work: Path) -> list[dict[str, Any]]:
-    """What mmengine logged so far, one row a step; a line that is still being written is left for later."""
-    file = next(work.glob("*/vis_data/scalars.json"), None)
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file else []
-    rows = (json.loads(line) for line in lines if line.endswith("\n"))
-    return [row for row in rows if "loss" in row]
+class _Scalars:
+    """What mmengine logs, one row a step, each row once."""
+
+    def __init__(self, work: Path) -> None:
+        self._work, self._read = work, 0
+
+    def fresh(self) -> list[dict[str, Any]]:
+        """The rows since the last time; a line that is still being written is left for the next."""
+        file = next(self._work.glob("*/vis_data/scalars.json"), None)
+        if file is None:
+            return []
+        with file.open("rb") as stream:
+            stream.seek(self._read)
+            lines = [line for line in stream if line.endswith(b"\n")]
+        self._read += sum(map(len, lines))
+        return [row for row in map(json.loads, lines) if "loss" in row]
 
 
 def _report(values: dict[str, Any], step: int, rows: Rows, resident: int) -> StepReport:
