@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tuning.errors import ConfigError
+from tuning.pth import write_pth
 from tuning.run_dir import RunDir
 
 log = logging.getLogger("twinlens")
@@ -65,7 +66,7 @@ class Checkpoint:
         with self._run_dir.new_checkpoint(step, self._keep) if accelerator.is_main_process else _nothing() as made:
             folder = made or self._run_dir.path / "checkpoints" / f".step-{step:06d}"
             accelerator.wait_for_everyone()
-            torch.save(self._random_state(), folder / f"random-{accelerator.process_index}.pt")
+            write_pth(self._random_state(), folder / f"random-{accelerator.process_index}.pt")
             if self._sharded:
                 self._model.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)  # type: ignore[operator]
             with in_one_piece(accelerator, self._trainee.module):
@@ -73,7 +74,7 @@ class Checkpoint:
                     self._trainee.save(folder)
             if accelerator.is_main_process:
                 if not self._sharded:
-                    torch.save(self._optimizer.state_dict(), folder / "optimizer.pt")
+                    write_pth(self._optimizer.state_dict(), folder / "optimizer.pt")
                 (folder / "progress.json").write_text(
                     json.dumps({"step": step, "processes": accelerator.num_processes})
                 )
@@ -99,7 +100,9 @@ class Checkpoint:
             self._model.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)  # type: ignore[operator]
         else:
             self._trainee.restore(folder)
-            self._optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+            # Not to where it was saved from: all processes would then fill the first one's device.
+            averages = torch.load(folder / "optimizer.pt", map_location="cpu", mmap=True, weights_only=True)
+            self._optimizer.load_state_dict(averages)
         state = torch.load(folder / f"random-{self._accelerator.process_index}.pt", weights_only=True)
         torch.set_rng_state(state["cpu"])
         if state["cuda"] is not None:

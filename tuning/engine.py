@@ -109,7 +109,7 @@ def fit(
         if not done:
             look(0, model, watch, run_dir, accelerator)
         for step in range(done, steps):
-            report = train_step(accelerator, model, optimizer, next(source), optim, step, steps, stop)
+            report = train_step(accelerator, model, optimizer, next(source), optim, step, steps)
             reports.append(report)
             values: dict[str, Any] = asdict(report)
             last = step + 1 == steps
@@ -119,15 +119,16 @@ def fit(
                 run_dir.append(run_dir.steps, [values])
             accelerator.log({key: value for key, value in values.items() if value is not None}, step=step + 1)
             progress.advance(1, str(report))
-            if stop.asked or (run.save_every and (last or (step + 1) % run.save_every == 0)):
+            stopping = asked_anywhere(accelerator, stop)
+            if stopping or (run.save_every and (last or (step + 1) % run.save_every == 0)):
                 checkpoint.save(step + 1)
-            if stop.asked and not last:
+            if stopping and not last:
                 raise Interrupted(
                     f"stopped after step {step + 1}; go on with `twinlens train --resume {run_dir.path}`."
                 )
-    with in_one_piece(accelerator, trainee.module):
-        if accelerator.is_main_process:
-            trainee.finish()
+        with in_one_piece(accelerator, trainee.module):
+            if accelerator.is_main_process:
+                trainee.finish()
     accelerator.end_training()
     return reports
 
@@ -150,7 +151,7 @@ def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[st
             "train_micro_batch_size_per_gpu": optim.micro_batch,
             "gradient_accumulation_steps": optim.accumulate,
             "gradient_clipping": optim.clip,
-            "bf16": {"enabled": False},  # adapters stay fp32; the module computes under autocast
+            "bf16": {"enabled": False},  # what is trained stays fp32; the module computes under autocast
             "fp16": {"enabled": False},
         }
         filled.pop("train_batch_size", None)
@@ -187,7 +188,6 @@ def train_step(
     optim: Optim,
     step: int,
     steps: int,
-    stop: "Stop",
 ) -> StepReport:
     """Forward, backward and update over one step's micro-batches."""
     started = time.perf_counter()
@@ -195,12 +195,11 @@ def train_step(
     for parameters in optimizer.param_groups:
         parameters["lr"] = parameters["peak"] * factor
     counts = torch.tensor(
-        [sum(batch.labelled for batch in group), sum(batch.tokens for batch in group), float(stop.asked)],
+        [sum(batch.labelled for batch in group), sum(batch.tokens for batch in group)],
         device=accelerator.device,
         dtype=torch.float64,
     )
-    labels, tokens, asked = over_devices(accelerator, counts).tolist()
-    stop.asked = bool(asked)  # all processes stop at the same step
+    labels, tokens = over_devices(accelerator, counts).tolist()
     learned = max(labels, 1.0)  # packs that XTuner's packing cuts out of a long prompt have nothing to learn
     # accelerate divides by the micro-batches and DDP by the processes: both are undone here.
     scale = optim.accumulate * accelerator.num_processes / learned
@@ -234,6 +233,11 @@ def over_devices(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
     summed = accelerator.reduce(value, "sum")
     assert isinstance(summed, torch.Tensor)
     return summed
+
+
+def asked_anywhere(accelerator: Accelerator, stop: "Stop") -> bool:
+    """Whether any process was asked to stop: all of them leave after the same step, or some would wait forever."""
+    return bool(over_devices(accelerator, torch.tensor(float(stop.asked), device=accelerator.device)))
 
 
 def gradient_norm(accelerator: Accelerator, model: nn.Module, clip: float) -> float:

@@ -1,4 +1,4 @@
-"""Checkpoints that were pickled, read without running anything of them.
+"""Checkpoints that are pickled: read without running anything of them, and written whole or not at all.
 
 XTuner's files pickle their log beside the weights: objects of mmengine and numpy. Those few names are let through as
 stand-ins that hold nothing; a file that names anything else is refused before anything of it is made.
@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from tuning.errors import ModelError
+from tuning.errors import DeviceError, ModelError
+from tuning.files import replacing
 
 DEEPSPEED_FILE = "mp_rank_00_model_states.pt"
 
@@ -82,6 +83,22 @@ def weights_in(held: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
     if not any(value.numel() for value in weights.values()):
         raise ModelError(f"{path}: ZeRO-3 left its weights in parts; gather them first, with DeepSpeed's zero_to_fp32.")
     return weights
+
+
+def write_pth(held: object, path: Path) -> None:
+    """Pickle tensors, in what holds them, into a file that is there whole or not at all.
+
+    Raises:
+        DeviceError: the folder cannot be written or the disk is full.
+    """
+    try:
+        with replacing(path) as stream:
+            torch.save(held, stream)
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):  # of a write that failed torch makes an error of its own
+            raise
+        reason = error.__context__.strerror
+        raise DeviceError(f"{path}: cannot be written ({reason}); free space or choose another place.") from error
 
 
 def _unreadable(path: Path, reason: str) -> ModelError:

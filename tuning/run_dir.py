@@ -69,9 +69,12 @@ class RunDir:
         with writing(unfinished):
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
-            yield unfinished
-            shutil.rmtree(final, ignore_errors=True)
-            unfinished.rename(final)
+            try:
+                yield unfinished
+                shutil.rmtree(final, ignore_errors=True)
+                unfinished.rename(final)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
         for _, old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tuning.files import replacing
+from tuning.pth import write_pth
 
 WEIGHTS = "weights.pt"
 
@@ -25,8 +25,7 @@ def train_whole(network: nn.Module, idle: Sequence[str] = ()) -> None:
 def save_whole(network: nn.Module, folder: Path) -> None:
     """`weights.pt`: every trained weight by its name, as it is; one that two layers share is there once."""
     weights = {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.requires_grad}
-    with replacing(folder / WEIGHTS) as stream:
-        torch.save(weights, stream)
+    write_pth(weights, folder / WEIGHTS)
 
 
 @torch.no_grad()

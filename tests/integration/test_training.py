@@ -263,6 +263,39 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how):
     assert [step for step, _ in RunDir(run).checkpoints()] == [38, 40]
 
 
+STOPPED = """
+import os, signal
+from tuning import engine
+learn = engine.train_step
+
+def learn_and_hear(*given):
+    report = learn(*given)
+    if os.environ["RANK"] == "1" and report.step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return report
+
+engine.train_step = learn_and_hear
+from twinlens.cli.app import run
+run()
+"""
+
+
+def test_all_processes_stop_at_the_step_at_which_one_is_asked_to(task, tmp_path):
+    """None waits for one that has left: the checkpoint is that of all of them."""
+    program, file = tmp_path / "program.py", tmp_path / "task.yaml"
+    program.write_text(STOPPED, encoding="utf-8")
+    file.write_text(to_yaml(task), encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, str(program), "train", str(file), "--work-dir", str(tmp_path / "work")],
+        capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.stderr.count("stopped after step 2") == 2, done.stderr[-3000:]
+    (run,) = (RunDir(path.parent) for path in (tmp_path / "work").glob("task/*/steps.jsonl"))
+    assert [step for step, _ in run.checkpoints()][-1] == 2
+
+
 @pytest.mark.parametrize("deepspeed", [None, "zero2"])
 def test_two_processes_lose_what_one_does(task, tmp_path, deepspeed, caplog):
     """DDP and ZeRO-2 over gloo: half the accumulation on each of two processes."""

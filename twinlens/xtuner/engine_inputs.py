@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from llm.internlm import is_internlm
@@ -23,6 +22,7 @@ from llm.shards import index_of, weight_files
 from tuning.errors import ConfigError, DataError, ModelError
 from tuning.files import replacing, write_atomically
 from tuning.packing import Batches
+from tuning.pth import write_pth
 from tuning.samples import IGNORED, PATCH, EncodedSample
 from tuning.settings import Optim
 from vlm.projector import Projector
@@ -156,8 +156,7 @@ def write_start(projector: Projector, file: Path) -> Path:
         for number, layer in ((0, projector.linear_1), (2, projector.linear_2))
         for part, value in layer.state_dict().items()
     }
-    with replacing(file) as stream:
-        torch.save({"state_dict": named}, stream)
+    write_pth({"state_dict": named}, file)
     return file
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from llm.saving import check_destination, new_folder
 from llm.trained import check_trained as check_whole
 from tuning.errors import ConfigError, ModelError
 from tuning.lora import CONFIG, PICKLED, PREFIX, WEIGHTS, layers_of
+from tuning.pth import write_pth
 from tuning.run_dir import RunDir
 from twinlens.task_files import AnyTask
 from vlm.loading import check_trained
@@ -136,6 +136,6 @@ def _write(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path,
     (folder / described).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     plain = {name: value.detach().contiguous() for name, value in sorted(state.items())}
     if weights.endswith(".bin"):
-        torch.save(plain, folder / weights)
+        write_pth(plain, folder / weights)
     else:
         save_file(plain, folder / weights, metadata={"format": "pt"})
