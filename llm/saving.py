@@ -169,8 +169,8 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_anew(destination: Path) -> Iterator[Path]:
-    """As `new_folder`, in place of what a run wrote there before it went on."""
+    """As `new_folder`, in place of what a run wrote there before it went on, which stays until all is written."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(destination, ignore_errors=True)
     with new_folder(destination) as unfinished:
         yield unfinished
+        shutil.rmtree(destination, ignore_errors=True)

@@ -1,9 +1,11 @@
 """Every weight trained, on tiny models: kept exactly, written as a model that others load, asked before and after."""
 
+import errno
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from tiny_internlm import make_internlm2
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import llm.trained
 from llm.chat import Chat
 from llm.dataset import encode_data
 from llm.generation import Sampling
@@ -25,6 +28,7 @@ from llm.settings import TextTask
 from llm.shards import SAFE
 from llm.sources import read_conversations
 from tuning.conversation import single
+from tuning.errors import DeviceError
 from tuning.run_dir import RunDir, read_lines
 from twinlens.start import go_on, recipe_of, start, to_yaml
 from twinlens.targets import open_target
@@ -139,6 +143,32 @@ def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path):
     assert (stopped.model / SAFE).read_bytes() == (straight.model / SAFE).read_bytes()
     go_on(stopped.path)  # a finished run has nothing left to do, and keeps what it made
     assert (stopped.model / SAFE).read_bytes() == (straight.model / SAFE).read_bytes()
+
+
+def test_ctrl_c_while_the_model_is_written_waits_for_it(task, tmp_path, monkeypatch):
+    """Hours of training are in it, and no checkpoint where none was asked for."""
+    write = llm.trained.write_model
+
+    def interrupted(*given: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(*given)
+
+    monkeypatch.setattr(llm.trained, "write_model", interrupted)
+    run = start(changed(task, optim={"steps": 1}, run={"save_every": 0}), "run", tmp_path / "work").run
+    assert AutoModelForCausalLM.from_pretrained(run.model)
+
+
+def test_a_model_that_cannot_be_written_again_stays_as_it_was(task, tmp_path, monkeypatch):
+    run = start(changed(task, optim={"steps": 3}), "run", tmp_path / "work").run
+    made = (run.model / SAFE).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(llm.trained, "write_model", full)
+    with pytest.raises(DeviceError, match="No space left"):
+        go_on(run.path)
+    assert (run.model / SAFE).read_bytes() == made
 
 
 def test_a_shared_head_stays_shared(task, tmp_path):
