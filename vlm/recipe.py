@@ -50,6 +50,7 @@ from vlm.loading import (
 from vlm.settings import ImageTask
 from vlm.sources import read_seen
 from vlm.start import check_start
+from vlm.towers_transformers import count_trained
 from vlm.vision import TowerFacts, tower_facts
 
 log = logging.getLogger("twinlens")
@@ -191,7 +192,8 @@ def forecast(task: ImageTask, processes: int = 1) -> Forecast:
     data, rehearsal = encode(task, template, PictureTable())
     width, hidden = tower_facts(task.tower).width, language_width(task.source)
     projector = (width + 1) * hidden + (hidden + 1) * hidden
+    tower = count_trained(task.tower, task.tower_lora) if task.tower_lora or task.whole_tower else 0
     return forecast_run(
         task, data, rehearsal, template.pad_id,
-        frozen=task.stage == "align", others=projector, processes=processes,
+        frozen=task.stage == "align", others=projector + tower, processes=processes,
     )  # fmt: skip

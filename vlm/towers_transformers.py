@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from llm.hub import fetch, remote_of
 from tuning.errors import ModelError, first_line
+from tuning.quantize import linears
+from tuning.settings import Lora
 from vlm.preprocess import Preprocess
 from vlm.tower import Kind, Tower, TowerFacts
 
@@ -37,8 +39,6 @@ def transformers_facts(name: str) -> TowerFacts:
 
 def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
     """As `load_tower`."""
-    from transformers import CLIPVisionModel, SiglipVisionModel
-
     from llm.loading import silence_libraries
 
     remote = remote_of(name, "tower")
@@ -46,10 +46,9 @@ def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> To
     config, kind = _vision_config(folder)
     config.attention_dropout = 0.0  # a tower's features are the same in training and in use
     preprocess = _read_preprocess(folder, config.image_size)
-    network_class: Any = CLIPVisionModel if kind == "clip" else SiglipVisionModel
     silence_libraries()
     try:
-        network, notes = network_class.from_pretrained(
+        network, notes = _network_class(kind).from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError, SafetensorError) as error:
@@ -66,11 +65,35 @@ def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> To
         "heads": config.num_attention_heads,
         "epsilon": config.layer_norm_eps,
     }
-    depth = config.num_hidden_layers
     features = _clip_features if kind == "clip" else _siglip_features
-    unseen = (f"encoder.layers.{depth - 1}", "post_layernorm", "head")
-    idle = tuple(part for part, _ in network.named_modules() if part.startswith(unseen))
-    return Tower(name, _facts(config, kind), network.to(device), features, preprocess, recipe, idle)
+    return Tower(name, _facts(config, kind), network.to(device), features, preprocess, recipe, _idle(network, config))
+
+
+def count_trained(name: str, lora: Lora | None) -> int:
+    """Weights of an adapter on a tower, or of the tower itself, that training changes; from its settings alone.
+
+    Raises:
+        ModelError: as `transformers_facts`.
+    """
+    config, kind = _vision_config(_settings_folder(name))
+    with torch.device("meta"):
+        network = _network_class(kind)(config)
+    idle = _idle(network, config)
+    if lora is not None:
+        return sum(lora.rank * sum(each.weight.shape) for part, each in linears(network) if not part.startswith(idle))
+    return sum(weight.numel() for part, weight in network.named_parameters() if not part.startswith(idle))
+
+
+def _network_class(kind: Kind) -> Any:
+    from transformers import CLIPVisionModel, SiglipVisionModel
+
+    return CLIPVisionModel if kind == "clip" else SiglipVisionModel
+
+
+def _idle(network: nn.Module, config: Any) -> tuple[str, ...]:
+    """The names of what features of layer -2 never pass."""
+    unseen = (f"encoder.layers.{config.num_hidden_layers - 1}", "post_layernorm", "head")
+    return tuple(part for part, _ in network.named_modules() if part.startswith(unseen))
 
 
 def _clip_features(network: Any, pixels: Tensor) -> Tensor:
