@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
+from llm.shards import weight_files
 from llm.template import ChatTemplate
 from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.settings import Quant
@@ -75,8 +76,8 @@ def round_to(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def weights_size(folder: Path) -> int:
-    """Bytes of the weights in a model's folder."""
-    return sum(file.stat().st_size for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    """Bytes of the weights in a model's folder, of those that are read."""
+    return sum(file.stat().st_size for file in weight_files(folder))
 
 
 def check_destination(destination: Path, needed: int) -> None:

@@ -66,8 +66,8 @@ def open_target(
             return open_sighted(task, run if with_adapter else None)
         _refuse_pictures(pictures, target)
         check_text(run, task)
-        template = load_template(task.source, task.system, named=task.template)
         name = trained_name(run, task) if with_adapter else task.source
+        template = load_template(name, task.system, named=task.template)
         loaded = load_model(name, template, task.quant, task.run.device)
         adapted = with_adapter and not task.whole
         model = load_adapter(loaded.model, run.adapter) if adapted else loaded.model
@@ -89,13 +89,14 @@ def open_target(
 def open_sighted(task: ImageTask, run: RunDir | None) -> Target:
     """A model with its eyes, as a run of the task left it, or as one begins."""
     from vlm.features import LiveFeatures, PictureTable
-    from vlm.loading import begin, embedding, open_trained, see_with
+    from vlm.loading import as_trained, begin, embedding, open_trained, see_with
     from vlm.recipe import sighted_template
 
-    template = sighted_template(task)
     if run is not None:
+        template = sighted_template(as_trained(run, task))
         loaded, sighted = open_trained(run, task, template)
     else:
+        template = sighted_template(task)
         loaded = load_model(task.source, template, task.quant, task.run.device)
         sighted = begin(task, loaded)
     table = PictureTable()

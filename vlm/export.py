@@ -28,14 +28,13 @@ from llm.saving import (
     weights_size,
 )
 from llm.template import ChatTemplate
-from llm.trained import trained_name
 from tuning.conversation import Conversation, single
 from tuning.errors import ConfigError, ModelError
 from tuning.run_dir import RunDir
 from tuning.samples import PATCH
 from tuning.widened import fold, widened
 from vlm.layouts import Merged, native_model, widen, write_native, write_official, write_parts
-from vlm.loading import check_trained, open_trained
+from vlm.loading import as_trained, check_trained, open_trained
 from vlm.markup import make_processor, refuse_other_ids, tokenizer_with_image
 from vlm.model import VisionLanguageModel
 from vlm.projector import Projector
@@ -111,13 +110,13 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
         DeviceError: the destination cannot be written.
     """
     check_shard_size(shard)
-    layout = choose_layout(task, asked)
     check_trained(run, task)
-    folder = model_folder(trained_name(run, task))
+    ended = as_trained(run, task)
+    layout = choose_layout(ended, asked)
+    folder = model_folder(ended.source)
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
-    template = sighted_template(task.model_copy(update={"start": None}))  # what it started from is in what it learned
-    order = _Order(run, task, template, layout, folder, destination, dtype, shard)
+    order = _Order(run, task, sighted_template(ended), layout, folder, destination, dtype, shard)
     exported, rounded = _export_native(order) if layout == "hf" else _export_plain(order)
     return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)
 
@@ -154,7 +153,7 @@ def _export_plain(order: _Order) -> tuple[Change, Change]:
     merged, _, exported, rounded = _merged(order)
     with new_folder(order.destination) as unfinished:
         if order.layout == "official":
-            write_official(merged, order.template, unfinished, order.dtype, order.shard)
+            write_official(merged, order.template, order.task.tower, unfinished, order.dtype, order.shard)
         else:
             write_parts(merged, order.template, unfinished, order.destination, order.dtype, order.shard)
     return exported, rounded

@@ -26,7 +26,7 @@ _OFFICIAL = {"linear_1": "0", "linear_2": "2"}
 PARTS_README = """\
 # The parts of a model that sees
 
-- `language/`: the language model, adapter merged in, in Hugging Face layout with tokenizer and chat template.
+- `language/`: the language model as it was trained, in Hugging Face layout with tokenizer and chat template.
 - `{file}`: LLaVA-1.5's mlp2x_gelu: `linear_1` [{hidden}, {width}], exact GELU, `linear_2` [{hidden}, {hidden}].
 - tower: {tower}; {patches} features of {width} for each picture, of the last layer but one where it is a transformer.
 
@@ -116,8 +116,14 @@ def write_native(
     image_processor(tower).save_pretrained(folder)
 
 
-def write_official(merged: Merged, template: ChatTemplate, folder: Path, dtype: torch.dtype, shard: str) -> None:
-    """The layout of LLaVA's own code, for CLIP and Llama; a tuned tower lies inside, another is named."""
+def write_official(
+    merged: Merged, template: ChatTemplate, named: str, folder: Path, dtype: torch.dtype, shard: str
+) -> None:
+    """The layout of LLaVA's own code, for CLIP and Llama; a tuned tower's weights lie inside.
+
+    Args:
+        named: the tower that training began with, of which that code reads config and preprocessing.
+    """
     language, tower = merged.language, merged.tower
     weights = dict(language.state_dict())
     if language.config.tie_word_embeddings:
@@ -141,7 +147,7 @@ def write_official(merged: Merged, template: ChatTemplate, folder: Path, dtype: 
         "mm_use_im_start_end": False,
         "mm_vision_select_feature": "patch",
         "mm_vision_select_layer": -2,
-        "mm_vision_tower": tower.name,
+        "mm_vision_tower": named,
         "tune_mm_mlp_adapter": False,
         "unfreeze_mm_vision_tower": merged.tower_tuned,
         "use_mm_proj": True,
@@ -173,7 +179,7 @@ def write_parts(
         hidden=merged.projector.linear_2.out_features,
         patches=tower.patches,
         width=tower.width,
-        tower="`tower/`, adapter merged in" if merged.tower_tuned else f"`{tower.name}`, as it is and not copied",
+        tower="`tower/`, as it was trained" if merged.tower_tuned else f"`{tower.name}`, as it is and not copied",
         tower_setting=f"{destination}/tower" if merged.tower_tuned else tower.name,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

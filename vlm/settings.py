@@ -32,7 +32,7 @@ class ImageTask(Task):
     """Teach a chat model what it sees."""
 
     stage: Literal["align", "tune"] = "tune"
-    """align trains the projector alone; tune trains the projector and adapters."""
+    """align trains the projector alone; tune trains the language model too, and the tower where asked."""
     tower: str
     """The vision tower: a CLIP or SigLIP folder or hub name (owner/model or owner/model@revision),
     open_clip:NAME/WEIGHTS, or `embedded`."""

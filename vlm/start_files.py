@@ -67,15 +67,15 @@ def read_start(name: str) -> Start:
         start = read_parts(name)
     except ModelError as error:
         raise ModelError(f"start: {error}") from error
-    for key, what, whole, place in (
-        ("model", "language model", start.whole_language, "model"),
-        ("tower", "tower", start.whole_tower, f"adapter/{TOWER}"),
-    ):
-        if whole is not None:
-            raise ModelError(
-                f"start: {name}: holds a whole {what}; give {place} of the run as {key}, and its adapter/{FILE} as "
-                "start (of a .pth, `twinlens convert pth_to_hf` makes a run)."
-            )
+    parts = (("model", "language model", start.whole_language), ("tower", "tower", start.whole_tower))
+    if held := {key: what for key, what, whole in parts if whole is not None}:
+        path = Path(name).expanduser()
+        run = next((RunDir(each) for each in (path, path.parent) if RunDir(each).task.exists()), None)
+        fix = "make a run of it with `twinlens convert pth_to_hf`, and give that one's parts"
+        if run is not None:
+            places = {"model": run.model, "tower": run.adapter / TOWER}
+            fix = f"set {' '.join(f'{key}={places[key]}' for key in held)} start={run.adapter / FILE}"
+        raise ModelError(f"start: {name}: holds {' and '.join(f'a whole {what}' for what in held.values())}; {fix}.")
     return start
 
 

@@ -22,7 +22,7 @@ import llm.trained
 from llm.chat import Chat
 from llm.dataset import encode_data
 from llm.generation import Sampling
-from llm.loading import load_template
+from llm.loading import load_model, load_template
 from llm.recipe import forecast, judge
 from llm.settings import TextTask
 from llm.shards import SAFE
@@ -33,6 +33,8 @@ from tuning.run_dir import RunDir, read_lines
 from twinlens.start import go_on, recipe_of, start, to_yaml
 from twinlens.targets import open_target
 from vlm.export import export
+from vlm.loading import begin
+from vlm.recipe import sighted_template
 from vlm.settings import ImageTask
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -269,6 +271,30 @@ def test_language_model_and_tower_learn_as_wholes_and_are_found_again(seeing, tm
     assert not torch.equal(before["encoder.layers.0.mlp.fc1.weight"], after["encoder.layers.0.mlp.fc1.weight"])
     last = "encoder.layers.2.mlp.fc1.weight"
     assert torch.equal(before[last], after[last]), "features are those of the last layer but one"
+
+
+@pytest.mark.parametrize("how", [{}, {"whole_tower": False, "tower_lora": {"rank": 3}}, {"whole_tower": False}])
+def test_a_plan_counts_what_trains_of_tower_and_language_model(seeing, how):
+    task = ImageTask.model_validate(seeing.model_dump(mode="json") | how)
+    loaded = load_model(task.model, sighted_template(task), task.quant, "cpu", whole=True)
+    sighted = begin(task, loaded, training=True)
+    parts = (sighted.language, sighted.projector, sighted.tower)
+    weights = (weight for part in parts for weight in part.parameters() if weight.requires_grad)
+    assert recipe_of(task).forecast(task).trainable == sum(weight.numel() for weight in weights)
+
+
+def test_a_run_answers_and_is_exported_when_its_bases_are_gone(seeing, tmp_path):
+    """What was trained as a whole is the run's own; of a tower LLaVA's own code is told the published name."""
+    moved = {key: str(tmp_path / key) for key in ("model", "tower")}
+    for key, folder in moved.items():
+        shutil.copytree(getattr(seeing, key), folder)
+    task = ImageTask.model_validate(seeing.model_dump(mode="json") | moved | {"optim": {"steps": 1}})
+    run = start(task, "run", tmp_path / "work").run
+    for folder in moved.values():
+        shutil.rmtree(folder)
+    assert open_target(str(run.path), None, 4, pictures=True).embed
+    export(run, task, tmp_path / "llava", "official", "2GB")
+    assert json.loads((tmp_path / "llava" / "config.json").read_text())["mm_vision_tower"] == task.tower
 
 
 def test_a_resumed_run_with_eyes_ends_in_the_same_bytes(seeing, tmp_path):

@@ -1,6 +1,7 @@
 """XTuner's checkpoints of whole models become model folders and image runs; what does not fit leaves nothing behind."""
 
 import json
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -202,10 +203,9 @@ def test_a_whole_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_p
     assert tower.preprocessing == before.preprocessing
     _, sighted = open_trained(run, again, sighted_template(again))
     assert torch.equal(logits(sighted.language), logits(LlamaForCausalLM.from_pretrained(run.model)))
-    for start in (run.path, run.adapter, llava_pth):
-        with pytest.raises(
-            ModelError, match=r"start: .*: holds a whole language model; give model of the run as model"
-        ):
+    parts = f"set model={run.model} tower={run.adapter / TOWER} start={run.adapter / 'projector.safetensors'}."
+    for start, fix in ((run.path, parts), (run.adapter, parts), (llava_pth, "make a run of it with `twinlens convert")):
+        with pytest.raises(ModelError, match=f"holds a whole language model and a whole tower; {re.escape(fix)}"):
             read_start(str(start))
 
 
@@ -216,7 +216,7 @@ def test_a_whole_tower_beside_an_adapter_is_told(tiny_model, towers, llava_pth, 
         read_checkpoint(eyes, image_task(tiny_model, towers["clip"], whole_tower=True))
     with pytest.raises(KitError, match="has the whole tower, which is not what its config trains"):
         read_checkpoint(llava_pth, image_task(tiny_model, towers["clip"]))
-    with pytest.raises(ModelError, match=r"holds a whole tower; give adapter/tower of the run as tower"):
+    with pytest.raises(ModelError, match=r"holds a whole tower; make a run of it"):
         read_start(str(eyes))
     task = image_task(tiny_model, towers["siglip"], whole_tower=True)
     with pytest.raises(ModelError, match=r"give the tower that it was trained from\."):

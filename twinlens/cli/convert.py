@@ -99,7 +99,7 @@ def llava(
 
     report = export(opened, task, destination, layout, max_shard_size)
     lines = [
-        f"merged against base + adapter (fp32):   {report.exported}",
+        f"merged against the run (fp32):          {report.exported}",
         f"rounding to {report.dtype} changed:       {report.rounded}",
     ]
     if layout is None and report.layout == "parts":
