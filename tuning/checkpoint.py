@@ -25,7 +25,7 @@ class Trainee:
 
     Args:
         module: `module(batch) -> (loss summed over labels, labels)`.
-        save: writes the trained weights into a folder; `restore` reads them back.
+        save: writes the trained weights into a folder; `restore` reads them back. DeepSpeed has its own way for both.
         finish: writes what the run is for, when it has come to its end.
         rates: peak learning rates of their own, by how the parameters' names begin.
     """
@@ -69,12 +69,10 @@ class Checkpoint:
             write_pth(self._random_state(), folder / f"random-{accelerator.process_index}.pt")
             if self._sharded:
                 self._model.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)  # type: ignore[operator]
-            with in_one_piece(accelerator, self._trainee.module):
-                if accelerator.is_main_process:
-                    self._trainee.save(folder)
+            elif accelerator.is_main_process:
+                self._trainee.save(folder)
+                write_pth(self._optimizer.state_dict(), folder / "optimizer.pt")
             if accelerator.is_main_process:
-                if not self._sharded:
-                    write_pth(self._optimizer.state_dict(), folder / "optimizer.pt")
                 (folder / "progress.json").write_text(
                     json.dumps({"step": step, "processes": accelerator.num_processes})
                 )

@@ -6,6 +6,7 @@ are normalised by all labelled tokens of a step, over micro-batches and devices.
 
 import logging
 import math
+import os
 import resource
 import signal
 import sys
@@ -30,6 +31,8 @@ from tuning.schedule import rate_factor
 from tuning.settings import Optim, Run
 
 log = logging.getLogger("twinlens")
+# What torchrun tells a process, where there is no other; port 0 is any that is free.
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,14 @@ def parameter_groups(trainee: Trainee, learning_rate: float) -> list[dict[str, A
 def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[str, Any] | None) -> Accelerator:
     """accelerate, told everything that it would otherwise take from its environment or its dataloader."""
     plugin = None
+    on_cpu = run.device == "cpu" or not torch.cuda.is_available()
     if deepspeed is not None:
+        if on_cpu and torch.cuda.is_available():
+            raise ConfigError(
+                "--deepspeed: takes the GPUs that are here, and run.device is cpu; leave one of them out."
+            )
+        if "RANK" not in os.environ:  # started without torchrun; DeepSpeed would ask MPI who else there is
+            os.environ.update(ALONE)
         filled = deepspeed | {
             "train_micro_batch_size_per_gpu": optim.micro_batch,
             "gradient_accumulation_steps": optim.accumulate,
@@ -158,7 +168,7 @@ def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[st
         plugin = DeepSpeedPlugin(hf_ds_config=filled)
     try:
         return Accelerator(
-            cpu=run.device == "cpu" or not torch.cuda.is_available(),
+            cpu=plugin is None and on_cpu,  # told so, accelerate would leave DeepSpeed out and say nothing
             mixed_precision="no",
             gradient_accumulation_steps=optim.accumulate,
             deepspeed_plugin=plugin,

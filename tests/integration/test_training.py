@@ -263,6 +263,19 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how):
     assert [step for step, _ in RunDir(run).checkpoints()] == [38, 40]
 
 
+def test_deepspeed_needs_no_launcher_for_one_process(task, tmp_path):
+    task = changed(task, lora={"dropout": 0.0})
+    file = tmp_path / "task.yaml"
+    file.write_text(to_yaml(task), encoding="utf-8")
+    done = subprocess.run(
+        command("train", file, "--work-dir", tmp_path / "shared", "--deepspeed", "zero2"),
+        capture_output=True, text=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (RunDir(path.parent) for path in (tmp_path / "shared").glob("task/*/steps.jsonl"))
+    assert losses(run) == pytest.approx(losses(start(task, "alone", tmp_path).run), rel=1e-4)
+
+
 STOPPED = """
 import os, signal
 from tuning import engine
@@ -317,5 +330,6 @@ def test_two_processes_lose_what_one_does(task, tmp_path, deepspeed, caplog):
     assert json.loads(run.environment.read_text())["processes"] == 2
     _, checkpoint = run.checkpoints()[-1]
     assert json.loads((checkpoint / "progress.json").read_text())["processes"] == 2
+    assert (checkpoint / "deepspeed").exists() == bool(deepspeed), "what was asked for is what shared"
     assert [row["labels"] for row in read_lines(run.steps)] == [row["labels"] for row in read_lines(alone.steps)]
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)

@@ -218,6 +218,16 @@ def test_a_steep_learning_rate_is_told(task, tmp_path, caplog):
     assert "steep for a whole model" in caplog.text
 
 
+def by_two(*arguments: str) -> None:
+    """Run the command line in two processes, on a CPU, to its end."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launcher, "-m", "twinlens", *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("deepspeed", [None, "zero2", "zero3"])
 def test_two_processes_learn_what_one_does(task, tmp_path, deepspeed):
     """DDP, and ZeRO sharing out optimiser and weights, over gloo: half the accumulation on each of two processes."""
@@ -225,15 +235,14 @@ def test_two_processes_learn_what_one_does(task, tmp_path, deepspeed):
     file = tmp_path / "task.yaml"
     file.write_text(to_yaml(changed(task, optim={"accumulate": 1, "steps": 4})), encoding="utf-8")
     options = ["--work-dir", str(tmp_path / "together"), *(["--deepspeed", deepspeed] if deepspeed else [])]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, "-m", "twinlens", "train", str(file), *options],
-        capture_output=True, text=True, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    by_two("train", str(file), *options)
     (run,) = (RunDir(path.parent) for path in (tmp_path / "together").glob("task/*/steps.jsonl"))
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
+    assert (run.checkpoints()[-1][1] / "deepspeed").exists() == bool(deepspeed), "what was asked for is what shared"
+    written = (run.model / SAFE).read_bytes()
+    shutil.rmtree(run.checkpoints()[-1][1])
+    by_two("train", "--resume", str(run.path), *options[2:])
+    assert (run.model / SAFE).read_bytes() == written, "resumed from step 3"
     theirs, ours = (load_file(each.model / SAFE) for each in (run, alone))
     assert all(torch.allclose(theirs[name].float(), ours[name].float(), atol=1e-2) for name in ours)
 
