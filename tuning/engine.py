@@ -151,10 +151,6 @@ def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[st
     plugin = None
     on_cpu = run.device == "cpu" or not torch.cuda.is_available()
     if deepspeed is not None:
-        if on_cpu and torch.cuda.is_available():
-            raise ConfigError(
-                "--deepspeed: takes the GPUs that are here, and run.device is cpu; leave one of them out."
-            )
         if "RANK" not in os.environ:  # started without torchrun; DeepSpeed would ask MPI who else there is
             os.environ.update(ALONE)
         filled = deepspeed | {

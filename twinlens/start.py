@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -132,12 +134,17 @@ def go_on(path: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
     return _trained(run, recipe_of(task).train(task, run, resume=True, deepspeed=deepspeed))
 
 
-def deepspeed_config(name: str, bits: int) -> dict[str, Any]:
+def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:
     """A preset by XTuner's name, with or without `deepspeed_`, or a JSON file.
 
     Raises:
-        ConfigError: there is none, it is not JSON, or it shards quantised weights.
+        ConfigError: there is none, it is not JSON, it shards quantised weights, or DeepSpeed cannot run where the task
+            does.
     """
+    import torch
+
+    from tuning.quantize import choose_device
+
     preset = SHIPPED / "deepspeed" / f"deepspeed_{name.removeprefix('deepspeed_')}.json"
     path = preset if preset.exists() else Path(name)
     if not path.is_file():
@@ -148,9 +155,16 @@ def deepspeed_config(name: str, bits: int) -> dict[str, Any]:
         stage = config.get("zero_optimization", {}).get("stage", 0)
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"--deepspeed {path}: not a DeepSpeed configuration in JSON ({error}); mend it.") from error
-    if stage == 3 and bits != 16:
+    if stage == 3 and (bits := task.quant.bits) != 16:
         raise ConfigError(
             f"--deepspeed {name}: ZeRO-3 cannot shard {bits}-bit weights; take deepspeed_zero2, or set quant.bits=16."
+        )
+    on_cpu = choose_device(task.run.device).type == "cpu"
+    if on_cpu and torch.cuda.is_available():
+        raise ConfigError(f"--deepspeed {name}: takes the GPUs that are here; leave it out, or run.device=cpu.")
+    if on_cpu and shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise ConfigError(
+            f"--deepspeed {name}: compiles what it needs on a CPU and finds no c++; install one, or leave it out."
         )
     return config
 

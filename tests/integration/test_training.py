@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from tuning.settings import Data, Lora, Quant
 from twinlens.start import go_on, start, to_yaml
 
 pytestmark = pytest.mark.usefixtures("cache")
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles what it needs on a CPU")
 
 ROWS = [
     {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
@@ -263,6 +265,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how):
     assert [step for step, _ in RunDir(run).checkpoints()] == [38, 40]
 
 
+@needs_compiler
 def test_deepspeed_needs_no_launcher_for_one_process(task, tmp_path):
     task = changed(task, lora={"dropout": 0.0})
     file = tmp_path / "task.yaml"
@@ -309,7 +312,7 @@ def test_all_processes_stop_at_the_step_at_which_one_is_asked_to(task, tmp_path)
     assert [step for step, _ in run.checkpoints()][-1] == 2
 
 
-@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+@pytest.mark.parametrize("deepspeed", [None, pytest.param("zero2", marks=needs_compiler)])
 def test_two_processes_lose_what_one_does(task, tmp_path, deepspeed, caplog):
     """DDP and ZeRO-2 over gloo: half the accumulation on each of two processes."""
     caplog.set_level(logging.INFO, "twinlens")

@@ -79,8 +79,8 @@ def check(
 
     opened = open_task(file, overrides or ())
     tell_opened(opened)
-    if deepspeed:
-        deepspeed_config(deepspeed, opened.task.quant.bits)
+    if deepspeed and not data_only:
+        deepspeed_config(deepspeed, opened.task)
     lines = check_task(opened.task, work_dir, data_only=data_only)
     verb = "check" if data_only else "train"
     options = {"work-dir": work_dir if work_dir != WORK_DIR else None, "deepspeed": deepspeed}

@@ -52,7 +52,7 @@ def train(
     tell_opened(opened)
     task = opened.task
     check_task(task, work_dir)
-    config = deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None
+    config = deepspeed_config(deepspeed, task) if deepspeed else None
     xtuner = _xtuner(task) if engine == "xtuner" else None
     if dry_run:
         place, trainer = work_dir if work_dir != WORK_DIR else None, engine if xtuner else None
@@ -78,7 +78,7 @@ def _resume(run: Path, deepspeed: str | None, as_json: bool) -> None:
     from twinlens.task_files import read_task
 
     task, _ = read_task(open_run(run).task)
-    _done(go_on(run, deepspeed_config(deepspeed, task.quant.bits) if deepspeed else None), task, as_json)
+    _done(go_on(run, deepspeed_config(deepspeed, task) if deepspeed else None), task, as_json)
 
 
 def _done(trained: Any, task: Any, as_json: bool, differs: Sequence[str] = ()) -> None:

@@ -1,6 +1,8 @@
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import HubServer
 
 from llm.settings import TextTask
@@ -79,9 +81,10 @@ def test_a_place_that_cannot_be_written_is_refused(place: Path, folder: str) -> 
         check_task(task_with(), Path(folder))
 
 
-def test_deepspeed_presets_go_by_both_names(place: Path) -> None:
-    assert deepspeed_config("zero2", 4) == deepspeed_config("deepspeed_zero2", 4)
-    assert deepspeed_config("zero3", 16)["zero_optimization"]["stage"] == 3
+def test_deepspeed_presets_go_by_both_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", sys.executable)  # whatever is here
+    assert deepspeed_config("zero2", task_with()) == deepspeed_config("deepspeed_zero2", task_with())
+    assert deepspeed_config("zero3", task_with("quant.bits=16"))["zero_optimization"]["stage"] == 3
     for name, says in (
         ("zero9", "deepspeed_zero2"),
         ("deepspeed_zero3", "deepspeed_zero2"),
@@ -89,4 +92,8 @@ def test_deepspeed_presets_go_by_both_names(place: Path) -> None:
     ):
         Path("data.jsonl").write_text("{", encoding="utf-8")
         with pytest.raises(ConfigError, match=says):
-            deepspeed_config(name, 4)
+            deepspeed_config(name, task_with())
+    monkeypatch.setenv("CXX", "nothing-of-that-name")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="finds no c"):
+            deepspeed_config("zero2", task_with())
