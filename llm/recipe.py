@@ -20,7 +20,16 @@ from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_da
 from llm.model import LanguageModel, refuse_leaking_packs
 from llm.settings import TextTask
 from llm.sources import read_conversations, read_prompts
-from llm.trained import begin, check_base, check_trained, learned, restore_trained, save_trained, write_trained
+from llm.trained import (
+    begin,
+    check_base,
+    check_trained,
+    learned,
+    restore_trained,
+    save_trained,
+    say_trained,
+    write_trained,
+)
 from tuning.checkpoint import Trainee
 from tuning.compare import Comparison
 from tuning.engine import StepReport, Watch, fit
@@ -54,6 +63,7 @@ def train(
         refuse_leaking_packs(LanguageModel(loaded.model, loaded.compute).eval(), data.samples, loaded.device)
 
     network = begin(loaded, task)
+    say_trained(network, task, f"adapter of rank {task.lora.rank}" if task.lora else "every weight")
     if task.optim.gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     module = LanguageModel(network, loaded.compute)

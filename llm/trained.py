@@ -34,21 +34,18 @@ def check_base(task: Task) -> None:
 def begin(loaded: LoadedModel, task: Task) -> Network:
     """A fresh adapter on the model, or the model itself with every weight trained."""
     if task.lora is not None:
-        network = attach_adapter(loaded.model, task.lora, task.run.seed)
-        log.info("adapter: rank %d, %s", task.lora.rank, trainable_share(network))
-        return network
+        return attach_adapter(loaded.model, task.lora, task.run.seed)
     train_whole(loaded.model)
-    log.info("no adapter: %s", trainable_share(loaded.model))
-    if task.optim.learning_rate > STEEP:
-        log.warning("optim.learning_rate %g is steep for a whole model; 1e-5 is usual", task.optim.learning_rate)
     return loaded.model
 
 
-def trainable_share(model: nn.Module) -> str:
-    """How much of the model is trained, for the log."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    types = {str(parameter.dtype).removeprefix("torch.") for parameter in trained}
-    return f"{sum(each.numel() for each in trained):,} trainable parameters in {', '.join(sorted(types))}"
+def say_trained(module: nn.Module, task: Task, what: str) -> None:
+    """Log how much of a model is trained, and warn of a rate that would undo what a whole one knows."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    types = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in trained}))
+    log.info("%s: %s trainable parameters in %s", what, f"{sum(each.numel() for each in trained):,}", types)
+    if task.whole and task.optim.learning_rate > STEEP:
+        log.warning("optim.learning_rate %g is steep for a whole model; 1e-5 is usual", task.optim.learning_rate)
 
 
 def save_trained(network: Network, folder: Path, task: Task) -> None:

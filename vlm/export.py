@@ -75,6 +75,22 @@ class _Order:
     shard: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A merged model and what it says to a few prompts.
+
+    Args:
+        pixels: float32[3, H, W] of the picture that the prompts show.
+        logits: float32[N, K] of the model as it will be written.
+    """
+
+    merged: Merged
+    pixels: Tensor
+    exported: Change
+    rounded: Change
+    logits: Tensor
+
+
 def choose_layout(task: ImageTask, asked: Layout | None) -> Layout:
     """HF-native where the tower has a class there, else parts; what is asked for is checked.
 
@@ -121,9 +137,8 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
     return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)
 
 
-def _merged(order: _Order) -> tuple[Merged, Tensor, Change, Change]:
-    """What a run learned, in the base's own type and computed with in fp32: the pixels of a picture, what merging
-    changes for it, and what rounding changes after that.
+def _merged(order: _Order) -> _Checked:
+    """What a run learned, merged in the type that its base is stored in, and seen in fp32 to be the same.
 
     Raises:
         ModelError: merging changes the logits.
@@ -146,23 +161,24 @@ def _merged(order: _Order) -> tuple[Merged, Tensor, Change, Change]:
         if written or order.layout == "hf":
             round_to(module, order.dtype)
     merged = Merged(language.eval(), sighted.projector, tower.eval(), sighted.tower_trained)
-    return merged, pixels, exported, change(summed, logits())
+    return _Checked(merged, pixels, exported, change(summed, written := logits()), written)
 
 
 def _export_plain(order: _Order) -> tuple[Change, Change]:
-    merged, _, exported, rounded = _merged(order)
+    checked = _merged(order)
+    merged = checked.merged
     with new_folder(order.destination) as unfinished:
         if order.layout == "official":
             write_official(merged, order.template, order.task.tower, unfinished, order.dtype, order.shard)
         else:
             write_parts(merged, order.template, unfinished, order.destination, order.dtype, order.shard)
-    return exported, rounded
+    return checked.exported, checked.rounded
 
 
 def _export_native(order: _Order) -> tuple[Change, Change]:
-    merged, pixels, exported, rounded = _merged(order)
-    with widened(merged.language):
-        ours = spliced_logits(merged.language, merged.projector, merged.tower, order.template, pixels)
+    checked = _merged(order)
+    merged, pixels, ours = checked.merged, checked.pixels, checked.logits
+    exported, rounded = checked.exported, checked.rounded
     tokenizer, image_id = tokenizer_with_image(order.template)
     processor = make_processor(merged.tower, tokenizer)
     for asked, pictures in ((SHOWN, [probe_picture()]), (single(ASKED[0]), [])):
@@ -172,7 +188,7 @@ def _export_native(order: _Order) -> tuple[Change, Change]:
     _refuse_change(ours, native_logits(model, order.template, pixels)[:, : ours.shape[1]])
     with new_folder(order.destination) as unfinished:
         write_native(model, merged.tower, tokenizer, unfinished, order.dtype, order.shard)
-        del model, merged
+        del model, merged, checked
         gc.collect()  # two of them may be more than fits
         read = _read_back(unfinished, order.dtype, order.template, pixels)
         _refuse_change(ours, read[:, : ours.shape[1]])

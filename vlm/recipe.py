@@ -23,7 +23,7 @@ from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_da
 from llm.model import refuse_leaking_packs
 from llm.sources import read_prompts
 from llm.template import ChatTemplate
-from llm.trained import check_base, trainable_share
+from llm.trained import check_base, say_trained
 from tuning.checkpoint import Trainee
 from tuning.compare import Comparison
 from tuning.engine import StepReport, Watch, fit
@@ -83,7 +83,7 @@ def train(
     module = see_with(sighted, features, loaded.compute)
     if task.data.pack:
         refuse_leaking_packs(module, data.samples, loaded.device)
-    log.info("stage %s: %s", task.stage, trainable_share(module))
+    say_trained(module, task, f"stage {task.stage}")
     if task.optim.gradient_checkpointing:
         sighted.language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
