@@ -12,7 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from llm.settings import TextTask
-from tuning.settings import Block, Lora
+from tuning.settings import Lora, block_of
 from twinlens.cli.app import app
 from vlm.settings import ImageTask
 
@@ -79,9 +79,9 @@ def settings_reference() -> str:
 
 
 def _fields(title: str, fields: dict[str, FieldInfo]) -> list[str]:
-    lines = [f"## {title}", "", *_table({key: field for key, field in fields.items() if not _block(field)})]
+    lines = [f"## {title}", "", *_table({key: field for key, field in fields.items() if not block_of(field)})]
     for key, field in fields.items():
-        if block := _block(field):
+        if block := block_of(field):
             about = " ".join(f"{block.__doc__ or ''} {field.description or ''}".split())
             lines += ["", f"## `{key}`", "", about, "", *_table(block.model_fields)]
     return lines
@@ -96,13 +96,6 @@ def _table(fields: dict[str, FieldInfo]) -> list[str]:
         kind = _type(field.annotation).replace("|", "\\|")
         rows.append(f"| `{key}` | {kind} | {default} | {' '.join((field.description or '').split())} |")
     return rows
-
-
-def _block(field: FieldInfo) -> type[Block] | None:
-    """The block that a field is, also one that null takes out."""
-    default = field.get_default(call_default_factory=True)
-    kind = type(default) if isinstance(default, Block) else field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Block) else None
 
 
 def _plain(value: Any) -> str:

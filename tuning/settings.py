@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
@@ -178,6 +179,13 @@ class Task(Block):
     def source(self) -> str:
         """The language model with its revision, as everything that loads it takes it."""
         return f"{self.model}@{self.revision}" if self.revision else self.model
+
+
+def block_of(field: FieldInfo) -> type[Block] | None:
+    """The group of settings that a field is, also one that null takes out; None where it is a value."""
+    default = field.get_default(call_default_factory=True)
+    kind = type(default) if isinstance(default, Block) else field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Block) else None
 
 
 # XTuner's and other kits' names, and where the same thing stands here.

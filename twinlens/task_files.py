@@ -14,7 +14,7 @@ from ruamel.yaml.comments import CommentedMap
 from llm.settings import TextTask
 from tuning.errors import ConfigError
 from tuning.files import SHIPPED
-from tuning.settings import Block, apply_overrides, read_yaml, validate_settings
+from tuning.settings import apply_overrides, block_of, read_yaml, validate_settings
 from twinlens.xtuner.mapping import map_config
 from vlm.settings import ImageTask
 
@@ -125,10 +125,9 @@ def _absent(key: str, field: FieldInfo) -> list[str]:
 
 
 def _settings(field: FieldInfo) -> dict[str, FieldInfo]:
-    """The fields of a block, also of one that null takes out; none where the field is a value."""
-    default = field.get_default(call_default_factory=True)
-    kind = type(default) if isinstance(default, Block) else field.annotation
-    return kind.model_fields if isinstance(kind, type) and issubclass(kind, Block) else {}
+    """The fields of a block; none where the field is a value."""
+    block = block_of(field)
+    return block.model_fields if block else {}
 
 
 def _help(field: FieldInfo) -> str:

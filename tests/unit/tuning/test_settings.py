@@ -1,15 +1,13 @@
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic.fields import FieldInfo
 from ruamel.yaml.comments import CommentedMap
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError
-from tuning.settings import KNOWN_ELSEWHERE, apply_overrides, read_settings
+from tuning.settings import KNOWN_ELSEWHERE, apply_overrides, block_of, read_settings
 
 LEAST = "model: embedded\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 5\n"
 
@@ -107,17 +105,12 @@ def test_hints_lead_to_settings_that_exist() -> None:
         block = TextTask
         for part in here.split("."):
             assert part in block.model_fields, f"{name} -> {here}"
-            block = group_of(block.model_fields[part])  # type: ignore[assignment]
-
-
-def group_of(field: FieldInfo) -> Any:
-    """What a field holds, or may hold."""
-    return next((each for each in get_args(field.annotation) if hasattr(each, "model_fields")), field.annotation)
+            block = block_of(block.model_fields[part])  # type: ignore[assignment]
 
 
 def test_every_setting_explains_itself() -> None:
     for name, field in TextTask.model_fields.items():
-        inner = getattr(group_of(field), "model_fields", None)
+        inner = getattr(block_of(field), "model_fields", None)
         for key, setting in (inner or {name: field}).items():
             assert setting.description, f"{name}.{key} has no docstring"
 
