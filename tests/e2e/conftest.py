@@ -1,10 +1,12 @@
 """Running the command line as a person does, where it must refuse."""
 
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -52,6 +54,22 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")] or [said]
         assert sentence.rstrip().endswith((".", "`", ")")), sentence
         return sentence
+
+    return call
+
+
+@pytest.fixture
+def did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a verb in the test's folder, which must do it; what it prints as JSON."""
+
+    def call(*words: object) -> Any:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["twinlens", *map(str, words), "--json"])
+        with pytest.raises(SystemExit) as left:
+            run()
+        said = capsys.readouterr()
+        assert not left.value.code, said.err
+        return json.loads(said.out)
 
     return call
 

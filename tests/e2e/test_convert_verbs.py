@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,27 +14,10 @@ from tiny_sighted import make_towers
 from llm.embedded import embedded_folder
 from llm.settings import TextTask
 from llm.shards import stored_weights
-from twinlens.cli.app import run
 from twinlens.cli.convert_xtuner import _chat_of_xtuner
 from vlm.projector import fresh_projector
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture
-def did(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., dict]:
-    """Runs a verb with --json and returns what it prints."""
-
-    def call(*words: object) -> dict:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["twinlens", *map(str, words), "--json"])
-        with pytest.raises(SystemExit) as left:
-            run()
-        said = capsys.readouterr()
-        assert not left.value.code, said.err
-        return json.loads(said.out)
-
-    return call
 
 
 @pytest.fixture

@@ -2,33 +2,14 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from xtuner_models import write_internlm
 
-from twinlens.cli.app import run
-
 
 @pytest.fixture
-def verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs a verb in the test's folder; what it prints as JSON."""
-
-    def call(*words: str) -> dict[str, Any]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["twinlens", *words, "--json"])
-        with pytest.raises(SystemExit) as left:
-            run()
-        assert not left.value.code
-        return json.loads(capsys.readouterr().out)
-
-    return call
-
-
-@pytest.fixture
-def planned(tiny_model: Path, tmp_path: Path, verb):
+def planned(tiny_model: Path, tmp_path: Path, did):
     """Runs `plan --json` on one row of so many tokens, seen 10,001 times an epoch."""
     from llm.loading import load_template
     from tuning.conversation import single
@@ -46,7 +27,7 @@ def planned(tiny_model: Path, tmp_path: Path, verb):
             "optim: {epochs: 2, micro_batch: 1, accumulate: 16}\n",
             encoding="utf-8",
         )
-        return verb("plan", "task.yaml", *overrides)
+        return did("plan", "task.yaml", *overrides)
 
     return call
 
@@ -109,7 +90,7 @@ CAMPS = {
 
 
 @pytest.mark.parametrize("camp", CAMPS)
-def test_the_tutorials_rows_in_internlms_tokens(camp: str, tmp_path: Path, verb) -> None:
+def test_the_tutorials_rows_in_internlms_tokens(camp: str, tmp_path: Path, did) -> None:
     """The rows of the tutorials, which are facts of them, and the iterations that their runs had."""
     family, template, rows, overrides, iterations = CAMPS[camp]
     write_internlm(tmp_path / "model", family)
@@ -120,4 +101,4 @@ def test_the_tutorials_rows_in_internlms_tokens(camp: str, tmp_path: Path, verb)
         f"model: model\ntemplate: {template}\ndata: {{files: [rows.json], packing: xtuner}}\n"
         "optim: {micro_batch: 1, accumulate: 16}\n"
     )
-    assert verb("plan", "task.yaml", *overrides)["micro_batches"] == iterations
+    assert did("plan", "task.yaml", *overrides)["micro_batches"] == iterations

@@ -2,13 +2,9 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from twinlens.cli.app import run
 
 TASK = """\
 model: {model}
@@ -30,21 +26,6 @@ def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cac
     (tmp_path / "task.yaml").write_text(TASK.format(model=tiny_model), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def did(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict]:
-    """Runs a verb; what it prints as JSON."""
-
-    def call(*words: object) -> dict:
-        monkeypatch.setattr(sys, "argv", ["twinlens", *map(str, words), "--json"])
-        with pytest.raises(SystemExit) as left:
-            run()
-        said = capsys.readouterr()
-        assert not left.value.code, said.err
-        return json.loads(said.out)
-
-    return call
 
 
 def test_a_whole_model_from_plan_to_answers(did, place):
