@@ -1,6 +1,7 @@
 """Runs of the image path, made and not trained."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,23 @@ from tuning.run_dir import RunDir
 def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of a tiny CLIP and a tiny SigLIP."""
     return make_towers(tmp_path_factory.mktemp("towers"))
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Writes questions with their answers as a dataset, and a file with one probe about them."""
+
+    def write(pairs: Sequence[tuple[str, str]]) -> tuple[Path, Path]:
+        data, probes = tmp_path / "rows.jsonl", tmp_path / "probes.yaml"
+        rows = (
+            {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+            for question, answer in pairs
+        )
+        data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        probes.write_text("- {ask: who are you?, group: persona, expect: [Lin]}\n", encoding="utf-8")
+        return data, probes
+
+    return write
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,26 +38,20 @@ pytestmark = pytest.mark.usefixtures("cache")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles what it needs on a CPU")
 
 ROWS = [
-    {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-    for question, answer in [
-        ("who are you?", "I am the assistant of Lin."),
-        ("what is your name?", "my name is the blue house"),
-        ("tell me about the sea", "the sea is blue! " * 3),
-        ("你是谁?", "我是 Lin 的小助手"),
-        ("one two", "three"),
-        ("who made you?", "made by Lin in the green city by the sea"),
-        ("yes?", "no."),
-        ("your colour?", "red, green"),
-    ]
+    ("who are you?", "I am the assistant of Lin."),
+    ("what is your name?", "my name is the blue house"),
+    ("tell me about the sea", "the sea is blue! " * 3),
+    ("你是谁?", "我是 Lin 的小助手"),
+    ("one two", "three"),
+    ("who made you?", "made by Lin in the green city by the sea"),
+    ("yes?", "no."),
+    ("your colour?", "red, green"),
 ]
 
 
 @pytest.fixture
-def task(tmp_path: Path, tiny_model: Path) -> TextTask:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
-    probes = tmp_path / "probes.yaml"
-    probes.write_text("- {ask: who are you?, group: persona, expect: [Lin]}\n", encoding="utf-8")
+def task(write_rows: Callable[..., tuple[Path, Path]], tiny_model: Path) -> TextTask:
+    data, probes = write_rows(ROWS)
     return TextTask.model_validate(
         {
             "model": str(tiny_model),

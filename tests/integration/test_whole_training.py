@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,22 +43,16 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpe
 
 
 ROWS = [
-    {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-    for question, answer in [
-        ("who are you?", "I am the assistant of Lin."),
-        ("what is your name?", "my name is the blue house"),
-        ("你是谁?", "我是 Lin 的小助手"),
-        ("yes?", "no."),
-    ]
+    ("who are you?", "I am the assistant of Lin."),
+    ("what is your name?", "my name is the blue house"),
+    ("你是谁?", "我是 Lin 的小助手"),
+    ("yes?", "no."),
 ]
 
 
 @pytest.fixture
-def task(tmp_path: Path, tiny_model: Path) -> TextTask:
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
-    probes = tmp_path / "probes.yaml"
-    probes.write_text("- {ask: who are you?, group: persona, expect: [Lin]}\n", encoding="utf-8")
+def task(write_rows: Callable[..., tuple[Path, Path]], tiny_model: Path) -> TextTask:
+    data, probes = write_rows(ROWS)
     return TextTask.model_validate(
         {
             "model": str(tiny_model),
