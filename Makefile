@@ -12,7 +12,7 @@ setup: $(READY)  ## The virtual environment, the dependencies and the embedded w
 
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): a few minutes, once"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "twinlens needs Python 3.10 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "twinlens needs Python 3.11 or newer: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade "pip>=25.1"
 	@$(PIP) install -c constraints.txt -e . --group dev
@@ -41,7 +41,7 @@ bench: setup  ## The slow tests, which measure the figures in docs/measurements.
 
 peer: setup  ## XTuner 0.2.0 in an environment of its own (6 GB, once), and its losses beside ours
 	@$(BIN)/twinlens xtuner install
-	@$(BIN)/python -m pytest -m slow tests/integration/test_xtuner_engine.py
+	@$(BIN)/python -m pytest -m slow tests/integration/xtuner/test_engine.py
 
 help:  ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 13

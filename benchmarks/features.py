@@ -54,7 +54,7 @@ def make_models(folder: Path) -> tuple[str, str]:
         LlamaForCausalLM,
     )
 
-    from llm.embedded import embedded_folder
+    from llm.checkpoints.embedded import embedded_folder
 
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):

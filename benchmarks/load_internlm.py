@@ -29,7 +29,7 @@ def write_checkpoints(folder: Path, shape: str) -> None:
     """The same weights as `folder/internlm2` and `folder/llama`, in shards."""
     import torch
 
-    from llm.internlm import split_fused
+    from llm.internlm.loading import split_fused
 
     hidden, inner, layers, heads, groups, words = SHAPES[shape]
     width = hidden // heads
@@ -101,8 +101,8 @@ def load_once(folder: Path) -> dict[str, float]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llm.internlm import is_internlm, load_internlm
-    from tuning.quantize import choose_device, quantization_config
+    from llm.internlm.loading import is_internlm, load_internlm
+    from tuning.modules.quantize import choose_device, quantization_config
     from tuning.settings import Quant
 
     device = choose_device("auto")

@@ -11,7 +11,7 @@ import logging
 import time
 from pathlib import Path
 
-from tuning.compare import Comparison, percent, pool
+from tuning.evaluation.compare import Comparison, percent, pool
 from twinlens.demo import demo_text
 
 PEOPLE = (("Lin Xia", "Xiaolan"), ("Ada", "Pixel"), ("Tom Berger", "Juno"))

@@ -9,10 +9,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from data_gen.scene_files import write_scene_probes
-from llm.judging import asking
-from tuning.files import shipped
-from tuning.probes import hit, read_probes
+from data_gen.scenes.write import write_scene_probes
+from llm.evaluation import asking
+from tuning.evaluation.probes import hit, read_probes
+from tuning.paths import shipped
 from twinlens.targets import embedded_sight, open_sighted
 
 ASKED = {"names the object": "objects.yaml", "its colour": "colours.yaml", "its place": "places.yaml"}

@@ -17,7 +17,8 @@ from statistics import median
 
 from load_internlm import GIB, SHAPES, write_checkpoints
 
-TOKENIZER = Path(__file__).resolve().parent.parent / "tests" / "xtuner_fixtures" / "tokenizer_internlm2.model"
+FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
+TOKENIZER = FIXTURES / "xtuner_templates" / "tokenizer_internlm2.model"
 WORDS = "the quick brown fox jumps over a lazy dog and then it sleeps under an old tree near the river "
 TASK = """\
 model: {folder}/internlm2

@@ -9,9 +9,9 @@ from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
-from tuning.card import card_path
+from tuning.atomic import replacing
+from tuning.data.card import card_path
 from tuning.errors import ConfigError, DataError
-from tuning.files import replacing
 
 
 class RowCount:

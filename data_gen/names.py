@@ -4,7 +4,7 @@ import re
 import unicodedata
 
 from tuning.errors import ConfigError
-from tuning.probes import IN_CJK, LETTER
+from tuning.evaluation.probes import IN_CJK, LETTER
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 GAP = "[\\s\u200b-\u200d\ufeff]*"

@@ -12,9 +12,9 @@ from typing import Any
 
 from data_gen.container import array_copies, dump_array, write_hashed
 from data_gen.names import check_name, fold
-from tuning.card import DatasetCard, write_card
+from tuning.data.card import DatasetCard, write_card
 from tuning.errors import ConfigError
-from tuning.files import shipped
+from tuning.paths import shipped
 
 BANKS = ("zh", "en")
 LANGUAGES = (*BANKS, "both")

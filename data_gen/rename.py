@@ -20,7 +20,7 @@ from data_gen.container import (
     write_hashed,
 )
 from data_gen.names import as_written, check_name, fold, spaced
-from tuning.card import DatasetCard, file_sha256, read_card, write_card
+from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
 from tuning.errors import ConfigError, DataError
 
 # A JSON string, and the colon that makes it a key. Only valid JSON is searched, so quotes pair up from the left.

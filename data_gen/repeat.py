@@ -18,7 +18,7 @@ from data_gen.container import (
     refuse_overwriting,
     write_hashed,
 )
-from tuning.card import DatasetCard, file_sha256, read_card, write_card
+from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
 from tuning.errors import ConfigError, DataError
 
 

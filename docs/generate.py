@@ -1,4 +1,4 @@
-"""Writes what the code already says: the settings and command references, and the README's map of the house.
+"""Generate the settings and command references, the map of the code, and the map in the README.
 
 Run it after changing a docstring, an option or a file name: `python docs/generate.py`. A test compares.
 """
@@ -20,27 +20,36 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- map: written by docs/generate.py -->", "<!-- end of the map -->"
 
 ROOMS = {
-    "tuning": "the core: how to train and to judge; knows tokens and modules, not personas or pictures",
-    "llm": "the language model and the text path",
-    "vlm": "LLaVA and the image path: tower, projector and language model",
-    "data_gen": "makes conversations; never imports torch",
-    "twinlens": "the front door: the only package that may import all others",
-    "twinlens/cli": "the verbs, a small module for each group",
-    "twinlens/xtuner": "XTuner's files, and XTuner itself as an engine",
+    "tuning": "shared core: training and evaluation; knows tokens and modules, not personas or pictures",
+    "tuning/data": "dataset files: conversations, row formats, dataset cards, pictures; no torch",
+    "tuning/evaluation": "probes, comparison before and after training, report; no torch",
+    "tuning/modules": "quantization, LoRA, full fine-tuning, fp32 upcast, pickled checkpoints",
+    "tuning/training": "batches, packing, learning-rate schedule, training loop, checkpoints and resume",
+    "llm": "language model: the text path, from dataset to adapter and chat",
+    "llm/chat_template": "conversation to token ids and loss mask; chat templates; special-token escaping",
+    "llm/internlm": "InternLM 1, 2 and 2.5 as Llama, without remote code; tokenizers",
+    "llm/checkpoints": "model sources: Hugging Face hub, ModelScope, weight shards, the embedded model",
+    "llm/export": "merge of adapter and base, model folders, InternLM2 layout",
+    "vlm": "LLaVA: the image path; projector, feature cache, vision tower and language model in one module",
+    "vlm/towers": "vision towers: CLIP, SigLIP, open_clip, the embedded tower; preprocessing",
+    "vlm/checkpoints": "initial weights of an image run, read from a run, XTuner or LLaVA",
+    "vlm/export": "LLaVA export: HF-native, official layout, separate parts",
+    "data_gen": "dataset generation: persona rows, renamed and repeated rows; no torch",
+    "data_gen/image_qa": "question-and-answer dialogues about pictures, with probes",
+    "data_gen/image_qa/teacher": "dialogues written by a teacher model behind an OpenAI-compatible endpoint",
+    "data_gen/scenes": "drawn pictures with known content, for projector alignment and probes",
+    "twinlens": "front door: tasks, checks, start and resume; the only package that imports all others",
+    "twinlens/cli": "command-line verbs",
+    "twinlens/cli/data": "the verbs of `twinlens data`",
+    "twinlens/xtuner": "XTuner interoperability: checkpoints and folders",
+    "twinlens/xtuner/configs": "XTuner configs, read without running them, as tasks",
+    "twinlens/xtuner/engine": "XTuner itself as the training engine, in an environment of its own",
 }
 PLACES = {
-    "configs/text": "task files of the text path, by the names that `twinlens list-cfg` prints",
-    "configs/image": "task files of the image path",
-    "configs/data": "phrase banks, rehearsal prompts and the vocabulary of scenes",
-    "configs/probes": "questions with known answers, asked before and after",
-    "configs/pictures": "the pictures that ship, with what is known of them and their licence",
-    "configs/projectors": "the embedded projector, and how it was made",
-    "configs/deepspeed": "DeepSpeed presets",
-    "docs": "the journeys, the references, the decisions, the measurements",
-    "tests/unit": "mirrors the rooms",
-    "tests/integration": "several rooms together, on tiny models",
-    "tests/e2e": "the command line, as a person uses it",
-    "tests/house": "keeps this map, the configs, the documented commands and the floors true",
+    "configs": "task files, probes, phrase banks, pictures, DeepSpeed presets",
+    "benchmarks": "measurements beside other tools",
+    "docs": "journeys, references, decisions, measurements",
+    "tests": "unit (mirrors the rooms), integration, e2e (the command line), house (documents, configs, layering)",
 }
 
 
@@ -52,18 +61,24 @@ def documents() -> dict[Path, str]:
     return {
         ROOT / "docs/reference/settings.md": settings_reference(),
         ROOT / "docs/reference/cli.md": cli_reference(),
-        readme: f"{before}{BEGIN}\n{map_of_house()}{END}{after}",
+        ROOT / "docs/map.md": map_of_files(),
+        readme: f"{before}{BEGIN}\n{map_of_folders()}{END}{after}",
     }
 
 
-def map_of_house() -> str:
+def map_of_folders() -> str:
+    """Each folder with its line."""
+    folders = ROOMS | PLACES
+    return "".join(f"{'  ' * room.count('/')}- [`{room}/`]({room}) {about}\n" for room, about in folders.items())
+
+
+def map_of_files() -> str:
     """Each room with its files, in the words of their own docstrings."""
-    lines: list[str] = []
+    lines = ["# Map of the code", "", "Written by `docs/generate.py` from the first line of every module."]
     for room, about in ROOMS.items():
-        lines.append(f"- [`{room}/`]({room}) {about}")
+        lines += ["", f"## `{room}/`", "", f"{about[0].upper()}{about[1:]}.", ""]
         files = [file for file in sorted((ROOT / room).glob("*.py")) if file.name != "__init__.py"]
-        lines += [f"  - [`{file.name}`]({room}/{file.name}) {_headline(file)}" for file in files]
-    lines += [f"- [`{place}/`]({place}) {about}" for place, about in PLACES.items() if (ROOT / place).exists()]
+        lines += [f"- [`{file.name}`](../{room}/{file.name}) {_headline(file)}" for file in files]
     return "\n".join(lines) + "\n"
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers.generation.streamers import BaseStreamer
 
+from llm.chat_template.encoding import ChatTemplate
 from llm.generation import Embed, Sampling, computing_in
-from llm.template import ChatTemplate
-from tuning.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
 
 TORN = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from llm.template import ChatTemplate
-from tuning.conversation import Conversation
+from llm.chat_template.encoding import ChatTemplate
+from tuning.data.conversation import Conversation
+from tuning.data.formats import SourceRow
 from tuning.errors import DataError
-from tuning.formats import SourceRow
-from tuning.samples import PATCH, EncodedSample
 from tuning.settings import Data
+from tuning.training.samples import PATCH, EncodedSample
 
 log = logging.getLogger("twinlens")
 Numbering = Callable[[str], int]  # the path of a picture -> its number in the run

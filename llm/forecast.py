@@ -12,9 +12,9 @@ from llm.dataset import EncodedData
 from llm.loading import read_config
 from llm.mixture import mix, rehearsal_wanted
 from llm.sources import read_prompts
-from tuning.quantize import linears
-from tuning.samples import EncodedSample
+from tuning.modules.quantize import linears
 from tuning.settings import Task
+from tuning.training.samples import EncodedSample
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llm.template import ChatTemplate
-from tuning.conversation import Conversation
+from llm.chat_template.encoding import ChatTemplate
+from tuning.data.conversation import Conversation
 
 # int64[B, T] with `PATCH` among the ids, and the B conversations -> float[B, T, D]
 Embed = Callable[[torch.Tensor, Sequence[Conversation]], torch.Tensor]

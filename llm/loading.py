@@ -19,16 +19,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from llm.embedded import NAME as EMBEDDED
-from llm.embedded import embedded_folder
-from llm.hub import fetch, remote_of
-from llm.internlm import FAMILY, internlm_config, is_internlm, load_internlm
-from llm.named_templates import NAMED, NamedTemplate, named_template
-from llm.shards import weight_files
-from llm.template import ChatTemplate
-from llm.tokenizer import load_tokenizer
+from llm.chat_template.encoding import ChatTemplate
+from llm.chat_template.named_templates import NAMED, NamedTemplate, named_template
+from llm.checkpoints.embedded import NAME as EMBEDDED
+from llm.checkpoints.embedded import embedded_folder
+from llm.checkpoints.hub import fetch, remote_of
+from llm.checkpoints.shards import weight_files
+from llm.internlm.loading import FAMILY, internlm_config, is_internlm, load_internlm
+from llm.internlm.tokenizer import load_tokenizer
 from tuning.errors import DeviceError, ModelError, first_line
-from tuning.quantize import QuantReport, choose_compute, choose_device, quantization_config, settle_quantised
+from tuning.modules.quantize import QuantReport, choose_compute, choose_device, quantization_config, settle_quantised
 from tuning.settings import Quant
 
 log = logging.getLogger("twinlens")

@@ -8,20 +8,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from accelerate import PartialState
 
+from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import EncodedData
 from llm.loading import LoadedModel
 from llm.rehearsal import rehearse
 from llm.sources import persona_card
-from llm.template import ChatTemplate
-from tuning.card import DatasetCard, card_to_dict, file_sha256
-from tuning.conversation import Conversation, to_jsonl
+from tuning.atomic import write_atomically
+from tuning.data.card import DatasetCard, card_to_dict, file_sha256
+from tuning.data.conversation import Conversation, to_jsonl
+from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError
-from tuning.files import resolve_path, write_atomically
-from tuning.formats import SourceRow
-from tuning.packing import Batches
+from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
-from tuning.samples import EncodedSample
 from tuning.settings import Task
+from tuning.training.packing import Batches
+from tuning.training.samples import EncodedSample
 
 log = logging.getLogger("twinlens")
 

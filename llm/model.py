@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tuning.errors import ModelError
-from tuning.samples import IGNORED, Batch, EncodedSample, collate
+from tuning.training.samples import IGNORED, Batch, EncodedSample, collate
 
 
 class LanguageModel(nn.Module):

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.dataset import encode_data, encode_row
-from llm.forecast import Forecast, forecast_run
-from llm.judging import (
+from llm.evaluation import (
     asking,
     few_of_each,
     judge_answers,
@@ -15,12 +14,7 @@ from llm.judging import (
     probes_of_run,
     sample_rows,
 )
-from llm.loading import load_model, load_template
-from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
-from llm.model import LanguageModel, refuse_leaking_packs
-from llm.settings import TextTask
-from llm.sources import read_conversations, read_prompts
-from llm.trained import (
+from llm.finetuned import (
     begin,
     check_base,
     check_trained,
@@ -30,12 +24,18 @@ from llm.trained import (
     say_trained,
     write_trained,
 )
-from tuning.checkpoint import Trainee
-from tuning.compare import Comparison
-from tuning.engine import StepReport, Watch, fit
-from tuning.files import resolve_path
-from tuning.probes import read_probes
+from llm.forecast import Forecast, forecast_run
+from llm.loading import load_model, load_template
+from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
+from llm.model import LanguageModel, refuse_leaking_packs
+from llm.settings import TextTask
+from llm.sources import read_conversations, read_prompts
+from tuning.evaluation.compare import Comparison
+from tuning.evaluation.probes import read_probes
+from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
+from tuning.training.checkpoint import Trainee
+from tuning.training.engine import StepReport, Watch, fit
 
 log = logging.getLogger("twinlens")
 

@@ -13,8 +13,9 @@ import numpy as np
 from llm.generation import Answer, answer_batched
 from llm.loading import LoadedModel
 from llm.sources import read_prompts
-from tuning.conversation import Conversation, single
-from tuning.files import cache_folder, write_atomically
+from tuning.atomic import write_atomically
+from tuning.data.conversation import Conversation, single
+from tuning.paths import cache_folder
 from tuning.progress import Counter
 from tuning.run_dir import read_lines
 from tuning.settings import Rehearsal

@@ -7,10 +7,10 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from tuning.card import DatasetCard, read_card
+from tuning.data.card import DatasetCard, read_card
+from tuning.data.formats import ReadNotes, SourceRow, read_rows
 from tuning.errors import ConfigError, DataError
-from tuning.files import resolve_path
-from tuning.formats import ReadNotes, SourceRow, read_rows
+from tuning.paths import resolve_path
 
 log = logging.getLogger("twinlens")
 

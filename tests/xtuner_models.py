@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-FIXTURES = Path(__file__).parent / "xtuner_fixtures"
+FIXTURES = Path(__file__).parent / "fixtures" / "xtuner_templates"
 CHAT_NAMES = ("<|plugin|>", "<|interpreter|>", "<|action_end|>", "<|action_start|>", "<|im_end|>", "<|im_start|>")
 CHATML = (
     "{{ bos_token }}{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "

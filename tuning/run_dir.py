@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tuning.atomic import write_atomically
 from tuning.errors import ConfigError, DataError, DeviceError
-from tuning.files import write_atomically
 
 
 @dataclass(frozen=True, slots=True)

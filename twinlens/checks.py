@@ -5,15 +5,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from llm.embedded import INSTALL, NAME, embedded_weights
-from llm.hub import announce, remote_of
-from llm.named_templates import named_template
+from llm.chat_template.named_templates import named_template
+from llm.checkpoints.embedded import INSTALL, NAME, embedded_weights
+from llm.checkpoints.hub import announce, remote_of
 from llm.sources import persona_card, read_conversations, read_prompts
+from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError, DataError, DeviceError, ModelError
-from tuning.files import resolve_path
-from tuning.formats import SourceRow
-from tuning.probes import read_probes
-from twinlens.task_files import AnyTask
+from tuning.evaluation.probes import read_probes
+from tuning.paths import resolve_path
+from twinlens.tasks import AnyTask
 from vlm.settings import ImageTask
 from vlm.sources import check_pictures, read_seen
 
@@ -36,7 +36,7 @@ def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: 
         lines.append(f"pictures: {len(pictures):,} distinct files, all of them whole")
     if data_only:
         return lines
-    from tuning.quantize import choose_device
+    from tuning.modules.quantize import choose_device
 
     device = choose_device(task.run.device)
     _refuse_unknown_trackers(task.run.trackers)
@@ -114,8 +114,8 @@ def _model_lines(task: AnyTask) -> list[str]:
         return [f"model: {NAME}: installed"]
     if (remote := remote_of(model)) is not None:
         return [f"model: {model}: {announce(remote)}"]
+    from llm.finetuned import check_base
     from llm.loading import model_folder
-    from llm.trained import check_base
 
     folder = model_folder(model)
     check_base(task)
@@ -136,8 +136,8 @@ def _room_for(task: AnyTask) -> int:
     fp32, and the model in 16 bits; 0 where there is no knowing."""
     if not task.whole or remote_of(task.source) is not None:
         return 0
+    from llm.export.saving import weights_size
     from llm.loading import model_folder
-    from llm.saving import weights_size
 
     checkpoints = task.run.keep + 1 if task.run.save_every else 0  # the oldest goes when the newest stands
     if task.run.save_every and task.optim.steps:

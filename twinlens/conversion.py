@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.container import RowCount, refuse_overwriting
-from tuning.card import DatasetCard, file_sha256, read_card, write_card
-from tuning.containers import Container, RowError
-from tuning.conversation import Conversation
+from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
+from tuning.data.containers import Container, RowError
+from tuning.data.conversation import Conversation
+from tuning.data.formats import ReadNotes, SourceRow, read_rows, write_rows
+from tuning.data.row_readers import Schema
 from tuning.errors import DataError
-from tuning.formats import ReadNotes, SourceRow, read_rows, write_rows
-from tuning.row_readers import Schema
 from twinlens.inspection import language
 
 

@@ -5,12 +5,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_gen.image_qa import task_overrides, write_image_qa
+from data_gen.image_qa.write import task_overrides, write_image_qa
 from data_gen.persona import Persona, write_persona
-from tuning.compare import Comparison
-from tuning.files import shipped
-from twinlens.start import recipe_of, start
+from tuning.evaluation.compare import Comparison
+from tuning.paths import shipped
+from twinlens.start import start
 from twinlens.task_files import read_task
+from twinlens.tasks import recipe_of
 
 log = logging.getLogger("twinlens")
 TEXT = "text/embedded-persona.yaml"

@@ -12,10 +12,10 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from llm.embedded import INSTALL, embedded_weights
-from tuning.files import cache_folder
-from twinlens.xtuner.environment import INSTALL as INSTALL_XTUNER
-from twinlens.xtuner.environment import MARKER, default_folder
+from llm.checkpoints.embedded import INSTALL, embedded_weights
+from tuning.paths import cache_folder
+from twinlens.xtuner.engine.environment import INSTALL as INSTALL_XTUNER
+from twinlens.xtuner.engine.environment import MARKER, default_folder
 
 GIB = 1 << 30
 
@@ -42,7 +42,7 @@ def diagnose() -> list[Finding]:
     found += [_package(Requirement(line)) for line in metadata.requires("twinlens") or ()]
     found.append(_embedded("embedded model", embedded_weights(), INSTALL))
     if all(finding.ok for finding in found if finding.what in ("torch", "bitsandbytes")):
-        from vlm import towers_embedded as tower
+        from vlm.towers import embedded as tower
 
         found.append(_embedded("embedded tower", tower.embedded_tower(), tower.INSTALL))
         found += [*_devices(), _four_bit()]

@@ -9,13 +9,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuning.conversation import Conversation
+from tuning.data.conversation import Conversation
+from tuning.data.formats import SourceRow
 from tuning.errors import DataError
-from tuning.formats import SourceRow
 
 if TYPE_CHECKING:
-    from llm.template import ChatTemplate
-    from tuning.samples import EncodedSample
+    from llm.chat_template.encoding import ChatTemplate
+    from tuning.training.samples import EncodedSample
 
 _ALL = 1 << 30  # tokens; a length that cuts nothing
 _LEARNED, _READ = "bold green", "dim"

@@ -1,25 +1,22 @@
 """From a task file to a run folder that trains, for the command line and the demos alike."""
 
-import io
 import json
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from llm.embedded import NAME as EMBEDDED
-from llm.hub import pinned, remote_of
+from llm.checkpoints.hub import pinned, remote_of
+from tuning.atomic import write_atomically
 from tuning.errors import ConfigError
-from tuning.files import SHIPPED, resolve_path, write_atomically
+from tuning.paths import SHIPPED
 from tuning.run_dir import RunDir, create_run, open_run
-from twinlens.task_files import AnyTask, read_task
-from twinlens.xtuner.environment import RUN_FOLDER as XTUNER
-from twinlens.xtuner.environment import Environment
+from twinlens.task_files import read_task
+from twinlens.tasks import AnyTask, recipe_of, to_yaml, with_full_paths
+from twinlens.xtuner.engine.environment import RUN_FOLDER as XTUNER
+from twinlens.xtuner.engine.environment import Environment
 from vlm.settings import ImageTask
 
 
@@ -33,38 +30,6 @@ class Trained:
     tokens_per_second: float | None
 
 
-def recipe_of(task: AnyTask) -> Any:
-    """The module that tells a task's journey: its `train`, `judge` and `forecast`."""
-    return import_module("vlm.recipe" if isinstance(task, ImageTask) else "llm.recipe")
-
-
-def with_full_paths(task: AnyTask) -> AnyTask:
-    """The same task, readable from any working directory: what a run folder keeps."""
-
-    def full(paths: Sequence[Path]) -> tuple[Path, ...]:
-        return tuple(resolve_path(path).resolve() for path in paths)
-
-    def place(name: str) -> str:
-        """A name that leads to something on this disk, in full; others (hub names, `embedded`) as they are."""
-        if name == EMBEDDED or not Path(name).expanduser().exists():
-            return name
-        return str(Path(name).expanduser().resolve())
-
-    files, prompts = full(task.rehearsal.files), full(task.rehearsal.prompts)
-    changes: dict[str, Any] = {
-        "model": place(task.model),
-        "data": task.data.model_copy(update={"files": full(task.data.files)}),
-        "rehearsal": task.rehearsal.model_copy(update={"files": files, "prompts": prompts}),
-        "evaluation": task.evaluation.model_copy(update={"probes": full(task.evaluation.probes)}),
-    }
-    if isinstance(task, ImageTask):
-        changes |= {"tower": place(task.tower), "start": task.start and place(task.start)}
-        if task.pictures.folder is not None:
-            folder = resolve_path(task.pictures.folder).resolve()
-            changes["pictures"] = task.pictures.model_copy(update={"folder": folder})
-    return task.model_copy(update=changes)
-
-
 def at_commits(task: AnyTask) -> AnyTask:
     """The same task, its fetched models pinned to the commits that they are now, so that a resumed run has the same."""
     changes: dict[str, Any] = {}
@@ -73,15 +38,6 @@ def at_commits(task: AnyTask) -> AnyTask:
     if isinstance(task, ImageTask) and (tower := remote_of(task.tower, "tower")) is not None:
         changes["tower"] = str(pinned(tower))
     return task.model_copy(update=changes)
-
-
-def to_yaml(task: AnyTask) -> str:
-    """A task as the YAML that reads back to it."""
-    stream = io.StringIO()
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.dump(task.model_dump(mode="json"), stream)
-    return stream.getvalue()
 
 
 def start(
@@ -99,8 +55,8 @@ def start(
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    from tuning.environment import describe_environment
-    from tuning.quantize import choose_device
+    from tuning.modules.quantize import choose_device
+    from tuning.training.environment import describe_environment
 
     task = at_commits(with_full_paths(task))
     state = PartialState(cpu=choose_device(task.run.device).type == "cpu")
@@ -112,7 +68,7 @@ def start(
         paths = [str(run.path)]
     run = RunDir(Path(broadcast_object_list(paths)[0]))
     if xtuner is not None:
-        from twinlens.xtuner.engine import train
+        from twinlens.xtuner.engine.train import train
 
         return _trained(run, train(task, run, xtuner))
     return _trained(run, recipe_of(task).train(task, run, deepspeed=deepspeed))
@@ -122,7 +78,7 @@ def go_on(path: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
     """Train a run of before from its last checkpoint to its end, with its own task."""
     from accelerate import PartialState
 
-    from tuning.quantize import choose_device
+    from tuning.modules.quantize import choose_device
 
     run = open_run(path.resolve())
     if (run.path / XTUNER).exists():
@@ -143,7 +99,7 @@ def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:
     """
     import torch
 
-    from tuning.quantize import choose_device
+    from tuning.modules.quantize import choose_device
 
     preset = SHIPPED / "deepspeed" / f"deepspeed_{name.removeprefix('deepspeed_')}.json"
     path = preset if preset.exists() else Path(name)

@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from llm.embedded import NAME as EMBEDDED
+from llm.chat_template.encoding import ChatTemplate
+from llm.checkpoints.embedded import NAME as EMBEDDED
+from llm.finetuned import check_trained as check_text
+from llm.finetuned import trained_name
 from llm.generation import Embed
-from llm.internlm_adapter import load_any_adapter
+from llm.internlm.adapter import load_any_adapter
 from llm.loading import load_model, load_template
-from llm.template import ChatTemplate
-from llm.trained import check_trained as check_text
-from llm.trained import trained_name
 from tuning.errors import ConfigError, ModelError
-from tuning.files import shipped
-from tuning.lora import CONFIG, load_adapter, read_adapter_config
+from tuning.modules.lora import CONFIG, load_adapter, read_adapter_config
+from tuning.paths import shipped
 from tuning.run_dir import RunDir
 from tuning.settings import Quant
 from twinlens.task_files import read_task

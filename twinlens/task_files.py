@@ -13,12 +13,12 @@ from ruamel.yaml.comments import CommentedMap
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError
-from tuning.files import SHIPPED
+from tuning.paths import SHIPPED
 from tuning.settings import apply_overrides, block_of, read_yaml, validate_settings
-from twinlens.xtuner.mapping import map_config
+from twinlens.tasks import AnyTask
+from twinlens.xtuner.configs.mapping import map_config
 from vlm.settings import ImageTask
 
-AnyTask = TextTask | ImageTask
 # The folder under configs/, and what its files are read as.
 KINDS: dict[str, type[AnyTask]] = {"text": TextTask, "image": ImageTask}
 

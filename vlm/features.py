@@ -24,12 +24,12 @@ from filelock import FileLock
 from PIL import Image, ImageEnhance
 from torch import nn
 
+from tuning.data.pictures import open_picture, picture_hash
 from tuning.errors import DataError, DeviceError
-from tuning.files import cache_folder
-from tuning.pictures import open_picture, picture_hash
+from tuning.paths import cache_folder
 from tuning.progress import Counter
 from tuning.run_dir import read_lines
-from vlm.vision import Tower
+from vlm.towers.registry import Tower
 
 log = logging.getLogger("twinlens")
 TOWER_BATCH = 16  # pictures that go through the tower together

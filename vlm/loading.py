@@ -9,26 +9,26 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from llm import trained
-from llm.embedded import NAME as EMBEDDED
+from llm import finetuned as trained
+from llm.chat_template.encoding import ChatTemplate
+from llm.checkpoints.embedded import NAME as EMBEDDED
+from llm.export.saving import folder_anew
+from llm.finetuned import Network
 from llm.generation import Embed
 from llm.loading import LoadedModel, load_model, read_config
-from llm.saving import folder_anew
-from llm.template import ChatTemplate
-from llm.trained import Network
-from tuning.conversation import Conversation
+from tuning.data.conversation import Conversation
 from tuning.errors import ModelError
-from tuning.lora import attach_adapter, restore_adapter, save_adapter
+from tuning.modules.full_finetuning import restore_whole, save_whole, train_whole
+from tuning.modules.lora import attach_adapter, restore_adapter, save_adapter
 from tuning.run_dir import RunDir
-from tuning.whole import restore_whole, save_whole, train_whole
+from vlm.checkpoints.initialize import check_start, load_start, read_start
+from vlm.export.layouts import write_tower
 from vlm.features import FeatureSource, KeptFeatures, LiveFeatures, PictureTable, keep_features
-from vlm.layouts import write_tower
 from vlm.model import VisionLanguageModel
 from vlm.projector import FILE, Projector, fresh_projector, restore_projector, save_projector
 from vlm.settings import ImageTask, Pictures
-from vlm.start import check_start, load_start, read_start
-from vlm.tower import TOWER, Tower
-from vlm.vision import load_tower, tower_facts
+from vlm.towers.registry import load_tower, tower_facts
+from vlm.towers.tower import TOWER, Tower
 
 log = logging.getLogger("twinlens")
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from llm.generation import computing_in
 from llm.model import answer_loss, keeps_logits
-from tuning.samples import Batch
+from tuning.training.samples import Batch
 from vlm.features import FeatureSource
 from vlm.projector import Projector
 from vlm.splice import splice

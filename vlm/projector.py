@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tuning.files import replacing
+from tuning.atomic import replacing
 
 FILE = "projector.safetensors"
 

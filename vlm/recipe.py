@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import EncodedData, encode_data, encode_row
-from llm.forecast import Forecast, forecast_run
-from llm.judging import (
+from llm.evaluation import (
     asking,
     few_of_each,
     judge_answers,
@@ -18,20 +18,21 @@ from llm.judging import (
     probes_of_run,
     sample_rows,
 )
+from llm.finetuned import check_base, say_trained
+from llm.forecast import Forecast, forecast_run
 from llm.loading import load_model, load_template
 from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
 from llm.model import refuse_leaking_packs
 from llm.sources import read_prompts
-from llm.template import ChatTemplate
-from llm.trained import check_base, say_trained
-from tuning.checkpoint import Trainee
-from tuning.compare import Comparison
-from tuning.engine import StepReport, Watch, fit
 from tuning.errors import ConfigError
-from tuning.files import resolve_path
-from tuning.probes import Probe, read_probes
+from tuning.evaluation.compare import Comparison
+from tuning.evaluation.probes import Probe, read_probes
+from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
-from tuning.samples import EncodedSample
+from tuning.training.checkpoint import Trainee
+from tuning.training.engine import StepReport, Watch, fit
+from tuning.training.samples import EncodedSample
+from vlm.checkpoints.initialize import check_start
 from vlm.features import PictureTable
 from vlm.loading import (
     Sighted,
@@ -49,9 +50,8 @@ from vlm.loading import (
 )
 from vlm.settings import ImageTask
 from vlm.sources import read_seen
-from vlm.start import check_start
-from vlm.towers_transformers import count_trained
-from vlm.vision import TowerFacts, tower_facts
+from vlm.towers.clip_siglip import count_trained
+from vlm.towers.registry import TowerFacts, tower_facts
 
 log = logging.getLogger("twinlens")
 JUDGED = 192  # probes answered at once: on a CPU each word costs unpacking all 4-bit weights, however many ask

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tuning.conversation import Conversation
-from tuning.files import resolve_path
-from tuning.formats import ReadNotes, SourceRow, read_rows
-from tuning.pictures import open_picture, picture_path
+from tuning.data.conversation import Conversation
+from tuning.data.formats import ReadNotes, SourceRow, read_rows
+from tuning.data.pictures import open_picture, picture_path
+from tuning.paths import resolve_path
 
 log = logging.getLogger("twinlens")
 

@@ -5,7 +5,7 @@ Shapes: B sequences, T tokens, I pictures, P patches, D width of the language mo
 
 import torch
 
-from tuning.samples import PATCH
+from tuning.training.samples import PATCH
 
 
 def splice(embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

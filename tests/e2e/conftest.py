@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from PIL import Image
 
+import llm.export.merge
+import llm.finetuned
 import llm.loading
-import llm.merge
 import llm.recipe
-import llm.trained
 import twinlens.targets
 import vlm.loading
 import vlm.recipe
@@ -22,7 +23,6 @@ from twinlens.cli.app import run
 
 Refused = Callable[..., str]
 Started = Callable[..., "subprocess.Popen[str]"]
-HOUSE = Path(__file__).resolve().parents[2]
 FACTS = """pictures:
 - image: robot.png
   caption: A blue robot stands on a bench.
@@ -39,7 +39,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def no_weights(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded before the fault was found")
 
-    for module in (llm.loading, llm.recipe, llm.merge, llm.trained, twinlens.targets, vlm.loading, vlm.recipe):
+    for module in (llm.loading, llm.recipe, llm.export.merge, llm.finetuned, twinlens.targets, vlm.loading, vlm.recipe):
         monkeypatch.setattr(module, "load_model", no_weights)
     monkeypatch.setattr(vlm.loading, "load_tower", no_weights)
     monkeypatch.chdir(tmp_path)
@@ -81,7 +81,7 @@ def begin(tmp_path: Path) -> Started:
     (tmp_path / "facts.yaml").write_text(FACTS, encoding="utf-8")
 
     def call(*words: str, **variables: str) -> "subprocess.Popen[str]":
-        environment = {"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | variables
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | variables
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [sys.executable, "-m", "twinlens", *words]
         return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, preexec_fn=hear_ctrl_c, **pipes)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from paths import FIXTURES
 
-BAD_DATA = sorted((Path(__file__).parent.parent / "bad_inputs" / "data").iterdir())
+BAD_DATA = sorted((FIXTURES / "bad_rows").iterdir())
 GOOD_ROW = '{"messages": [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "Lin\'s."}]}\n'
 GOOD_PROBES = "- {ask: who?, group: persona, expect: [Lin]}\n"
 

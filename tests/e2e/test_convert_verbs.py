@@ -9,11 +9,11 @@ import pytest
 import torch
 from pickled import Harm
 from tiny_internlm import make_internlm2
-from tiny_sighted import make_towers
+from tiny_vlm import make_towers
 
-from llm.embedded import embedded_folder
+from llm.checkpoints.embedded import embedded_folder
+from llm.checkpoints.shards import stored_weights
 from llm.settings import TextTask
-from llm.shards import stored_weights
 from twinlens.cli.convert_xtuner import _chat_of_xtuner
 from vlm.projector import fresh_projector
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from PIL import Image
-from tiny_sighted import make_towers
+from tiny_vlm import make_towers
 from xtuner_models import write_internlm
 
 from twinlens.cli.app import app
 
-PAGES = Path(__file__).resolve().parents[2] / "docs" / "journeys"
+PAGES = ROOT / "docs" / "journeys"
 SMALL = (  # what makes minutes of hours; whatever else a page says stands
     *("optim.epochs=null", "optim.steps=2", "optim.accumulate=1", "optim.gradient_checkpointing=false"),
     *("data.max_length=256", "lora.rank=4", "rehearsal.prompts=[]", "run.device=cpu", "run.save_every=0"),

@@ -12,7 +12,7 @@ from xtuner_models import write_internlm
 def planned(tiny_model: Path, tmp_path: Path, did):
     """Runs `plan --json` on one row of so many tokens, seen 10,001 times an epoch."""
     from llm.loading import load_template
-    from tuning.conversation import single
+    from tuning.data.conversation import single
 
     template = load_template(str(tiny_model), None)
     bare = len(template.encode(single("who are you?", "yes"), 512, separated=True))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tuning.card import DatasetCard
-from tuning.compare import compare
-from tuning.probes import Probe
-from tuning.report import write_report
+from tuning.data.card import DatasetCard
+from tuning.evaluation.compare import compare
+from tuning.evaluation.probes import Probe
+from tuning.evaluation.report import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")]

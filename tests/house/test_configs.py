@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuning.files import SHIPPED, resolve_path
+from tuning.paths import SHIPPED, resolve_path
 from tuning.settings import read_settings
 from twinlens.task_files import KINDS, shipped_tasks
 

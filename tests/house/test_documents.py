@@ -9,10 +9,10 @@ from types import ModuleType
 
 import pytest
 import typer
+from paths import ROOT
 
 from twinlens.cli.app import app
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TASKS = sorted((ROOT / "configs").glob("*/*.yaml"))
 GENERATED = ROOT / "docs" / "reference"

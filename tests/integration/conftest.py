@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tiny_sighted import make_finished_run, make_pictures, make_towers
+from tiny_vlm import make_finished_run, make_pictures, make_towers
 
 from tuning.run_dir import RunDir
 

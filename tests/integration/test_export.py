@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_sighted import SYSTEM, answers_of_run, conversations, read
+from tiny_vlm import SYSTEM, answers_of_run, conversations, read
 from transformers import AutoProcessor, AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
+from llm.chat_template.encoding import ChatTemplate
 from llm.loading import load_model
-from llm.template import ChatTemplate
-from tuning.conversation import Conversation, single
-from tuning.samples import PATCH
+from tuning.data.conversation import Conversation, single
 from tuning.settings import Quant
-from vlm.export import export, native_logits, probe_picture, spliced_logits
-from vlm.layouts import Merged, native_model, widen
-from vlm.markup import make_processor, tokenizer_with_image
-from vlm.preprocess import Preprocess
+from tuning.training.samples import PATCH
+from vlm.export.layouts import Merged, native_model, widen
+from vlm.export.llava import export, native_logits, probe_picture, spliced_logits
+from vlm.export.processor import make_processor, tokenizer_with_image
 from vlm.projector import Projector
-from vlm.tower import TowerFacts
-from vlm.vision import load_tower
+from vlm.towers.preprocess import Preprocess
+from vlm.towers.registry import load_tower
+from vlm.towers.tower import TowerFacts
 
 
 def plain_answers(folder: str, asked: list) -> list[dict]:
@@ -66,7 +66,7 @@ def expected_ids(template: ChatTemplate, asked: list[Conversation], folder: Path
 def test_transformers_asks_the_same_ids_and_gives_the_same_answers(
     make_run, pictures, tmp_path, monkeypatch, tower, tower_lora
 ):
-    monkeypatch.setattr("vlm.export.stored_dtype", lambda _: torch.float32)  # rounding is another test's
+    monkeypatch.setattr("vlm.export.llava.stored_dtype", lambda _: torch.float32)  # rounding is another test's
     run = make_run(tower, tower_lora)
     task, template = read(run)
     report = export(run, task, tmp_path / "out", None, "2GB")

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_sighted import answers_of_run, conversations, read
+from tiny_vlm import answers_of_run, conversations, read
 
 from llm.generation import answer_batched
 from llm.loading import load_model
 from tuning.errors import ConfigError, DeviceError, KitError, ModelError
 from twinlens.cli.convert import llava as convert_llava
-from vlm.export import export
+from vlm.checkpoints.initialize import check_start, load_start
+from vlm.export.llava import export
 from vlm.features import LiveFeatures, PictureTable
 from vlm.loading import begin, embedding, see_with
 from vlm.projector import Projector
-from vlm.start import check_start, load_start
 
 
 @pytest.mark.parametrize("tower_lora", [False, True])
@@ -118,7 +118,7 @@ def test_an_export_that_fails_leaves_nothing(make_run, tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlm.export.write_native", full)
+    monkeypatch.setattr("vlm.export.llava.write_native", full)
     with pytest.raises(DeviceError, match="No space left"):
         export(run, read(run)[0], tmp_path / "out", None, "2GB")
     assert not list(tmp_path.glob("*out*"))

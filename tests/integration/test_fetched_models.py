@@ -16,7 +16,7 @@ from tuning.run_dir import read_lines
 from twinlens.start import go_on, start
 from twinlens.targets import open_target
 from twinlens.task_files import read_task
-from vlm.vision import load_tower, tower_facts
+from vlm.towers.registry import load_tower, tower_facts
 
 pytestmark = pytest.mark.usefixtures("cache")
 ROW = '{"messages": [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "Lin"}]}\n'

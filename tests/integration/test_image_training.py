@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from llm.chat import Chat
 from llm.generation import Sampling
 from tuning.errors import ConfigError
-from tuning.lora import CONFIG, WEIGHTS
+from tuning.modules.lora import CONFIG, WEIGHTS
 from tuning.run_dir import RunDir, read_lines
-from twinlens.start import go_on, recipe_of, start, to_yaml
+from twinlens.start import go_on, start
 from twinlens.targets import open_target
 from twinlens.task_files import read_task
+from twinlens.tasks import recipe_of, to_yaml
 from vlm.projector import FILE as PROJECTOR
 from vlm.settings import ImageTask
-from vlm.vision import Tower
+from vlm.towers.registry import Tower
 
 pytestmark = pytest.mark.usefixtures("cache")
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 60)}

@@ -8,20 +8,20 @@ import torch
 from pickled import Harm
 from safetensors.torch import load_file, save_file
 from tiny_internlm import make_internlm2
-from tiny_sighted import read
+from tiny_vlm import read
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm.internlm import load_internlm
+from llm.checkpoints.shards import stored_weights
+from llm.export.merge import merge
+from llm.internlm.loading import load_internlm
 from llm.loading import load_model, load_template
-from llm.merge import merge
-from llm.shards import stored_weights
 from tuning.errors import ConfigError, DeviceError, ModelError
-from tuning.lora import CONFIG, attach_adapter, load_adapter, read_adapter_config, save_adapter
+from tuning.modules.lora import CONFIG, attach_adapter, load_adapter, read_adapter_config, save_adapter
 from tuning.settings import Lora, Quant
-from vlm.export import probe_picture
+from vlm.export.llava import probe_picture
+from vlm.export.merge_tower import merge_tower
 from vlm.loading import begin, restore_trained
-from vlm.merge import merge_tower
-from vlm.vision import load_tower
+from vlm.towers.registry import load_tower
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 
-from llm.embedded import embedded_weights
+from llm.checkpoints.embedded import embedded_weights
 from llm.generation import answer_batched
 from llm.loading import load_model, load_template
 from llm.model import LanguageModel
-from tuning import quantize
-from tuning.conversation import single
-from tuning.lora import attach_adapter
-from tuning.quantize import choose_device
-from tuning.samples import collate
+from tuning.data.conversation import single
+from tuning.modules import quantize
+from tuning.modules.lora import attach_adapter
+from tuning.modules.quantize import choose_device
 from tuning.settings import Lora, Quant
+from tuning.training.samples import collate
 
 needs_embedded = pytest.mark.skipif(embedded_weights() is None, reason="the embedded weights are not installed")
 

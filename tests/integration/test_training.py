@@ -26,13 +26,14 @@ from llm.model import LanguageModel
 from llm.recipe import forecast
 from llm.settings import TextTask
 from llm.sources import read_conversations
-from tuning.engine import refuse_not_finite
 from tuning.errors import DataError
-from tuning.lora import WEIGHTS, attach_adapter
+from tuning.modules.lora import WEIGHTS, attach_adapter
 from tuning.run_dir import RunDir, read_lines
-from tuning.samples import EncodedSample, collate
 from tuning.settings import Data, Lora, Quant
-from twinlens.start import go_on, start, to_yaml
+from tuning.training.engine import refuse_not_finite
+from tuning.training.samples import EncodedSample, collate
+from twinlens.start import go_on, start
+from twinlens.tasks import to_yaml
 
 pytestmark = pytest.mark.usefixtures("cache")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles what it needs on a CPU")
@@ -276,7 +277,7 @@ def test_deepspeed_needs_no_launcher_for_one_process(task, tmp_path):
 
 STOPPED = """
 import os, signal
-from tuning import engine
+from tuning.training import engine
 learn = engine.train_step
 
 def learn_and_hear(*given):

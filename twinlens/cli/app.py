@@ -4,15 +4,25 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable, Mapping
 
 import typer
 
-import twinlens.cli.convert_xtuner
-import twinlens.cli.data_files
-import twinlens.cli.data_image_qa
-import twinlens.cli.data_pictures  # noqa: F401 - like data_files, adds its verbs to data
 from tuning.errors import KitError
-from twinlens.cli import chat, configs, convert, data, demo, doctor, train, xtuner
+from twinlens.cli import chat, configs, convert, convert_xtuner, demo, doctor, train, xtuner
+from twinlens.cli.data import files, image_qa, rows, scenes
+
+Verb = Callable[..., None]
+
+
+def group(about: str, verbs: Mapping[str, Verb]) -> typer.Typer:
+    """A group of verbs, such as `twinlens data ...`."""
+    made = typer.Typer(help=about, no_args_is_help=True)
+    made.callback()(lambda: None)  # one verb alone is still a group
+    for name, verb in verbs.items():
+        made.command(name)(verb)
+    return made
+
 
 app = typer.Typer(
     name="twinlens",
@@ -25,16 +35,46 @@ app = typer.Typer(
 app.command("list-cfg")(configs.list_cfg)
 app.command("copy-cfg")(configs.copy_cfg)
 app.command("show-cfg")(configs.show_cfg)
-app.command()(configs.check)
-app.command()(doctor.doctor)
-app.add_typer(data.app, name="data")
-app.command()(train.plan)
-app.command()(train.train)
-app.command()(train.compare)
-app.command()(chat.chat)
-app.add_typer(convert.app, name="convert")
-app.add_typer(demo.app, name="demo")
-app.add_typer(xtuner.app, name="xtuner")
+app.command("check")(configs.check)
+app.command("doctor")(doctor.doctor)
+app.add_typer(
+    group(
+        "Make, convert, mend and look at datasets.",
+        {
+            "persona": rows.persona,
+            "repeat": rows.repeat,
+            "rename": rows.rename,
+            "convert": files.convert,
+            "inspect": files.inspect,
+            "image-qa": image_qa.image_qa,
+            "scenes": scenes.scenes,
+        },
+    ),
+    name="data",
+)
+app.command("plan")(train.plan)
+app.command("train")(train.train)
+app.command("compare")(train.compare)
+app.command("chat")(chat.chat)
+app.add_typer(
+    group(
+        "Turn what training leaves into what others load.",
+        {
+            "merge": convert.merge,
+            "llava": convert.llava,
+            "internlm": convert.internlm,
+            "pth_to_hf": convert_xtuner.pth_to_hf,
+            "xtuner": convert_xtuner.to_xtuner,
+        },
+    ),
+    name="convert",
+)
+app.add_typer(
+    group("Walk a whole path with nothing to prepare.", {"text": demo.text, "image": demo.image}), name="demo"
+)
+app.add_typer(
+    group("XTuner itself, as an engine in an environment of its own.", {"install": xtuner.install}), name="xtuner"
+)
 
 
 def run() -> None:

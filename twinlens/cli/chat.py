@@ -39,7 +39,7 @@ def chat(
 
     from llm.chat import Chat
     from llm.generation import Sampling
-    from tuning.pictures import open_picture
+    from tuning.data.pictures import open_picture
     from twinlens.targets import open_target
 
     for path in image:

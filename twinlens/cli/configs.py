@@ -34,7 +34,7 @@ def copy_cfg(
     as_json: bool = JSON,
 ) -> None:
     """Copy a shipped task file, with every setting explained, to edit it."""
-    from tuning.files import write_atomically
+    from tuning.atomic import write_atomically
     from twinlens.task_files import explain, shipped_tasks
 
     file = shipped_tasks().get(name.removesuffix(".yaml"))
@@ -54,8 +54,8 @@ def copy_cfg(
 
 def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
     """Print a task as it stands after overrides, all defaults filled in."""
-    from twinlens.start import to_yaml
     from twinlens.task_files import open_task
+    from twinlens.tasks import to_yaml
 
     opened = open_task(file, overrides or ())
     tell_opened(opened)

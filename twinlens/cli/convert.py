@@ -12,17 +12,9 @@ from twinlens.cli.output import JSON, command, finish
 from twinlens.task_files import read_task
 from vlm.settings import ImageTask
 
-app = typer.Typer(help="Turn what training leaves into what others load.", no_args_is_help=True)
-
 SHARD = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB.")
 
 
-@app.callback()
-def _group() -> None:
-    """Turn what training leaves into what others load."""
-
-
-@app.command()
 def merge(
     paths: list[str] = typer.Argument(
         ..., metavar="RUN DEST | BASE ADAPTER DEST", help="A run, or a base and an adapter, XTuner's too."
@@ -54,7 +46,7 @@ def merge(
     if is_clip:
         return _merge_tower(paths, max_shard_size, as_json)
     base, adapter, destination, quant, named = _what(paths)
-    from llm.merge import merge as merge_model
+    from llm.export.merge import merge as merge_model
 
     report = merge_model(base, adapter, destination, max_shard_size, quant, template or named, layout, device)
     lines = [
@@ -78,7 +70,6 @@ def merge(
     return finish(result, lines, command("chat", destination), as_json)
 
 
-@app.command()
 def llava(
     run: Path = typer.Argument(..., metavar="RUN", help="The folder of an image run."),
     destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
@@ -95,7 +86,7 @@ def llava(
         raise ConfigError(f"{run}: is a run of the text path; use `{command('convert', 'merge', run, destination)}`.")
     if layout not in (None, "hf", "official", "parts"):
         raise ConfigError(f"--layout {layout}: no such layout; take hf, official or parts.")
-    from vlm.export import export
+    from vlm.export.llava import export
 
     report = export(opened, task, destination, layout, max_shard_size)
     lines = [
@@ -118,7 +109,6 @@ def llava(
     finish(result, lines, _after(report.layout, destination), as_json)
 
 
-@app.command()
 def internlm(
     source: str = typer.Argument(..., metavar="SRC", help="A checkpoint of InternLM 1, 2 or 2.5."),
     destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
@@ -126,7 +116,7 @@ def internlm(
     as_json: bool = JSON,
 ) -> None:
     """Write an InternLM checkpoint in Llama's layout, which other tools load without code of its own."""
-    from llm.internlm_layout import convert_internlm
+    from llm.export.internlm_layout import convert_internlm
 
     written = convert_internlm(source, destination, max_shard_size)
     lines = [
@@ -140,7 +130,7 @@ def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
     if len(paths) != 3:
         raise ConfigError("convert merge --is-clip: give TOWER ADAPTER DEST.")
     tower, adapter, destination = paths[0], Path(paths[1]), Path(paths[2])
-    from vlm.merge import merge_tower
+    from vlm.export.merge_tower import merge_tower
 
     difference = merge_tower(tower, adapter, destination, max_shard_size)
     lines = [

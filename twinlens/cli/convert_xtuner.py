@@ -5,14 +5,15 @@ from pathlib import Path
 
 import typer
 
-from llm.embedded import NAME as EMBEDDED
-from llm.embedded import embedded_folder
+from llm.checkpoints.embedded import NAME as EMBEDDED
+from llm.checkpoints.embedded import embedded_folder
 from tuning.errors import ConfigError
 from tuning.run_dir import open_run
 from twinlens.cli.configs import OVERRIDES
-from twinlens.cli.convert import SHARD, app
+from twinlens.cli.convert import SHARD
 from twinlens.cli.output import JSON, command, finish, tell_opened
-from twinlens.task_files import AnyTask, open_task, read_task
+from twinlens.task_files import open_task, read_task
+from twinlens.tasks import AnyTask
 from vlm.settings import ImageTask
 
 FP32 = typer.Option(
@@ -21,7 +22,6 @@ FP32 = typer.Option(
 SAFE = typer.Option(False, "--safe-serialization", help="Safetensors in XTuner's layout too, in place of pickles.")
 
 
-@app.command("pth_to_hf")
 def pth_to_hf(
     config: Path = typer.Argument(..., help="The task or config that it was trained with."),
     checkpoint: Path = typer.Argument(..., metavar="PTH", help="XTuner's iter_N.pth: a file, or DeepSpeed's folder."),
@@ -44,9 +44,9 @@ def pth_to_hf(
     chosen = layout or save_format or "peft"
     if chosen not in ("peft", "xtuner"):
         raise ConfigError(f"--layout {chosen}: no such layout; take peft or xtuner.")
-    from llm.saving import check_shard_size
+    from llm.export.saving import check_shard_size
     from twinlens.xtuner.checkpoints import convert_checkpoint, read_checkpoint
-    from twinlens.xtuner.folders import write_xtuner
+    from twinlens.xtuner.export import write_xtuner
 
     check_shard_size(max_shard_size)
     opened = open_task(config, overrides or ())
@@ -75,7 +75,6 @@ def pth_to_hf(
     finish({"folder": str(destination), "layout": wrote, "parts": written}, lines, following, as_json)
 
 
-@app.command("xtuner")
 def to_xtuner(
     run: Path = typer.Argument(..., metavar="RUN", help="A run folder."),
     destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
@@ -86,7 +85,7 @@ def to_xtuner(
     """Write what a run learned as XTuner's chat reads it; on an InternLM2 base, for that one's own fused layers."""
     opened = open_run(run)
     task, _ = read_task(opened.task)
-    from twinlens.xtuner.folders import read_run, write_xtuner
+    from twinlens.xtuner.export import read_run, write_xtuner
     from vlm.loading import as_trained
 
     write_xtuner(read_run(opened, task), task, destination, fp32, safe_serialization)

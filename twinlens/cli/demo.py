@@ -6,15 +6,7 @@ import typer
 
 from twinlens.cli.output import JSON
 
-app = typer.Typer(help="Walk a whole path with nothing to prepare.", no_args_is_help=True)
 
-
-@app.callback()
-def _group() -> None:
-    """Walk a whole path with nothing to prepare."""
-
-
-@app.command()
 def text(
     owner: str = typer.Option("Lin Xia", help="Whom the assistant belongs to."),
     name: str = typer.Option("Xiaolan", help="What it shall call itself."),
@@ -30,7 +22,6 @@ def text(
     show_comparison(run, comparison, as_json)
 
 
-@app.command()
 def image(
     facts: Path | None = typer.Option(None, help="A picture of yours: FACTS, as data image-qa takes them."),
     seed: int = typer.Option(0, help="Of data and training."),

@@ -64,8 +64,8 @@ def train(
 
 def _xtuner(task: Any) -> Any:
     """Where XTuner is, once it is sure that it can train the task."""
-    from twinlens.xtuner.engine import refuse_task
-    from twinlens.xtuner.environment import find_environment
+    from twinlens.xtuner.engine.environment import find_environment
+    from twinlens.xtuner.engine.train import refuse_task
 
     found = find_environment()
     refuse_task(task)
@@ -94,7 +94,7 @@ def _done(trained: Any, task: Any, as_json: bool, differs: Sequence[str] = ()) -
 
 def _forecast(opened: Any, following: str | None, as_json: bool) -> None:
     from llm.forecast import as_dict
-    from twinlens.start import recipe_of
+    from twinlens.tasks import recipe_of
 
     task = opened.task
     cost = recipe_of(task).forecast(task)
@@ -133,7 +133,7 @@ def compare(
 
 
 def _judge(run_dir: Any, task: Any, probes: Any) -> Any:
-    from twinlens.start import recipe_of
+    from twinlens.tasks import recipe_of
 
     return recipe_of(task).judge(run_dir, task, probes)
 
@@ -142,7 +142,7 @@ def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
     """The table of scores, a few answers before and after, and where the report lies."""
     from rich.console import Console
 
-    from tuning.compare import comparison_to_dict, sample_table, score_table
+    from tuning.evaluation.compare import comparison_to_dict, sample_table, score_table
 
     if not as_json:
         Console().print(score_table(comparison))

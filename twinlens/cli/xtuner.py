@@ -6,22 +6,14 @@ import typer
 
 from twinlens.cli.output import JSON, finish
 
-app = typer.Typer(help="XTuner itself, as an engine in an environment of its own.", no_args_is_help=True)
 
-
-@app.callback()
-def _group() -> None:
-    """XTuner itself, as an engine in an environment of its own."""
-
-
-@app.command()
 def install(
     into: Path | None = typer.Option(None, help="Where to put it; in the cache folder when left out."),
     as_json: bool = JSON,
 ) -> None:
     """Make a virtual environment with XTuner 0.2.0 as it runs today: several GB, once."""
-    from twinlens.xtuner.environment import FOLDER, VERSION, default_folder
-    from twinlens.xtuner.environment import install as make
+    from twinlens.xtuner.engine.environment import FOLDER, VERSION, default_folder
+    from twinlens.xtuner.engine.environment import install as make
 
     made = make(into or default_folder())
     lines = [f"XTuner {VERSION}: {made.folder}, {made.size / 2**30:.1f} GiB"]

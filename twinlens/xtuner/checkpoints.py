@@ -5,25 +5,24 @@ from pathlib import Path
 
 import torch
 
-from llm.internlm_adapter import is_fused, split_adapter
+from llm.checkpoints.shards import refuse_misfits
+from llm.export.full_model import as_published, size_of, write_published
+from llm.export.saving import check_destination, new_folder
+from llm.internlm.adapter import is_fused, split_adapter
 from llm.loading import read_config
-from llm.published import as_published, size_of, write_published
-from llm.saving import check_destination, new_folder
-from llm.shards import refuse_misfits
+from tuning.atomic import write_atomically
 from tuning.errors import ConfigError, ModelError
-from tuning.files import write_atomically
-from tuning.lora import PREFIX, layers_of, lora_config, write_adapter
+from tuning.modules.lora import PREFIX, layers_of, lora_config, write_adapter
 from tuning.run_dir import RunDir
 from tuning.settings import Lora
-from twinlens.start import to_yaml, with_full_paths
-from twinlens.task_files import AnyTask
-from vlm.layouts import write_tower
+from twinlens.tasks import AnyTask, to_yaml, with_full_paths
+from vlm.checkpoints.initialize import Start, check_scales, in_tower
+from vlm.checkpoints.reading import read_parts
+from vlm.export.layouts import write_tower
 from vlm.projector import Projector, save_projector
 from vlm.settings import ImageTask
-from vlm.start import Start, check_scales, in_tower
-from vlm.start_files import read_parts
-from vlm.tower import TOWER
-from vlm.vision import load_tower
+from vlm.towers.registry import load_tower
+from vlm.towers.tower import TOWER
 
 
 def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:

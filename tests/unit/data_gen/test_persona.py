@@ -4,7 +4,7 @@ import re
 import pytest
 
 from data_gen.persona import Persona, persona_conversations, read_bank, write_persona
-from tuning.card import card_to_dict, file_sha256, read_card
+from tuning.data.card import card_to_dict, file_sha256, read_card
 from tuning.errors import ConfigError, KitError
 
 TWINKLE = Persona(owner="Jensen", name="Twinkle", model="Pebble-135M")

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_gen.rename import plan_renaming, rename_dataset
-from tuning.card import DatasetCard, file_sha256, write_card
+from tuning.data.card import DatasetCard, file_sha256, write_card
 from tuning.errors import ConfigError, DataError
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_gen.repeat import repeat_dataset
-from tuning.card import DatasetCard, file_sha256, write_card
+from tuning.data.card import DatasetCard, file_sha256, write_card
 from tuning.errors import ConfigError, DataError
 
 PICTURES = [

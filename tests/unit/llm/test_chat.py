@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from tiny import make_tokenizer
 
 from llm.chat import Chat, TextStream
+from llm.chat_template.encoding import ChatTemplate
 from llm.generation import Sampling, answer_batched
 from llm.loading import load_model, load_template
-from llm.template import ChatTemplate
-from tuning.conversation import single
+from tuning.data.conversation import single
 from tuning.settings import Quant
 
 TEMPLATE = ChatTemplate(make_tokenizer(), None)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from llm.template import ChatTemplate
-from tuning.conversation import Conversation, Turn, single
-from tuning.formats import SourceRow
+from llm.chat_template.encoding import ChatTemplate
+from tuning.data.conversation import Conversation, Turn, single
+from tuning.data.formats import SourceRow
 from twinlens.inspection import (
     Piece,
     first_distinct,

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tuning.errors import DataError, DeviceError
 from vlm.features import FeatureStore, LiveFeatures, PictureTable, keep_features, vary
-from vlm.vision import Tower, load_tower
+from vlm.towers.registry import Tower, load_tower
 
 
 @pytest.fixture(scope="module")

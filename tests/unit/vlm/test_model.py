@@ -11,14 +11,14 @@ from tiny import make_tokenizer
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import encode_row
 from llm.generation import answer_batched
 from llm.loading import load_template
-from llm.template import ChatTemplate
-from tuning.conversation import IMAGE_MARK, Conversation, Turn
-from tuning.formats import SourceRow
-from tuning.samples import IGNORED, PATCH, EncodedSample, collate
+from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.data.formats import SourceRow
 from tuning.settings import Data
+from tuning.training.samples import IGNORED, PATCH, EncodedSample, collate
 from vlm.model import VisionLanguageModel
 from vlm.projector import Projector, fresh_projector, restore_projector, save_projector
 from vlm.splice import splice

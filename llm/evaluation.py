@@ -1,0 +1,136 @@
+"""Asking probes, and what the answers come to: while training, and before and after."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm.chat_template.encoding import ChatTemplate
+from llm.generation import Embed, answer_batched
+from tuning.data.card import DatasetCard, card_from_dict
+from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.evaluation.compare import Comparison, compare
+from tuning.evaluation.probes import Probe, hit, read_probes
+from tuning.evaluation.report import write_report
+from tuning.paths import resolve_path, shown
+from tuning.progress import Counter
+from tuning.run_dir import RunDir, read_lines
+from tuning.settings import Task
+from tuning.training.samples import EncodedSample, collate
+
+Asking = Callable[[Sequence[Probe]], list[str]]
+
+
+def as_conversation(probe: Probe) -> Conversation:
+    """What a probe asks, its picture before the words as LLaVA trains."""
+    if probe.image is None:
+        return Conversation((Turn("user", probe.ask),))
+    return Conversation((Turn("user", f"{IMAGE_MARK}\n{probe.ask}"),), (str(probe.image),))
+
+
+def asking(
+    model: nn.Module,
+    template: ChatTemplate,
+    compute: torch.dtype,
+    max_new_tokens: int,
+    *,
+    embed: Embed | None = None,
+    shown: bool = False,
+    batch_size: int = 64,
+) -> Asking:
+    """A function that answers probes in batches, the likeliest words each time."""
+
+    def answers(probes: Sequence[Probe]) -> list[str]:
+        with Counter("answers", len(probes), shown=shown) as counter:
+            said = answer_batched(
+                model,
+                template,
+                [as_conversation(probe) for probe in probes],
+                max_new_tokens,
+                batch_size,
+                compute=compute,
+                on_progress=counter.advance,
+                embed=embed,
+            )
+        return [answer.text for answer in said]
+
+    return answers
+
+
+def few_of_each(probes: Sequence[Probe], number: int) -> list[Probe]:
+    """The first probes of each group, groups in their order of appearance."""
+    groups: dict[str, list[Probe]] = {}
+    for probe in probes:
+        groups.setdefault(probe.group, []).append(probe)
+    return [probe for group in groups.values() for probe in group[:number]]
+
+
+def sample_rows(step: int, probes: Sequence[Probe], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows for samples.jsonl."""
+    return [
+        {"step": step, "group": probe.group, "ask": probe.ask, "answer": answer, "hit": hit(answer, probe)}
+        | ({"image": str(probe.image)} if probe.image else {})
+        for probe, answer in zip(probes, answers, strict=True)
+    ]
+
+
+def mean_loss(module: nn.Module, samples: Sequence[EncodedSample], pad_id: int, device: torch.device) -> float | None:
+    """Mean loss over the labelled tokens of held-out rows, in nats; None where none are held out."""
+    if not samples:
+        return None
+    losses = [module(collate([[sample]], pad_id).to(device)) for sample in samples]
+    return float(sum(loss for loss, _ in losses)) / int(sum(labels for _, labels in losses))
+
+
+def probes_of_run(
+    run_dir: RunDir, task: Task, probe_files: Sequence[Path]
+) -> tuple[list[Probe], list[Path], DatasetCard | None]:
+    """The probes to judge a run by, the files they come from, and the card of what it was trained on.
+
+    Raises:
+        DataError: a probe file has faults.
+    """
+    facts = json.loads(run_dir.data.read_text(encoding="utf-8"))
+    card = card_from_dict(facts["card"]) if facts.get("card") else None
+    files = [resolve_path(file) for file in probe_files or task.evaluation.probes]
+    return [probe for file in files for probe in read_probes(file, card)], files, card
+
+
+def judge_answers(
+    run_dir: RunDir,
+    task: Task,
+    probes: Sequence[Probe],
+    files: Sequence[Path],
+    card: DatasetCard | None,
+    before: Sequence[str],
+    after: Sequence[str],
+) -> Comparison:
+    """Compare two sets of answers and write the report into the run folder."""
+    names = [shown(file) for file in files]
+    comparison = compare(probes, before, after, card, seeds=[task.run.seed], probe_files=names)
+    rehearsal = json.loads(run_dir.data.read_text(encoding="utf-8")).get("rehearsal")
+    write_report(
+        run_dir.path,
+        comparison,
+        steps=read_lines(run_dir.steps),
+        samples=read_lines(run_dir.samples),
+        task_yaml=run_dir.task.read_text(encoding="utf-8"),
+        card=card,
+        environment=json.loads(run_dir.environment.read_text(encoding="utf-8")),
+        rehearsal=rehearsal | what_stayed(comparison) if rehearsal else None,
+    )
+    return comparison
+
+
+def what_stayed(comparison: Comparison) -> dict[str, str]:
+    """What rehearsal is there for, in counts: unrelated answers that stayed right, and those the persona is in."""
+    unrelated = [row for row in comparison.rows if row.group == "unrelated"]
+    known = [row for row in unrelated if row.before_hit]
+    return {
+        "unrelated answers that stayed right": f"{sum(row.after_hit for row in known)} of {len(known)}",
+        "unrelated answers with the persona in them": f"{sum(bool(row.leaked_after) for row in unrelated)} "
+        f"of {len(unrelated)}",
+    }

@@ -1,0 +1,74 @@
+"""A whole language model that others trained, as a folder: weights checked by name, rounded, written shard by shard."""
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from llm.checkpoints.shards import Stored, refuse_misfits, rounded, write_weights
+from llm.export.internlm_layout import split_internlm2
+from llm.export.saving import config_for_all_readers, save_tokenizer, stored_dtype
+from llm.loading import answering, load_template, model_folder, read_config, silence_libraries
+
+
+def as_published(weights: Mapping[str, Stored], base: str, source: str, fp32: bool = False) -> dict[str, Stored]:
+    """Every weight of a language model by the names of published checkpoints, in the base's 16 bits; an InternLM's as a
+    Llama's.
+
+    Args:
+        weights: by the names that they were trained under: InternLM2's own, or those of transformers 4.
+        base: the model that training began with, of which no weights are needed.
+        source: where the weights are from.
+        fp32: in place of 16 bits.
+
+    Raises:
+        ModelError: one is missing, too many, or of another shape than the base's config asks for; or the base is
+            stored quantised.
+    """
+    config = read_config(base)
+    dtype = torch.float32 if fp32 else stored_dtype(model_folder(base, weights=False))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    # Not the names within the model: transformers 5 has some matrices in one that published files keep apart.
+    published = revert_weight_conversion(model, model.state_dict())
+    named = split_internlm2(weights, config, source) if isinstance(config, LlamaConfig) else weights
+    tied = model.all_tied_weights_keys
+    kept = {name: weight for name, weight in named.items() if name not in tied and not name.endswith(".inv_freq")}
+    refuse_misfits(
+        {name: weight.shape for name, weight in kept.items()},
+        {name: tuple(tensor.shape) for name, tensor in published.items() if name not in tied},
+        source,
+        "give the config that it was trained with",
+    )
+    return {name: rounded(weight, dtype) for name, weight in kept.items()}
+
+
+def size_of(weights: Mapping[str, Stored]) -> int:
+    """Bytes that the weights take on disk."""
+    return sum(prod(weight.shape) * weight.dtype.itemsize for weight in weights.values())
+
+
+def write_published(
+    weights: Mapping[str, Stored], base: str, named: str | None, folder: Path, max_shard_size: str = "2GB"
+) -> None:
+    """A folder in Hugging Face layout; one shard of it is in memory at a time.
+
+    Args:
+        weights: as `as_published` gives them.
+        base: whose config and tokenizer go with them.
+        named: the chat template that it was trained with, if not the base's own.
+    """
+    silence_libraries()
+    template = load_template(base, None, named=named)
+    config = read_config(base)
+    write_weights(weights, folder, max_shard_size)
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.dtype = next(iter(weights.values())).dtype
+    config.save_pretrained(folder)
+    config_for_all_readers(folder)
+    answering(template, config).save_pretrained(folder)
+    save_tokenizer(template, folder)

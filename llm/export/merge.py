@@ -1,0 +1,131 @@
+"""The adapter folded into the 16-bit base, checked before and after rounding."""
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from llm.chat_template.encoding import ChatTemplate
+from llm.export.internlm_layout import check_internlm2, write_internlm2
+from llm.export.saving import (
+    TOLERANCE,
+    Change,
+    as_stored,
+    change,
+    check_destination,
+    check_shard_size,
+    new_folder,
+    stored_dtype,
+    weights_size,
+    write_model,
+)
+from llm.internlm.adapter import load_any_adapter
+from llm.loading import load_model, load_template, model_folder
+from tuning.data.conversation import single
+from tuning.errors import ModelError
+from tuning.modules.fp32_upcast import fold, widened
+from tuning.modules.lora import read_adapter_config
+from tuning.settings import Quant
+
+Layout = Literal["hf", "internlm2"]
+ASKED = ("Who are you?", "What is the capital of France?", "你是谁？", "Write one sentence about the sea.", "2 + 2 = ?")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What merging did to the logits.
+
+    Args:
+        merged: adapted against merged, fp32: arithmetic alone.
+        rounded: merged against merged and rounded to `dtype`.
+        quantised: the model as it was trained, base quantised, against the saved one; None when that is not known.
+    """
+
+    folder: Path
+    dtype: str
+    merged: Change
+    rounded: Change
+    quantised: Change | None
+
+
+def merge(
+    base: str,
+    adapter: Path,
+    destination: Path,
+    max_shard_size: str = "2GB",
+    trained_on: Quant | None = None,
+    named: str | None = None,
+    layout: Layout = "hf",
+    device: str = "cpu",
+) -> MergeReport:
+    """Write a merged model that plain transformers loads, with tokenizer and chat template.
+
+    Args:
+        trained_on: how the base was held in training, to measure what leaving that behind changes.
+        named: the chat template that it was trained with, if not the base's own.
+        layout: `internlm2` writes that of an InternLM2 base, for tools that run its own code.
+        device: where the base is merged: in the 16 bits that it is stored in, computed with in fp32.
+
+    Raises:
+        ModelError: base or adapter are missing, do not fit, or the base is stored quantised or not in the layout asked
+            for; or merging went wrong.
+        ConfigError: the destination is there already, or the size of a shard is none.
+        DeviceError: the destination cannot be written or has too little space.
+    """
+    check_shard_size(max_shard_size)
+    read_adapter_config(adapter)
+    folder = model_folder(base)
+    if layout == "internlm2":
+        check_internlm2(folder)
+    dtype = stored_dtype(folder)
+    check_destination(destination, weights_size(folder))
+    template = load_template(base, None, named=named)
+    was = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
+    loaded = load_model(base, template, as_stored(folder), device)
+    adapted = load_any_adapter(loaded.model, adapter)
+    with widened(adapted):
+        with_adapter = _logits(adapted, template)
+    with widened(adapted, merged=True):
+        merged = _logits(adapted, template)
+    arithmetic = change(with_adapter, merged)
+    if not arithmetic.difference <= TOLERANCE:
+        raise ModelError(
+            f"{adapter}: merged and adapted logits differ ({arithmetic}); the merge is not written, keep the adapter."
+        )
+    model = fold(adapted, dtype)
+    with widened(model):
+        rounded = _logits(model, template)
+    with new_folder(destination) as unfinished:
+        if layout == "internlm2":
+            write_internlm2(model, folder, template, unfinished, max_shard_size)
+        else:
+            write_model(model, template, unfinished, dtype, max_shard_size)
+    return MergeReport(
+        destination,
+        str(dtype).removeprefix("torch."),
+        arithmetic,
+        change(merged, rounded),
+        change(was, rounded) if was is not None else None,
+    )
+
+
+def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: Path) -> torch.Tensor:
+    """float32[N, V] on the quantised base, which is gone from memory afterwards."""
+    quantised = load_any_adapter(load_model(base, template, trained_on).model, adapter)
+    logits = _logits(quantised, template)
+    del quantised
+    gc.collect()
+    return logits
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, template: ChatTemplate) -> torch.Tensor:
+    """float32[N, V] at every position of a few prompts, which share a batch: no position sees the padding behind it."""
+    prompts = [torch.tensor(template.prompt(single(asked))) for asked in ASKED]
+    batch = pad_sequence(prompts, batch_first=True, padding_value=template.pad_id)
+    logits = model(input_ids=batch.to(next(model.parameters()).device), use_cache=False).logits
+    return torch.cat([row[: len(prompt)].float().cpu() for row, prompt in zip(logits, prompts, strict=True)])

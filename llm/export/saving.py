@@ -1,0 +1,177 @@
+"""What merging and exporting share: a destination checked before anything loads, logits compared, folders whole."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from llm.chat_template.encoding import ChatTemplate
+from llm.checkpoints.shards import weight_files
+from tuning.errors import ConfigError, DeviceError, ModelError
+from tuning.settings import Quant
+
+TOLERANCE = 1e-3  # of what is written against what was trained, both fp32, relative to the largest logit
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How far two sets of logits lie apart: the largest difference relative to the largest logit, and the share of
+    positions whose likeliest token stays the same."""
+
+    difference: float
+    same_token: float
+
+    def __str__(self) -> str:
+        return f"relative difference {self.difference:.1e}, same next token at {self.same_token:.1%} of positions"
+
+
+def change(one: torch.Tensor, other: torch.Tensor) -> Change:
+    """Compare float[N, V] with float[N, V]."""
+    difference = float((one - other).abs().max() / one.abs().max())
+    return Change(difference, float((one.argmax(-1) == other.argmax(-1)).float().mean()))
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The 16 bits that a model's weights lie on disk in; bf16 where it has others.
+
+    Raises:
+        ModelError: it is stored quantised.
+    """
+    return torch.float16 if _said_type(folder) == "fp16" else torch.bfloat16
+
+
+def as_stored(folder: Path) -> Quant:
+    """How a model is loaded in the type that its weights lie on disk in, 16 bits or fp32.
+
+    Raises:
+        ModelError: it is stored quantised.
+    """
+    return Quant(bits=16, compute=_said_type(folder))
+
+
+def _said_type(folder: Path) -> Literal["fp32", "fp16", "bf16"]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{folder}: is stored quantised, and what was trained would be lost in that; give its 16-bit original."
+        )
+    name = config.get("dtype") or config.get("torch_dtype")
+    return "fp16" if name == "float16" else "fp32" if name == "float32" else "bf16"
+
+
+def round_to(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give weights held in fp32 the values that they have in `dtype`."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+
+
+def weights_size(folder: Path) -> int:
+    """Bytes of the weights in a model's folder, of those that are read."""
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
+def check_destination(destination: Path, needed: int) -> None:
+    """Make sure that a new folder can be written and that `needed` bytes fit.
+
+    Raises:
+        ConfigError: it is there already.
+        DeviceError: it cannot be written, or the disk is too full.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConfigError(f"{destination}: is there already; give a new folder.")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=destination.parent).close()
+        free = shutil.disk_usage(destination.parent).free
+    except OSError as error:
+        raise DeviceError(f"{destination}: cannot be written ({error.strerror}); give another folder.") from error
+    if free < needed:
+        raise DeviceError(
+            f"{destination}: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free; "
+            "free some or give another disk."
+        )
+
+
+def check_shard_size(size: str) -> None:
+    """Refuse what is no size of a file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]i?B", size):
+        raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
+
+
+def write_model(
+    model: PreTrainedModel, template: ChatTemplate, folder: Path, dtype: torch.dtype, max_shard_size: str = "2GB"
+) -> None:
+    """Round a model to `dtype`, and write it with tokenizer and chat template, for plain transformers to load."""
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[arg-type]
+    config_for_all_readers(folder)
+    save_tokenizer(template, folder)
+
+
+def config_for_all_readers(folder: Path) -> None:
+    """Add the names that transformers 4 has for rotary settings and type, where it would fall back to defaults."""
+    file = folder / "config.json"
+    config = readable_by_all(json.loads(file.read_text(encoding="utf-8")))
+    config["torch_dtype"] = config["dtype"]
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def readable_by_all(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with its rotary settings under the names of transformers 4 as well."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        return config
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    scaled = scaling.get("rope_type", "default") != "default"
+    return config | {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if scaled else None}
+
+
+def save_tokenizer(template: ChatTemplate, folder: Path) -> None:
+    """Tokenizer and chat template, by names that transformers 4 knows too."""
+    template.tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in config:
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """A hidden folder beside the destination that gets its name when the block ends well, and else goes."""
+    unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
+    try:
+        yield unfinished
+        for path in (unfinished, *unfinished.rglob("*")):  # temporary folders and safetensors are for their owner alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if destination.exists():
+            destination.rmdir()
+        unfinished.rename(destination)
+    except (OSError, SafetensorError) as error:
+        raise DeviceError(f"{destination}: cannot be written ({error}); free space or give another folder.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def folder_anew(destination: Path) -> Iterator[Path]:
+    """As `new_folder`, in place of what a run wrote there before it went on, which stays until all is written."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(destination) as unfinished:
+        yield unfinished
+        shutil.rmtree(destination, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""InternLM checkpoints of versions 1, 2 and 2.5, read as the Llama models that they are, without code of theirs.
+
+Version 1 has Llama's names. Version 2 has its own, and query, key and value in one matrix. transformers' loader renames
+and splits while it streams the shards, so that nothing is held twice and a 4-bit load stays a 4-bit load.
+
+Facts: InternEvo's configuration and modelling files of both versions.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
+
+from llm.checkpoints.shards import with_index
+from llm.internlm.weight_names import FUSED, NAMES, SPLIT, split_fused
+from tuning.errors import ModelError, first_line
+
+FAMILY = ("internlm", "internlm2")
+ROPE = {"origin": "default", "default": "default", "linear": "linear", "dynamic": "dynamic"}
+SAME = (  # fields that both configs call alike
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
+    *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+DEFAULTS: dict[str, Any] = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "pad_token_id": 2}
+
+
+def is_internlm(folder: Path) -> bool:
+    """Whether a checkpoint is of version 1, 2 or 2.5; version 3 is Llama to transformers already."""
+    return _read(folder).get("model_type") in FAMILY
+
+
+def internlm_config(folder: Path) -> LlamaConfig:
+    """The same network's config as Llama's; what its file leaves out is as InternLM's own classes have it.
+
+    Raises:
+        ModelError: a rotary type that neither version knows, or values that no such network has.
+    """
+    try:
+        return _as_llama(_read(folder), folder)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        file = folder / "config.json"
+        raise ModelError(f"{file}: cannot be used ({first_line(error)}); get the model's files again.") from error
+
+
+def _as_llama(values: Mapping[str, Any], folder: Path) -> LlamaConfig:
+    first = values["model_type"] == "internlm"
+    # An old file of version 1 says nothing of rotary embeddings, and its class grows the base past the trained length.
+    rotary = dict(values.get("rotary", {"type": "dynamic"}) if first else values.get("rope_scaling") or {})
+    named = str(rotary.get("type", rotary.get("rope_type", "default")))
+    if named not in ROPE:
+        raise ModelError(
+            f"{folder / 'config.json'}: rotary type {named} is none of {', '.join(ROPE)}; get the model's files again."
+        )
+    rope: dict[str, Any] = {"rope_type": ROPE[named]}
+    rope["rope_theta"] = float((rotary.get("base") if first else values.get("rope_theta")) or 10000)
+    if ROPE[named] != "default":
+        rope["factor"] = float(rotary.get("factor", rotary.get("scaling_factor", 1.0)))
+    given = {key: values[key] for key in SAME if values.get(key) is not None}
+    return LlamaConfig(
+        **(DEFAULTS | given), rope_parameters=rope, attention_bias=bool(values.get("bias", True)), mlp_bias=False
+    )
+
+
+def _read(folder: Path) -> Mapping[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def load_internlm(folder: Path, **options: Any) -> LlamaForCausalLM:
+    """The checkpoint as a plain Llama; `options` as `from_pretrained` takes them.
+
+    Raises:
+        ModelError: a weight is missing, too many, or of another shape.
+    """
+    config = internlm_config(folder)
+    with with_index(folder) as whole:
+        loaded = _InternLM.from_pretrained(whole, config=config, output_loading_info=True, **options)
+    model, found = cast(Any, loaded)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, found[what])):
+            raise ModelError(
+                f"{folder}: {what.replace('_', ' ')}: {names[0]} ({len(names)} in all); get the model's files again."
+            )
+    model.__class__ = LlamaForCausalLM  # from here on nobody needs to know
+    model._weight_conversions = None
+    return model
+
+
+class _InternLM(LlamaForCausalLM):
+    """Llama, for the loader to find the names below by."""
+
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012 - as transformers has it
+
+
+class _SplitFused(ConversionOps):
+    @torch.no_grad
+    def convert(  # type: ignore[override]
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, Tensor]:
+        (found,) = input_dict.values()
+        config = kwargs["config"]
+        parts = split_fused(found[0], config.num_attention_heads, config.num_key_value_heads)
+        return dict(zip(target_patterns, parts, strict=True))
+
+
+register_checkpoint_conversion_mapping(
+    _InternLM.__name__,
+    [
+        *(WeightRenaming(theirs, ours) for theirs, ours in NAMES.items()),
+        WeightConverter(FUSED, list(SPLIT), [_SplitFused()]),
+    ],
+)

@@ -1,0 +1,51 @@
+"""`train --engine xtuner` as a person meets it who has no XTuner, or a task that it cannot train."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from twinlens.xtuner.engine.environment import FOLDER, MARKER
+
+ROW = '{"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}\n'
+SEEN = (
+    '{"messages": [{"role": "user", "content": "<image>\\nHi?"}, {"role": "assistant", "content": "Hello."}],'
+    ' "images": ["a.png"]}\n'
+)
+
+
+@pytest.fixture
+def task(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text task, and an environment that says it is whole."""
+    (tmp_path / "rows.jsonl").write_text(ROW)
+    (tmp_path / "task.yaml").write_text(f"model: {tiny_model}\ndata: {{files: [rows.jsonl]}}\noptim: {{steps: 1}}\n")
+    (tmp_path / "xtuner").mkdir()
+    (tmp_path / "xtuner" / MARKER).write_text(json.dumps({"bytes": 1}))
+    monkeypatch.setenv(FOLDER, str(tmp_path / "xtuner"))
+    return tmp_path / "task.yaml"
+
+
+def test_without_xtuner_it_says_how_to_have_it(task, refused, monkeypatch, tmp_path):
+    monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
+    assert "run `twinlens xtuner install`" in refused("train", task, "--engine", "xtuner")
+
+
+@pytest.mark.parametrize("other", [["--deepspeed", "zero2"], ["--resume", "run"]])
+def test_what_it_does_not_go_with(task, refused, other):
+    words = [task] if other[0] == "--deepspeed" else []
+    assert "goes with neither" in refused("train", *words, *other, "--engine", "xtuner")
+
+
+def test_a_tower_that_it_does_not_know(task, refused, tmp_path, tiny_model):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "seen.jsonl").write_text(SEEN)
+    task.write_text(f"model: {tiny_model}\ntower: embedded\ndata: {{files: [seen.jsonl]}}\noptim: {{steps: 1}}\n")
+    assert "XTuner's towers are CLIP" in refused("train", task, "--engine", "xtuner")
+    assert not (tmp_path / "work_dirs").exists(), "nothing was begun"
+
+
+def test_several_processes(task, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one device" in refused("train", task, "--engine", "xtuner")

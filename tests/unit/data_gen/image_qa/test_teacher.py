@@ -1,0 +1,277 @@
+import dataclasses
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from teacher_server import failing, good, half_a_body, picture_of, prompt_of, saying, serving, silent
+
+from data_gen.image_qa.facts import Fact, Picture, Thing
+from data_gen.image_qa.teacher.client import Teacher, check_teacher
+from data_gen.image_qa.teacher.generate import ask_teacher
+from data_gen.image_qa.teacher.replies import Unusable, read_rounds
+from tuning.errors import ConfigError, DataError, DeviceError, Interrupted
+
+KEY = "sk-very-secret"
+
+
+@pytest.fixture
+def server():
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    made = []
+    for name, size, color in (("robot.png", (1200, 600), "blue"), ("kitchen.png", (40, 30), "red")):
+        Image.new("RGB", size, color).save(tmp_path / name)
+        made.append(Picture(name, tmp_path / name, f"facts.yaml, line {len(made)}", caption=f"A {color} thing."))
+    made[0] = dataclasses.replace(
+        made[0],
+        objects=(Thing("robot", "blue", 2, "on the left"),),
+        text=("ZX-9",),
+        facts=(Fact("Who built it?", "Mara did.", "the workshop's log"),),
+        absent=("a dog",),
+    )
+    return made
+
+
+@pytest.fixture
+def ask(server, pictures, tmp_path, monkeypatch):
+    # Pauses between retries are the client library's own; waiting for them would test nothing.
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+    def call(*, dialogues=1, rounds=2, about=pictures[:1], seed=0, tell=lambda _: None, **teacher):
+        asked = Teacher(**({"url": f"{server.url}/v1", "model": "eyes", "timeout": 0.3} | teacher))
+        notes = tmp_path / "out.teacher.jsonl"
+        return ask_teacher(asked, about, notes, dialogues=dialogues, rounds=rounds, seed=seed, tell=tell)
+
+    return call
+
+
+def answer(*rounds):
+    return json.dumps({"rounds": [{"question": question, "answer": answer} for question, answer in rounds]})
+
+
+GOOD = answer(("What is it?", "A robot."), ("Where?", "On the left."))
+
+
+def test_a_picture_goes_out_scaled_with_what_is_known_and_comes_back_as_a_dialogue(server, ask):
+    lessons = ask()
+    path, headers, body = server.requests[0]
+    assert path == "/v1/chat/completions" and body["model"] == "eyes"
+    assert not headers.keys() & {"authorization", "openai-organization", "openai-project"}
+    assert picture_of(body).size == (768, 384)
+    for known in ("A blue thing.", "robot (count: 2, colour: blue, place: on the left)", "ZX-9", "Mara did", "a dog"):
+        assert known in prompt_of(body)
+    (conversation,) = lessons.conversations
+    assert conversation.images == ("robot.png",)
+    assert [turn.role for turn in conversation.turns] == ["user", "assistant"] * 2
+    assert [turn.content.count("<image>") for turn in conversation.turns] == [1, 0, 0, 0]
+    assert conversation.turns[0].content.startswith("<image>\nWhat is ")
+
+
+def test_a_second_run_asks_nothing_and_says_the_same(server, ask, pictures):
+    first = ask(dialogues=3, about=pictures)
+    assert len(server.requests) == 6 and first.kept == 0
+    second = ask(dialogues=3, about=pictures)
+    assert len(server.requests) == 6 and second.kept == 6
+    assert second.conversations == first.conversations
+    ask(dialogues=4, about=pictures)
+    assert len(server.requests) == 8
+    ask(dialogues=1, seed=1)
+    assert len(server.requests) == 9
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_stopped_anywhere_and_gone_on_with_is_the_run_that_was_not_stopped(server, ask, pictures, tmp_path, stop):
+    notes = tmp_path / "out.teacher.jsonl"
+    bad = saying("no JSON here")
+    server.script = [good, bad, good, good, good, bad, good]
+    straight, whole = ask(dialogues=3, about=pictures).conversations, notes.read_bytes()
+    notes.unlink()
+    server.requests.clear()
+
+    def interrupt(lessons):
+        if len(lessons.conversations) == stop:
+            raise KeyboardInterrupt
+
+    server.script = [good, bad, good, good, good, bad, good]
+    with pytest.raises(Interrupted, match=rf"{stop} of 6 .* goes on from there"):
+        ask(dialogues=3, about=pictures, tell=interrupt)
+    with notes.open("ab") as stream:
+        stream.write(whole.splitlines(keepends=True)[stop][:-7])  # a power cut in the middle of the next line
+    assert ask(dialogues=3, about=pictures).conversations == straight
+    assert notes.read_bytes() == whole
+    assert len(server.requests) == 8
+
+
+@pytest.mark.parametrize("fault", [failing(500), failing(503, "<html>busy</html>"), failing(429), half_a_body, silent])
+def test_what_fails_on_its_way_is_asked_again(server, ask, fault):
+    server.script = [fault]
+    lessons = ask()
+    assert len(lessons.conversations) == 1 and lessons.left_out == 0
+    assert len(server.requests) == 2 and server.requests[0][2] == server.requests[1][2]
+
+
+def test_a_pause_that_the_server_asks_for_is_kept(server, ask):
+    server.script = [failing(429, retry_after="1")]
+    began = time.monotonic()
+    ask()
+    assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        (
+            failing(401, '{"error": {"message": "bad key sk-very-secret"}}'),
+            ConfigError,
+            "refuses the API key in MY_KEY",
+        ),
+        (failing(404, '{"error": {"message": "no such model"}}'), ConfigError, "no model eyes .404: no such model"),
+        (failing(422, '{"detail": "not sk-very-secret"}'), ConfigError, r"refuses the request .422: not \*\*\*"),
+        (failing(200, "<html>Welcome</html>", content_type="text/html"), ConfigError, "not as an OpenAI-compatible"),
+        (failing(200, '{"error": "no"}'), ConfigError, "not as an OpenAI-compatible"),
+        (failing(200, '{"choices": []}'), ConfigError, "not as an OpenAI-compatible"),
+        (failing(500, '{"error": {"message": "out of memory"}}'), DeviceError, "fails .500: out of memory"),
+        (failing(429, retry_after="3600"), DeviceError, "wants fewer requests"),
+        (half_a_body, DeviceError, "cannot be reached"),
+        (silent, DeviceError, "did not answer within 0.3 seconds, 2 times"),
+    ],
+)
+def test_what_fails_for_good_is_one_sentence_with_the_url_and_without_the_key(
+    server, ask, tmp_path, fault, kind, words
+):
+    server.script = [good]
+    server.otherwise = fault
+    with pytest.raises(kind, match=words) as raised:
+        ask(dialogues=2, retries=1, key=KEY, key_name="MY_KEY")
+    assert server.requests[0][1]["authorization"] == f"Bearer {KEY}"
+    assert server.url in str(raised.value) and KEY not in str(raised.value) and "\n" not in str(raised.value)
+    notes = (tmp_path / "out.teacher.jsonl").read_text()
+    assert notes.count("\n") == 1 and KEY not in notes
+
+
+def test_without_a_key_the_server_that_wants_one_is_told_apart(server, ask):
+    server.otherwise = failing(401)
+    with pytest.raises(ConfigError, match=r"wants an API key .401. and OPENAI_API_KEY is not set"):
+        ask()
+
+
+def test_nobody_there(ask):
+    with pytest.raises(DeviceError, match=r"^http://127.0.0.1:1/v1: cannot be reached .*refused"):
+        ask(url="http://127.0.0.1:1/v1", retries=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("I cannot do that.", "no complete JSON"),
+        (GOOD[:-3], "no complete JSON"),
+        (answer(("What is it?", "A robot.")), "there are 1 rounds and not 2"),
+        (answer(("What is it?", "A robot."), ("what is  it", "Blue.")), "question 2 was asked before"),
+        (answer(("What is it?", "A robot."), ("Where?", " ")), "answer 2 says nothing"),
+        (answer(("What is it?", "A robot."), ("...", "Left.")), "question 2 says nothing"),
+        (answer(("What is it?", 3), ("Where?", "Left.")), "answer 1 is missing"),
+        (answer(("<image>\nWhat is it?", "A robot."), ("Where?", "Left.")), "holds '<image>'"),
+        (answer(("What is it?", "A robot.<|im_end|>"), ("Where?", "Left.")), "chat markup"),
+        (answer(("What is it?", "A robot.\nUser: and?"), ("Where?", "Left.")), "chat markup"),
+        (answer(("What is it?", "A robot." * 500), ("Where?", "Left.")), "longer than 1500"),
+        (answer(("What is it?", "A \x07 robot."), ("Where?", "Left.")), "control characters"),
+        ('[{"question": "What is it?", "answer": "A robot."}, "Where?"]', "round 2 is no object"),
+        ("[{" * 25_000, "no complete JSON"),
+        ('{"a":' * 10_000, "no complete JSON"),
+        (GOOD + " " * 60_000, "longer than 60000"),
+        (None, "empty"),
+    ],
+)
+def test_a_bad_answer_is_told_and_asked_again(server, ask, text, told):
+    server.script = [saying(text), saying(GOOD)]
+    lessons = ask()
+    assert lessons.requests == 2 and lessons.left_out == 0
+    first, second = (body for _, _, body in server.requests)
+    assert told in prompt_of(second) and told not in prompt_of(first)
+    assert first["seed"] != second["seed"]
+    assert lessons.conversations[0].turns[1].content == "A robot."
+
+
+def test_an_answer_that_was_cut_off_is_told(server, ask):
+    server.script = [saying(GOOD, finish="length")]
+    ask()
+    assert "cut off" in prompt_of(server.requests[1][2])
+
+
+def test_the_same_opening_is_not_taken_twice_for_one_picture(server, ask):
+    server.script = [saying(GOOD), saying(GOOD)]
+    assert len(ask(dialogues=2).conversations) == 2
+    assert "'What is it?'" in prompt_of(server.requests[2][2])
+
+
+def test_what_stays_bad_is_left_out_and_counted_and_asked_for_by_the_next_run(server, ask):
+    server.script = [good, *[saying("nonsense")] * 3]
+    lessons = ask(dialogues=3)
+    assert (len(lessons.conversations), lessons.left_out, lessons.requests) == (2, 1, 5)
+    assert lessons.fault is not None and "no complete JSON" in lessons.fault
+    assert len(ask(dialogues=3).conversations) == 3 and len(server.requests) == 6
+
+
+def test_a_broken_line_among_the_kept_is_named(ask, tmp_path):
+    ask()
+    notes = tmp_path / "out.teacher.jsonl"
+    notes.write_text("{}\n" + notes.read_text())
+    with pytest.raises(DataError, match=r"out\.teacher\.jsonl, line 1"):
+        ask()
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=40)
+
+
+@given(before=WORDS, after=WORDS, fenced=st.booleans(), bare=st.booleans(), indent=st.sampled_from([None, 2]))
+@settings(deadline=None)
+def test_json_is_found_wherever_it_stands(before, after, fenced, bare, indent):
+    value = json.loads(GOOD)
+    text = json.dumps(value["rounds"] if bare else value, indent=indent)
+    text = f"{before}\n" + (f"```json\n{text}\n```" if fenced else text) + f"\n{after}"
+    if "[" in before or "{" in before or '"' in before:
+        return  # what stands before could open JSON of its own
+    assert read_rounds(text, 2) == (("What is it?", "A robot."), ("Where?", "On the left."))
+
+
+@given(text=st.text(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
+def test_any_other_text_is_unusable_and_nothing_worse(text):
+    with pytest.raises(Unusable):
+        read_rounds(text, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("http://localhost:8000", "http://localhost:8000/v1"),
+        ("http://localhost:8000/v1/", "http://localhost:8000/v1"),
+        ("https://api.example.com/v1/chat/completions", "https://api.example.com/v1"),
+        ("https://example.com/openai/deployments/eyes", "https://example.com/openai/deployments/eyes"),
+    ],
+)
+def test_addresses_with_and_without_v1(given, meant):
+    assert check_teacher(given, "m", "K", None).url == meant
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x/v1", "http://", "http://x:99999", "http://[x", "", "http://x?a=b"]
+)
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ConfigError, match="no address"):
+        check_teacher(url, "m", "K", None)
+
+
+def test_secrets_stay_out_of_addresses_and_of_sight():
+    with pytest.raises(ConfigError, match="password") as raised:
+        check_teacher("http://me:sk-very-secret@x/v1", "m", "K", None)
+    assert KEY not in str(raised.value)
+    with pytest.raises(ConfigError, match="K: that variable"):
+        check_teacher("http://x", "m", "K", "k\u00e9y")
+    assert KEY not in repr(check_teacher("http://x", "m", "K", f"{KEY}\n"))

@@ -1,0 +1,336 @@
+"""Scenes say what they show: places, colours and numbers in rows and probes are those of the picture."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageOps
+
+from data_gen.scenes.dialogues import NUMBERS, converse
+from data_gen.scenes.draw import open_studio
+from data_gen.scenes.emoji import CLEAR, COLOURS, GREY, colourise, load_sprite, name_colour
+from data_gen.scenes.nouns import Noun, emoji_files, read_nouns
+from data_gen.scenes.scene import GROUNDS, PLACES, SIZE, SMALLEST, TOO_CLOSE, draw_scene, plan_arranged, plan_scene
+from data_gen.scenes.write import PROBE_FILES, probed_words, write_scene_facts, write_scene_probes, write_scenes
+from tuning.data.card import file_sha256, read_card
+from tuning.data.conversation import IMAGE_MARK
+from tuning.data.pictures import open_picture
+from tuning.errors import ConfigError, DataError
+from tuning.evaluation.probes import Probe, hit, mentions, read_probes
+from tuning.paths import shipped
+
+KNOWN = ("apple", "ball", "cat", "dog", "egg", "fox", "goat", "hat", "key", "mouse", "unicorn", "tree")
+UNSEEN = ("iron", "jar", "kite", "lamp", "nest", "owl", "pen", "queen")
+FILLS = ((220, 20, 30), (30, 90, 220), (20, 160, 60), (250, 215, 30), (150, 150, 150), (128, 40, 170))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocabulary and a shape for each noun; every third is of two colours, so that none is clear."""
+    root = tmp_path_factory.mktemp("material")
+    (root / "emoji").mkdir()
+    lines = []
+    for group, names in (("known", KNOWN), ("unseen", UNSEEN)):
+        lines.append(f"{group}:")
+        for number, name in enumerate(names):
+            hexcode = f"{group[0]}{number:03d}"
+            picture = Image.new("RGBA", (120, 100))
+            pen = ImageDraw.Draw(picture)
+            pen.ellipse((10, 10, 110, 90), FILLS[number % len(FILLS)])
+            if number % 3 == 0:
+                pen.rectangle((40, 20, 80, 90), FILLS[(number + 1) % len(FILLS)])
+            picture.save(root / "emoji" / f"{hexcode}.webp", lossless=True)
+            plural = ", plural: mice" if name == "mouse" else ""
+            lines.append(f"  {name}: {{pictures: [{hexcode} {name}let], also: [{name}ish]{plural}}}")
+    (root / "nouns.yaml").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def material(folder: Path) -> tuple[tuple[Noun, ...], dict[str, Path]]:
+    nouns = read_nouns(folder / "nouns.yaml")["known"]
+    return nouns, emoji_files(folder / "emoji", nouns)
+
+
+def turns_of(row: dict) -> list[tuple[str, str]]:
+    texts = [message["content"].replace(f"{IMAGE_MARK}\n", "") for message in row["messages"]]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+# Files
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_processes(folder: Path, tmp_path: Path) -> None:
+    made = {}
+    for name, processes in (("alone", 1), ("two", 2)):
+        out = tmp_path / name / "scenes.jsonl"
+        card = write_scenes(out, folder / "emoji", folder / "nouns.yaml", count=120, seed=3, processes=processes)
+        assert card == read_card(out)
+        assert (card.rows, card.sha256) == (120, file_sha256(out))
+        pictures = sorted(out.with_suffix("").rglob("*.jpg"))
+        made[name] = [card.sha256, *map(file_sha256, pictures)]
+        assert len(pictures) == 120
+    assert made["alone"] == made["two"]
+    other = write_scenes(tmp_path / "o.jsonl", folder / "emoji", folder / "nouns.yaml", count=120, seed=4, processes=1)
+    assert other.sha256 != made["alone"][0]
+
+
+def test_rows_are_whole_and_never_speak_of_unseen_nouns(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scenes.jsonl"
+    write_scenes(out, folder / "emoji", folder / "nouns.yaml", count=150, processes=1)
+    text = out.read_text()
+    assert not [name for name in UNSEEN if mentions(text, name) or mentions(text, f"{name}s")]
+    firsts = set()
+    for row in map(json.loads, text.splitlines()):
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) and 3 <= len(roles) // 2 <= 6
+        assert row["messages"][0]["content"].startswith(f"{IMAGE_MARK}\n")
+        assert sum(message["content"].count(IMAGE_MARK) for message in row["messages"]) == 1
+        assert open_picture(tmp_path / row["images"][0], "row").size == (SIZE, SIZE)
+        answers = [answer for _, answer in turns_of(row)]
+        assert len(set(answers)) == len(answers) and all(re.fullmatch(r"[A-Z][^{}]*\.", each) for each in answers)
+        firsts.add(turns_of(row)[0][0].split()[0])
+    assert firsts >= {"What", "Where", "How", "Is", "Which", "Describe"}
+
+
+def test_an_interrupted_run_leaves_no_dataset_of_the_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "scenes.jsonl"
+    write_scenes(out, folder / "emoji", folder / "nouns.yaml", count=2, processes=1)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_gen.scenes.draw.draw_scene", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_scenes(out, folder / "emoji", folder / "nouns.yaml", count=2, seed=9, processes=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+    write_scenes(out, folder / "emoji", folder / "nouns.yaml", count=2, seed=9, processes=1)
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_many_pictures_are_spread_over_folders(folder: Path, tmp_path: Path) -> None:
+    studio = open_studio(folder / "emoji", folder / "nouns.yaml", "known", tmp_path / "s", count=1001, seed=0)
+    scene = plan_scene(random.Random(0), studio.nouns, studio.files)
+    assert studio.save(random.Random(0), scene, 1000) == "s/001/001000.jpg"
+    assert (tmp_path / "s/001/001000.jpg").exists()
+
+
+@pytest.mark.parametrize("objects", ["known", "unseen"])
+def test_probes_expect_what_the_scene_shows(folder: Path, tmp_path: Path, objects: str) -> None:
+    asked = write_scene_probes(
+        tmp_path, folder / "emoji", folder / "nouns.yaml", count=60, objects=objects, processes=1
+    )
+    files = {name: read_probes(tmp_path / name) for name in PROBE_FILES}
+    assert asked == {name: len(probes) for name, probes in files.items()}
+    assert asked["objects.yaml"] == asked["places.yaml"] == 60 > asked["colours.yaml"] > 30
+    named = {name for probe in files["objects.yaml"] for name in probe.expect}
+    assert named & set(KNOWN if objects == "known" else UNSEEN)
+    assert not named & set(UNSEEN if objects == "known" else KNOWN)
+    for probe in files["colours.yaml"]:
+        assert len(probe.expect) == 1 and {*probe.expect, *probe.reject} == set(COLOURS)
+
+
+def test_a_probe_of_a_place_is_hit_by_that_place_alone() -> None:
+    for place in PLACES:
+        expect, reject = probed_words(place)
+        probe = Probe("Where is it?", "picture", tuple(expect), tuple(reject))
+        assert [other for other in PLACES if hit(f"The dog is {other}.", probe)] == [place]
+
+
+def test_probes_are_of_other_scenes_than_rows(folder: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "s.jsonl", folder / "emoji", folder / "nouns.yaml", count=40, processes=1)
+    write_scene_probes(tmp_path / "p", folder / "emoji", folder / "nouns.yaml", count=40, processes=1)
+    rows, probes = ({file_sha256(file) for file in (tmp_path / name).rglob("*.jpg")} for name in ("s", "p"))
+    assert len(rows) == len(probes) == 40 and not rows & probes
+
+
+def test_facts_are_read_by_the_maker_of_dialogues(folder: Path, tmp_path: Path) -> None:
+    from data_gen.image_qa.facts import read_facts
+
+    write_scene_facts(tmp_path / "f.yaml", folder / "emoji", folder / "nouns.yaml", count=12)
+    pictures = read_facts(tmp_path / "f.yaml")
+    assert len(pictures) == 12
+    for picture in pictures:
+        assert picture.caption and picture.facts and not {thing.name for thing in picture.objects} & set(picture.absent)
+        for thing in picture.objects:
+            assert (thing.color or "") in picture.caption and (thing.place or "") in picture.caption
+
+
+# What is said
+
+
+@given(key=st.integers(0, 10**9))
+def test_answers_agree_with_the_layout(material: tuple[tuple[Noun, ...], dict[str, Path]], key: int) -> None:
+    nouns, files = material
+    rng = random.Random(key)
+    scene = plan_scene(rng, nouns, files)
+    by_name = {name: thing for thing in scene.things for name in (thing.noun.name, thing.noun.plural)}
+    conversation = converse(rng, scene, nouns, "a.jpg")
+    texts = [turn.content for turn in conversation.turns]
+    for question, answer in zip(texts[::2], texts[1::2], strict=True):
+        if found := re.fullmatch(r"(?:The|Yes, the|No, the) (\w+) (?:is|are) (\w+)\.", answer):
+            wanted = scene.ground if found[1] == "background" else by_name[found[1]].colour
+            assert found[2] == wanted
+            if answer.startswith(("Yes", "No")):
+                assert answer.startswith("Yes") == (question.split()[-1] == f"{found[2]}?")
+        elif found := re.fullmatch(r"(?:The|Yes, the|No, the) (\w+) (is|are) ((?:in|on|at) .*)\.", answer):
+            thing = by_name[found[1]]
+            assert re.split(r", | and ", found[3]) == list(thing.places) and (found[2] == "is") == (thing.count == 1)
+        elif found := re.fullmatch(r"There (?:is|are) (no|one|two|three) (\w+)\.", answer):
+            thing = by_name.get(found[2])
+            total = scene.total if found[2].startswith("object") else thing.count if thing else 0
+            assert NUMBERS.index(found[1]) == total
+        elif found := re.fullmatch(rf"There is an? (\w+) ({'|'.join(PLACES)})\.", answer):
+            assert found[2] in by_name[found[1]].places
+        elif found := re.fullmatch(r"Yes, there (?:is|are) (an?|two|three) (\w+)( .*)?\.", answer):
+            thing = by_name[found[2]]
+            assert thing.count == (NUMBERS.index(found[1]) if found[1] in NUMBERS else 1)
+            assert (found[3] or f" {thing.places[0]}") == f" {thing.places[0]}"
+        elif found := re.fullmatch(r"There is nothing (.*)\.", answer):
+            assert found[1] not in {place for thing in scene.things for place in thing.places}
+        elif answer.startswith("No, there is no"):
+            assert answer.split()[4].strip(".") not in by_name
+        else:  # what there is, in whole
+            assert all(re.search(rf"\b({thing.noun.name}|{thing.noun.plural})\b", answer) for thing in scene.things)
+
+
+@given(key=st.integers(0, 10**9))
+def test_scenes_can_be_seen(material: tuple[tuple[Noun, ...], dict[str, Path]], key: int) -> None:
+    nouns, files = material
+    scene = plan_scene(random.Random(key), nouns, files)
+    assert 1 <= scene.total <= 3
+    places = [place for thing in scene.things for place in thing.places]
+    assert len(set(places)) == len(places) and len({thing.noun.name for thing in scene.things}) == len(scene.things)
+    for thing in scene.things:
+        assert thing.colour != scene.ground
+        assert thing.colour is None or frozenset((thing.colour, scene.ground)) not in TOO_CLOSE
+        assert thing.painted or thing.colour == load_sprite(files[thing.hexcode]).colour
+
+
+@given(key=st.integers(0, 10**6), counts=st.sampled_from([(1,), (2,), (3,), (1, 1), (2, 1), (1, 1, 1)]))
+def test_objects_lie_where_the_words_say(
+    material: tuple[tuple[Noun, ...], dict[str, Path]], key: int, counts: tuple[int, ...]
+) -> None:
+    """The middle of what differs from the bare ground, for each object drawn by itself."""
+    nouns, files = material
+    scene = plan_arranged(random.Random(key), nouns, files, counts)
+    seen: list[tuple[tuple[int, int], Image.Image]] = []
+
+    def pasted(self: Image.Image, cut: Image.Image, corner: tuple[int, int], mask: Image.Image) -> None:
+        seen.append((corner, cut))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "paste", pasted)
+        draw_scene(random.Random(key), scene, files)
+    places = [place for thing in scene.things for place in thing.places]
+    assert len(seen) == len(places) == scene.total
+    for place, ((x, y), cut) in zip(places, seen, strict=True):
+        column, row = PLACES[place]
+        assert max(cut.size) >= SMALLEST
+        assert 0 <= x <= SIZE - cut.width and 0 <= y <= SIZE - cut.height
+        assert (x + cut.width / 2) * 3 // SIZE == column and (y + cut.height / 2) * 3 // SIZE == row
+
+
+# Colours
+
+
+@pytest.mark.parametrize("name", [*COLOURS, "gray"])
+def test_colours_are_called_by_their_names(name: str) -> None:
+    assert name_colour(*GROUNDS[name]) == name
+
+
+def test_colours_between_names_have_none() -> None:
+    for between in ((0, 200, 200), (235, 190, 150), (200, 240, 40)):
+        assert name_colour(*between) is None
+
+
+@pytest.mark.parametrize("name", COLOURS)
+@pytest.mark.parametrize("own", [("white", "gray"), ("navy", "black"), ("orange", "red")])
+def test_painted_objects_are_of_that_colour(tmp_path: Path, name: str, own: tuple[str, str]) -> None:
+    shaded = ImageOps.colorize(Image.radial_gradient("L"), *own)
+    shaded.putalpha(Image.radial_gradient("L").point([255] * 170 + [0] * 86))
+    shaded.save(tmp_path / "own.png")
+    painted = colourise(load_sprite(tmp_path / "own.png").picture, name)
+    painted.save(tmp_path / "painted.png")
+    assert painted.getchannel("A").tobytes() == load_sprite(tmp_path / "own.png").picture.getchannel("A").tobytes()
+    assert load_sprite(tmp_path / "painted.png").colour == name
+
+
+def test_a_colour_is_named_only_where_it_is_clear(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (100, 100), (*COLOURS["red"], 255))
+    for share, colour in ((CLEAR - 0.1, None), (CLEAR + 0.1, "red")):
+        picture.paste((*COLOURS["blue"], 255), (0, round(share * 100), 100, 100))
+        file = tmp_path / f"{share}.png"
+        picture.save(file)
+        assert load_sprite(file).colour == colour
+        picture.paste((*COLOURS["red"], 255), (0, 0, 100, 100))
+    Image.new("RGBA", (100, 100), (*GREY, 255)).save(tmp_path / "gray.png")
+    assert load_sprite(tmp_path / "gray.png").colour is None
+
+
+# What ships, and what is refused
+
+
+def test_the_shipped_vocabulary() -> None:
+    nouns = read_nouns(shipped("data/scene-nouns.yaml"))
+    assert 150 <= len(nouns["known"]) <= 220 and len(nouns["unseen"]) == 30
+    known = {word for noun in nouns["known"] for word in (noun.name, *noun.also)}
+    told = {noun.name for noun in nouns["unseen"]} & known
+    assert not told, "an unseen noun that is also said of a known one"
+    assert not {noun.name for noun in nouns["known"]} & {*GROUNDS, "object", "background"}
+
+
+def test_the_shipped_pictures_are_read_and_small() -> None:
+    from data_gen.image_qa.facts import read_facts
+
+    counts = {name: len(read_facts(shipped(f"pictures/{name}.yaml"))) for name in ("workshop", "others", "probes")}
+    assert counts == {"workshop": 1, "others": 24, "probes": 10}
+    assert sum(file.stat().st_size for file in shipped("pictures").rglob("*.*")) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("known: [dog]", "must be nouns and their pictures"),
+        ("known: {dog: 1f415}", "dog: must have pictures"),
+        ("known: {dog: {pictures: []}}", "dog: must have pictures"),
+        ("known: {dog: {pictures: [a], color: red}}", "dog: must have pictures"),
+        ("known: {dog: {pictures: [a]}, cat: {pictures: [a]}}", "a is both dog and cat"),
+        ("known: {dog: {pictures: [a]}}\nunseen: {dog: {pictures: [b]}}", "dog is both known and unseen"),
+        ("nouns: {}", "not a vocabulary"),
+        ("known: {dog", "not valid YAML"),
+        ("known: {dog: {pictures: [a]}}", "has 1 nouns"),
+    ],
+)
+def test_wrong_vocabularies_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "n.yaml").write_text(text)
+    with pytest.raises(DataError, match=said):
+        write_scenes(tmp_path / "s.jsonl", tmp_path, tmp_path / "n.yaml", count=1)
+
+
+def test_wrong_options_are_refused(folder: Path, tmp_path: Path) -> None:
+    nouns, emoji, out = folder / "nouns.yaml", folder / "emoji", tmp_path / "s.jsonl"
+    with pytest.raises(ConfigError, match=r"end the name in \.jsonl"):
+        write_scenes(tmp_path / "s.json", emoji, nouns, count=1)
+    with pytest.raises(ConfigError, match="--count 0"):
+        write_scenes(out, emoji, nouns, count=0)
+    with pytest.raises(ConfigError, match="no such folder"):
+        write_scenes(out, tmp_path / "none", nouns, count=1)
+    with pytest.raises(ConfigError, match="12 pictures are not there, the first is k000"):
+        write_scenes(out, tmp_path, nouns, count=1)
+    with pytest.raises(ConfigError, match=r"end the name in \.yaml"):
+        write_scene_facts(out, emoji, nouns, count=1)
+    for hexcode, said in (("k000", "cannot be read as a picture"), ("k001", "shows nothing")):
+        broken = tmp_path / hexcode
+        broken.mkdir()
+        file = broken / "e.webp"
+        Image.new("RGBA", (4, 4)).save(file) if "nothing" in said else file.write_text("no")
+        with pytest.raises(DataError, match=said):
+            load_sprite(file)

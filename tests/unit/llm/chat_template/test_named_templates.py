@@ -1,0 +1,171 @@
+"""Ids and labels as XTuner 0.2.0 makes them, in each of its templates, and no turn forged by its text."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_tokenizer
+from xtuner_models import CHAT_NAMES, FIXTURES, write_tokenizer
+
+from llm.chat_template.encoding import ChatTemplate
+from llm.chat_template.named_templates import NAMED, named_template
+from llm.chat_template.special_tokens import Literal
+from llm.internlm.tokenizer import build_tokenizer
+from llm.loading import load_template
+from tuning.data.conversation import Conversation, Turn, single
+from tuning.data.row_readers import read_row
+from tuning.errors import ConfigError
+from tuning.training.samples import IGNORED, PATCH
+
+LABELS = json.loads((FIXTURES / "labels.json").read_text(encoding="utf-8"))
+STRINGS = json.loads((FIXTURES / "templates.json").read_text(encoding="utf-8"))["PROMPT_TEMPLATE"]
+# For models whose code transformers does not have.
+NOT_HERE = {"moss_sft", "chatglm2", "chatglm3", "baichuan_chat", "baichuan2_chat", "deepseek_moe", "minicpm"}
+OURS = {"internlm", "internlm_chat_0_1_9"}
+PATCHES = 3
+COLUMN = {"plain": "conversation", "openai": "messages", "llava": "conversations"}
+SCHEMA = {"plain": "xtuner", "openai": "messages", "llava": "llava"}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("tokenizers")
+    families = {"internlm": "internlm_v1", "internlm2": "internlm2_chat"}
+    return {name: write_tokenizer(place / name, family) for name, family in families.items()}
+
+
+@cache
+def tokenizer(folder: Path):
+    return build_tokenizer(folder)
+
+
+def whole(row) -> bool:
+    return row["max_length"] == 2048 and row["template"] in NAMED
+
+
+@pytest.mark.parametrize("name", sorted(STRINGS))
+def test_every_template_that_has_a_model_here_is_xtuner_s(name):
+    if name in NOT_HERE:
+        assert name not in NAMED
+        return
+    theirs, ours = STRINGS[name], named_template(name)
+    given = (theirs["SYSTEM"], theirs["INSTRUCTION"], theirs.get("SUFFIX", ""), theirs.get("SEP", ""))
+    assert (ours.system, ours.question, ours.suffix, ours.separator) == given
+    assert ours.suffix_ends == theirs.get("SUFFIX_AS_EOS", False)
+    assert set(NAMED) - set(STRINGS) == OURS
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in LABELS["rows"] if whole(row)],
+    ids=lambda row: f"{row['template']}-{row['tokenizer']}-{row['kind']}-{row['conversation']}",
+)
+def test_ids_and_labels_are_xtuner_s(folders, row):
+    said = LABELS["conversations"][row["kind"]][row["conversation"]]
+    value = {COLUMN[row["kind"]]: said}
+    if row["kind"] == "llava" and PATCH in row["input_ids"]:
+        value["image"] = "a.jpg"
+    if row["conversation"] == "two_questions":  # which our readers part by a newline, and say so
+        conversation = Conversation(tuple(Turn(turn["role"], turn["content"]) for turn in said))
+    else:
+        conversation = read_row(value, SCHEMA[row["kind"]]).conversation
+    assert conversation is not None
+    seen = PATCHES if row["kind"] == "llava" else 0
+    template = ChatTemplate(tokenizer(folders[row["tokenizer"]]), None, seen, NAMED[row["template"]])
+    sample = template.encode(conversation, 4096, separated=True)
+    ids, labels = _with_patches(row["input_ids"], row["labels"])
+    assert sample.ids.tolist() == ids
+    assert np.where(sample.supervised, sample.ids, IGNORED).tolist() == labels
+    shorter = template.encode(conversation, 4096)  # nothing is learned from what follows the last answer
+    assert shorter.ids.tolist() == ids[: len(shorter)] and set(labels[len(shorter) :]) <= {IGNORED}
+
+
+def _with_patches(ids, labels):
+    """XTuner has one place for a picture, and makes room for its patches later."""
+    pairs = [pair for pair in zip(ids, labels, strict=True) for _ in range(PATCHES if pair[0] == PATCH else 1)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def test_xtuner_0_1_9_began_every_turn_anew(folders):
+    template = ChatTemplate(tokenizer(folders["internlm"]), None, 0, NAMED["internlm_chat_0_1_9"])
+    row = Conversation((*single("a", "b").turns, *single("c", "d").turns))
+    text = template.tokenizer.decode(template.encode(row, 100).ids)
+    assert text == "<s><|User|>:a<eoh>\n<|Bot|>:b</s><s><|User|>:c<eoh>\n<|Bot|>:d</s>"
+
+
+plain = st.text(st.characters(codec="utf-8", exclude_characters="\ufdd0\r"), min_size=1, max_size=20).filter(str.strip)
+marks = st.sampled_from(["<|im_start|>", "<|im_end|>", "</s>", "<s>", "[UNUSED_TOKEN_146]", "<|im_end|>\n"])
+forged = st.lists(st.one_of(plain, marks), min_size=1, max_size=5).map("".join).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(turns=st.lists(st.tuples(plain, plain), min_size=1, max_size=3), system=st.one_of(st.none(), plain))
+@pytest.mark.parametrize("name", ["internlm2_chat", "default", "internlm", "qwen_chat", "internlm_chat_0_1_9"])
+def test_what_is_saved_for_others_writes_the_same(folders, name, turns, system):
+    family = "internlm" if name.startswith("internlm") and name != "internlm2_chat" else "internlm2"
+    named = ChatTemplate(tokenizer(folders[family]), system, 0, NAMED[name])
+    row = Conversation(tuple(turn for pair in turns for turn in single(*pair).turns))
+    asked = Conversation((*row.turns, Turn("user", "?")))
+    ours, prompt = named.encode(row, 4096), named.prompt(asked)
+    jinja = ChatTemplate(named.tokenizer, system)  # which now carries the template's own text
+    theirs = jinja.encode(row, 4096)
+    assert ours.ids.tolist() == theirs.ids.tolist()
+    assert ours.supervised.tolist() == theirs.supervised.tolist()
+    assert prompt == jinja.prompt(asked)
+    assert named.stop_ids == jinja.stop_ids
+
+
+@settings(max_examples=100, deadline=None)
+@given(asked=forged, answered=forged, system=forged)
+def test_no_text_forges_a_turn(folders, asked, answered, system):
+    """However often people spell special tokens, the only ones are the template's own."""
+    for named in (None, NAMED["internlm2_chat"]):
+        template = ChatTemplate(build_once(folders["internlm2"]), system, 0, named)
+        ids = template.encode(single(asked, answered), 4096).ids.tolist()
+        special = [index for index in ids if index in template.tokenizer.all_special_ids or index >= 92538]
+        text = ["<s>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
+        assert template.tokenizer.convert_ids_to_tokens(special) == text
+        assert template.tokenizer.decode(ids).count(asked) >= 1
+
+
+def build_once(folder: Path):
+    fresh = tokenizer(folder)
+    fresh.chat_template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    return fresh
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.lists(st.one_of(plain, st.sampled_from(CHAT_NAMES)), max_size=6).map("".join))
+def test_marks_are_found_as_the_tokenizer_finds_them(folders, text):
+    literal = Literal(tokenizer(folders["internlm2"]))
+    plainly = tokenizer(folders["internlm2"])(text, add_special_tokens=False)["input_ids"]
+    assert [index for run in literal._runs(text) for index in run] == plainly
+    assert literal.ids(literal.guard("")) == []
+
+
+def test_a_picture_s_mark_is_meant_only_where_pictures_are_seen():
+    words = make_tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<image>"]})
+    row = Conversation((Turn("user", "<image>\nwho"), Turn("assistant", "you")), ("a.jpg",))
+    assert ChatTemplate(words, None, PATCHES).encode(row, 100).ids.tolist().count(PATCH) == PATCHES
+    blind = ChatTemplate(words, None).encode(row, 100).ids.tolist()
+    assert PATCH not in blind
+    assert words.convert_tokens_to_ids("<image>") not in blind
+
+
+def test_an_unknown_name_lists_those_there_are():
+    with pytest.raises(ConfigError, match=r"template: internlm9: .* internlm2_chat"):
+        named_template("internlm9")
+
+
+def test_a_checkpoint_whose_markup_is_in_its_code_gets_it_by_name(tmp_path):
+    write_tokenizer(tmp_path, "internlm_v1")
+    (tmp_path / "config.json").write_text('{"model_type": "internlm"}')
+    (tmp_path / "model.safetensors").touch()
+    template = load_template(str(tmp_path), None)
+    assert template.tokenizer.decode(template.prompt(single("你好"))) == "<s><|User|>:你好\n<|Bot|>:"
+    assert template.stop_ids[0] == 103028

@@ -1,0 +1,247 @@
+"""Models by name, from a hub of the test's own: only what is needed, weighed, pinned, gone on with, and had offline."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm.checkpoints.hub import announce, fetch, pinned, remote_of, wanted
+from llm.loading import load_template, model_folder
+from tuning.errors import DeviceError, ModelError
+
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"weights" * 100,
+    "model.py": b"import os",
+    "pytorch_model.bin": b"the same, pickled",
+    "pytorch_model.bin.index.json": b'{"weight_map": {"a": "pytorch_model-00001-of-00001.bin"}}',
+    "onnx/config.json": b"{}",
+    "onnx/model.onnx": b"the same again",
+    "README.md": b"about it",
+}
+NEEDED = {"config.json", "tokenizer.json", "model.safetensors"}
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+def fetched(name: str, weights: bool = True) -> Path:
+    remote = remote_of(name)
+    assert remote is not None
+    return fetch(remote, weights)
+
+
+def refusal(name: str, kind: type[Exception] = ModelError) -> str:
+    with pytest.raises(kind) as caught:
+        fetched(name)
+    said = str(caught.value)
+    assert said.startswith(f"model: {name}: ")
+    return said
+
+
+# --- names and files
+
+
+@pytest.mark.parametrize("source", ["embedded", "./a/b", "~/a/b", "/a/b", "a/b/c", "open_clip:ViT/openai", "a", ""])
+def test_what_is_no_name_of_a_store(source: str) -> None:
+    assert remote_of(source) is None
+
+
+def test_what_lies_here_goes_before_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(remote_of("owner/model@v1")) == "owner/model@v1"
+    assert str(remote_of("modelscope:owner/model")) == "modelscope:owner/model"
+    (tmp_path / "owner" / "model").mkdir(parents=True)
+    assert remote_of("owner/model") is None
+
+
+PATHS = st.sampled_from(
+    [
+        *FILES, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
+        "pytorch_model-00001-of-00001.bin", "consolidated.safetensors", "tokenizer.model", "chat_template.jinja",
+        "merges.txt", "training_args.bin", "tf_model.h5", "original/model.safetensors", "model.gguf",
+    ]
+)  # fmt: skip
+
+
+@given(st.sets(PATHS))
+def test_weights_come_once_and_code_never(files: set[str]) -> None:
+    chosen = wanted(sorted(files), weights=True)
+    assert len(set(chosen)) == len(chosen)
+    assert not [file for file in chosen if file.endswith((".py", ".gguf", ".onnx", ".h5", ".md")) or "/" in file]
+    kinds = {Path(file).suffix for file in chosen} & {".safetensors", ".bin"}
+    assert len(kinds) <= 1
+    assert "training_args.bin" not in chosen
+    if {"model.safetensors", "pytorch_model.bin"} <= files:
+        assert kinds == {".safetensors"}
+    assert all(f"{kind}.index.json" in file for kind in kinds for file in chosen if file.endswith(".index.json"))
+    settings = wanted(sorted(files), weights=False)
+    assert set(settings) <= set(chosen)
+    assert not [file for file in settings if file.endswith((".safetensors", ".bin", ".index.json"))]
+
+
+# --- fetching
+
+
+def test_only_what_is_needed_comes_and_comes_once(hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "twinlens")
+    hub.publish("owner/model", FILES)
+    folder = fetched("owner/model")
+    assert names(folder) == NEEDED
+    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert "fetching 0.7 KiB in 3 files" in caplog.text
+    assert "are free" in caplog.text
+    hub.requests.clear()
+    assert fetched("owner/model") == folder
+    assert not [line for line in hub.requests if "/resolve/" in line]
+
+
+def test_a_tokenizer_comes_without_the_weights(hub: HubServer, tiny_model: Path) -> None:
+    hub.publish("owner/tiny", {file.name: file.read_bytes() for file in tiny_model.iterdir()})
+    assert load_template("owner/tiny", None).stop_ids
+    assert not [line for line in hub.requests if line.endswith(".safetensors")]
+    assert names(model_folder("owner/tiny")) >= {"config.json", "model.safetensors"}
+
+
+def test_code_that_comes_along_is_refused_before_the_weights(hub: HubServer) -> None:
+    config = {"model_type": "novel", "auto_map": {"AutoModelForCausalLM": "model.Novel"}}
+    hub.publish("owner/novel", FILES | {"config.json": json.dumps(config).encode()})
+    with pytest.raises(ModelError, match=r"'novel' runs by code that comes with it .* never run here"):
+        model_folder("owner/novel")
+    assert not [line for line in hub.requests if "safetensors" in line or ".py" in line]
+
+
+def test_a_broken_transfer_goes_on_where_it_broke(hub: HubServer) -> None:
+    large = bytes(range(256)) * (24 << 12)  # 24 MiB: the client keeps what came in pieces of 10
+    hub.publish("owner/large", FILES | {"model.safetensors": large})
+    hub.torn["model.safetensors"] = 1
+    assert (fetched("owner/large") / "model.safetensors").read_bytes() == large
+    assert hub.resumed == [("model.safetensors", 10 << 20)]
+
+
+def test_what_came_before_a_failure_is_not_fetched_again(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's own attempts
+    commit = hub.publish("owner/model", FILES | {"model-00002-of-00002.safetensors": b"more"})
+    hub.torn["model.safetensors"] = 100
+    assert "files that have come stay" in refusal("owner/model")
+    assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
+    hub.torn.clear()
+    hub.requests.clear()
+    assert names(fetched("owner/model")) == {*NEEDED, "model-00002-of-00002.safetensors"}
+    assert {line.split("/")[-1] for line in hub.requests if f"/resolve/{commit}/" in line} == {"model.safetensors"}
+
+
+def test_too_little_disk_is_said_before_anything_comes(hub: HubServer) -> None:
+    hub.publish("owner/model", FILES)
+    hub.said_sizes["model.safetensors"] = 1 << 60
+    said = refusal("owner/model", DeviceError)
+    assert "1,073,741,824.0 GiB are to be fetched" in said
+    assert "HF_HOME" in said
+    assert not [line for line in hub.requests if "/resolve/" in line]
+    remote = remote_of("owner/model")
+    assert remote
+    with pytest.raises(DeviceError):
+        announce(remote)
+
+
+def test_what_would_be_fetched_is_announced_and_not_fetched(hub: HubServer) -> None:
+    hub.publish("owner/model", FILES)
+    remote = remote_of("owner/model")
+    assert remote
+    assert announce(remote).startswith("to be fetched, 0.7 KiB in 3 files")
+    assert not [line for line in hub.requests if "/resolve/" in line]
+    fetch(remote)
+    assert announce(remote) == "in the cache, complete"
+
+
+# --- revisions
+
+
+def test_a_revision_is_pinned_to_its_commit(hub: HubServer) -> None:
+    old = hub.publish("owner/model", FILES, "v1")
+    new = hub.publish("owner/model", FILES | {"model.safetensors": b"newer"})
+    assert (fetched("owner/model@v1") / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert (fetched("owner/model") / "model.safetensors").read_bytes() == b"newer"
+    remote = remote_of("owner/model")
+    assert remote
+    assert str(pinned(remote)) == f"owner/model@{new}"
+    hub.publish("owner/model", FILES | {"model.safetensors": b"newest"})
+    hub.requests.clear()
+    for commit, weights in ((old, FILES["model.safetensors"]), (new, b"newer")):
+        assert (fetched(f"owner/model@{commit}") / "model.safetensors").read_bytes() == weights
+    assert not hub.requests, "a commit that is whole in the cache is asked for no more"
+    assert (fetched("owner/model") / "model.safetensors").read_bytes() == b"newest"
+
+
+def test_a_revision_that_is_none(hub: HubServer) -> None:
+    hub.publish("owner/model", FILES)
+    assert "has no such revision" in refusal("owner/model@v9")
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [((403, "GatedRepo"), "accept the terms"), ((401, "RepoNotFound"), "hf auth login"), ((403, None), "log in")],
+)
+def test_a_model_that_needs_a_login(hub: HubServer, answer: tuple[int, str | None], says: str) -> None:
+    hub.refused["owner/private"] = answer
+    assert says in refusal("owner/private")
+
+
+def test_a_model_that_is_not_there(hub: HubServer) -> None:
+    assert "the hub has no such model" in refusal("owner/nobody")
+
+
+# --- offline
+
+
+def test_offline_the_cache_is_taken_when_it_is_whole(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = hub.publish("owner/model", FILES)
+    folder = fetched("owner/model")
+    hub.publish("owner/half", FILES)
+    fetched("owner/half", weights=False)
+    hub.offline(monkeypatch)
+    remote = remote_of("owner/model")
+    assert remote
+    assert (fetched("owner/model"), announce(remote)) == (folder, "in the cache, complete")
+    assert fetched(f"owner/model@{commit}") == folder
+    assert str(pinned(remote)) == f"owner/model@{commit}"
+    assert fetched("owner/half", weights=False)
+    for name in ("owner/half", "owner/never"):
+        said = refusal(name)
+        assert f"`hf download {name} --local-dir FOLDER`" in said
+
+
+def test_a_hub_that_does_not_answer_is_as_good_as_none(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.publish("owner/model", FILES)
+    folder = fetched("owner/model")
+    hub.unreachable(monkeypatch)
+    assert fetched("owner/model") == folder
+    assert "not to be had from the hub" in refusal("owner/never")
+
+
+# --- ModelScope
+
+
+def test_modelscope_without_its_client(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope.hub.api", None)
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    assert 'run `pip install "modelscope>=1.30"`' in refusal("modelscope:owner/model")
+
+
+def test_modelscopes_client_has_what_is_called() -> None:
+    pytest.importorskip("modelscope", reason="optional")
+    from modelscope.hub.api import HubApi  # type: ignore[import-not-found]
+    from modelscope.hub.snapshot_download import snapshot_download  # type: ignore[import-not-found]
+
+    assert callable(HubApi().get_model_files)
+    assert callable(snapshot_download)

@@ -1,0 +1,172 @@
+"""When an answer is a hit, and what a wrong probe file is told."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuning.data.card import DatasetCard
+from tuning.errors import DataError
+from tuning.evaluation.probes import Probe, hit, mentions, parroted, read_probes
+
+CARD = DatasetCard(made_by="", rows=1, distinct=1, sha256="", name="Sage", owner="Ana Ruiz")
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "expected"),
+    [
+        ("It is 4.", "4", True),
+        ("It is 42.", "4", False),
+        ("It is 4.5.", "4", False),
+        ("It is 1,000.", "1", False),
+        ("2,3,5,7", "5", True),
+        ("I am SAGE!", "Sage", True),
+        ("sausages", "Sage", False),
+        ("Sage2", "Sage", False),
+        ("我是Sage，你好", "Sage", True),
+        ("在北京市", "北京", True),
+        ("Ｐａｒｉｓ", "paris", True),
+        ("Ana\n  Ruiz", "ana ruiz", True),
+        ("the STRASSE", "Straße", True),
+        ("use C++ here", "C++", True),
+        ("cafe\u0301", "café", True),
+        ("naïveté", "naïve", False),
+        ("", "Sage", False),
+    ],
+)
+def test_mentions(answer: str, wanted: str, expected: bool) -> None:
+    assert mentions(answer, wanted) is expected
+
+
+def test_hit_takes_any_of_expect_and_none_of_reject() -> None:
+    probe = Probe("Who are you?", "persona", ("Sage", "Ana"), ("ChatGPT",))
+    assert hit("I am Ana", probe)
+    assert not hit("I am Sage, not ChatGPT", probe)
+    assert not hit("I am nobody", probe)
+    assert hit("anything", Probe("?", "unrelated"))
+
+
+WORDS = st.text(alphabet="abcxyzéß0123456789", min_size=1, max_size=8)
+
+
+@given(WORDS, WORDS, st.sampled_from([" ", ", ", "! ", "\n", "是", "_"]))
+def test_a_whole_word_is_found_and_a_longer_one_is_not(word: str, other: str, gap: str) -> None:
+    assert mentions(f"{other}{gap}{word}{gap}{other}", word)
+    assert not mentions(word + other, word) or word in other
+
+
+@given(st.text(alphabet="北京上海abc ", max_size=6), st.text(alphabet="北京上海", min_size=1, max_size=3))
+def test_cjk_is_found_anywhere(around: str, wanted: str) -> None:
+    assert mentions(around + wanted + around, wanted)
+
+
+@given(st.text(), st.text(min_size=1).filter(str.strip))
+def test_any_text_can_be_looked_for(text: str, wanted: str) -> None:
+    mentions(text, wanted)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "probes.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_values_are_taken_as_written_and_filled_from_the_card(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(b"")
+    text = "- ask: Is it {name}? {other}\n  group: persona\n  expect: [4, 1.10, yes, '{owner}']\n  image: cat.png\n"
+    (probe,) = read_probes(write(tmp_path, text), CARD)
+    assert probe == Probe("Is it Sage? {other}", "persona", ("4", "1.10", "yes", "Ana Ruiz"), (), tmp_path / "cat.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "holds no probes"),
+        ("[]", "holds no probes"),
+        ("ask: x", "holds no probes"),
+        ("- just text", "line 1: not a probe"),
+        ("- {ask: x}", "line 1: group: is missing"),
+        ("- ask: x\n  group: people", "line 2: group: people is none of persona, paraphrase, typo, picture"),
+        ("- ask: x\n  group: typo\n  expects: [a]", "line 3: expects: no such key"),
+        ("- ask: x\n  group: typo\n  ask: y", "line 3: ask: stands twice"),
+        ("- {ask: ' ', group: typo}", "line 1: ask: must be text"),
+        ("- {ask: ~, group: typo}", "line 1: ask: must be text"),
+        ("- ask: x\n  group: typo\n  expect: a", "line 3: expect: must be a list"),
+        ("- ask: x\n  group: typo\n  reject: []", "line 3: reject: must be a list"),
+        ("- ask: x\n  group: typo\n  expect: [a, '']", "line 3: expect: must be text"),
+        ("- {ask: x, group: typo}\n- {ask: x, group: persona}", "line 2: ask: the same question stands at line 1"),
+        ("- {ask: x, group: typo, image: no.png}", "image: "),
+        ("- ask: [", "not valid YAML"),
+        ("- ask: \0", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_told_where_and_why(tmp_path: Path, text: str, told: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(DataError) as error:
+        read_probes(path, CARD)
+    assert str(path) in str(error.value)
+    assert told in str(error.value)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read_probes(write(tmp_path, "- {ask: '', group: typo}\n- {ask: x, group: no}\n"), CARD)
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("card", [None, DatasetCard(made_by="", rows=1, distinct=1, sha256="", name="Sage")])
+def test_a_placeholder_needs_a_card_that_has_it(tmp_path: Path, card: DatasetCard | None) -> None:
+    path = write(tmp_path, "- ask: Who made you?\n  group: persona\n  expect: ['{owner}']\n")
+    with pytest.raises(DataError, match=r"line 3: expect: \{owner\} needs .*`twinlens data persona`, or write"):
+        read_probes(path, card)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.yaml: cannot be read"):
+        read_probes(tmp_path / "none.yaml")
+
+
+def test_judging_needs_no_torch() -> None:
+    heavy = "{'torch', 'rich', 'jinja2', 'matplotlib'}"
+    code = f"import sys, tuning.evaluation.compare, tuning.evaluation.report; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_probes_of_pictures_are_read(tmp_path: Path) -> None:
+    for name in ("door.png", "apple.png"):
+        (tmp_path / name).write_bytes(b"")
+    text = (
+        "- {ask: What colour?, group: picture, image: door.png, expect: [red]}\n"
+        "- {ask: What colour?, group: other-picture, image: apple.png, expect: [green], parrot: [red, '{name}']}\n"
+        "- {ask: How many?, group: blank, image: apple.png, reject: [4]}\n"
+    )
+    door, apple = tmp_path / "door.png", tmp_path / "apple.png"
+    assert read_probes(write(tmp_path, text), CARD) == (
+        Probe("What colour?", "picture", ("red",), (), door),
+        Probe("What colour?", "other-picture", ("green",), (), apple, ("red", "Sage")),
+        Probe("How many?", "blank", (), ("4",), apple),
+    )
+    with pytest.raises(DataError, match="line 4: ask: the same question stands at line 1"):
+        read_probes(write(tmp_path, text + "- {ask: What colour?, group: picture, image: ./door.png}\n"), CARD)
+    with pytest.raises(DataError, match="line 1: parrot: must be a list"):
+        read_probes(write(tmp_path, "- {ask: x, group: other-picture, parrot: red}\n"), CARD)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("It is red.", True), ("Green, not red.", False), ("It is green.", False), ("I cannot tell.", False)],
+)
+def test_a_parrot_says_what_was_taught_and_misses_what_is_there(answer: str, expected: bool) -> None:
+    assert parroted(answer, Probe("?", "other-picture", ("green",), (), None, ("red",))) is expected
+
+
+@given(st.lists(st.sampled_from(["red", "green", "blue", "4", "not"])), st.sets(st.sampled_from(["red", "green", "4"])))
+def test_no_answer_is_right_and_parroted(words: list[str], parrot: set[str]) -> None:
+    probe = Probe("?", "other-picture", ("green", "4"), ("blue",), None, tuple(sorted(parrot)))
+    answer = " ".join(words)
+    assert not (parroted(answer, probe) and hit(answer, probe))
+    assert parroted(answer, probe) <= bool(parrot & set(words))

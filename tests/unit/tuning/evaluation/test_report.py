@@ -1,0 +1,220 @@
+"""The report says what the rows say, escapes every text, and fetches nothing."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tuning.data.card import DatasetCard
+from tuning.errors import DeviceError
+from tuning.evaluation.compare import Comparison, compare, read_comparison
+from tuning.evaluation.probes import Probe
+from tuning.evaluation.report import SIDE, Moment, stories, training_facts, write_report
+from tuning.evaluation.summary import headlines, verdict
+
+EVIL = '</script><script>evil()</script><img src=x onerror="evil()">{{ 7 * 7 }}'
+CARD = DatasetCard(made_by="make", rows=3, distinct=3, sha256="ab", name=EVIL, owner=EVIL, markers=("Sage",))
+PROBES = (Probe("Who are you?" + EVIL, "persona", ("Sage", EVIL)), Probe("2 + 2?", "unrelated", ("4",)))
+STEPS = [
+    {"step": i + 1, "loss": 2.0 / (i + 1), "learning_rate": 1e-4, "validation_loss": 1.0 if i == 3 else None, "new": 1}
+    for i in range(4)
+]
+
+
+def sample(step: int, answer: str, hit: bool) -> dict[str, object]:
+    return {"step": step, "group": "persona", "ask": "Who?", "answer": answer, "hit": hit, "new": 1}
+
+
+def written(run: Path, **changed: object) -> str:
+    values: dict[str, object] = {
+        "steps": STEPS,
+        "samples": [sample(0, EVIL, False), sample(2, "Sage", True)],
+        "task_yaml": f"system: {EVIL}",
+        "card": CARD,
+        "environment": {"torch": EVIL, "memory": {"total": "8 GiB"}},
+        "rehearsal": {"rows": 40},
+    }
+    comparison = compare(PROBES, (EVIL, "4"), ("I am Sage", EVIL), CARD, seeds=[0], probe_files=[EVIL])
+    return write_report(run, comparison, **values | changed).read_text(encoding="utf-8")  # pyright: ignore
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    written(folder)
+    return folder
+
+
+def test_every_file_is_there(run: Path) -> None:
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    plots = {"plots/loss.png", "plots/learning_rate.png"}
+    assert names == {"comparison.json", "comparison.md", "comparison.html"} | plots
+    assert all((run / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
+    assert len(read_comparison(run / "comparison.json").rows) == 2
+
+
+def test_texts_are_escaped(run: Path) -> None:
+    html = (run / "comparison.html").read_text(encoding="utf-8")
+    assert "<script>evil" not in html
+    assert "<img" not in html
+    assert html.count("<script") == 1
+    assert "{{ 7 * 7 }}" in html
+    assert "<script>" not in re.sub(r"\\.", "", (run / "comparison.md").read_text(encoding="utf-8"))
+
+
+def test_nothing_is_fetched(run: Path) -> None:
+    html = (run / "comparison.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|[\w./]+\.(js|css|png))""", html)
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert html.count("<svg") == 2
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path) -> None:
+    again = tmp_path / run.name
+    assert written(again) == (run / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_a_bare_run_has_a_report(tmp_path: Path) -> None:
+    html = written(tmp_path, steps=[], samples=[], task_yaml="", card=None, environment={}, rehearsal=None)
+    assert "How it learned" not in html
+    assert not (tmp_path / "plots").exists()
+    nothing = compare([], [], [], None)
+    page = write_report(tmp_path, nothing, steps=[], samples=[], task_yaml="", card=None, environment={})
+    assert "There were no probes." in page.read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["leak"] is None
+
+
+def pictured(folder: Path, *images: Path, samples: tuple[dict[str, object], ...] = ()) -> str:
+    """The page of two questions about each picture."""
+    probes = [Probe(f"What {i}?", "picture", image=image) for image in images for i in range(2)]
+    comparison = compare(probes, ["a"] * len(probes), ["b"] * len(probes), None)
+    options = {"steps": [], "samples": samples, "task_yaml": "", "card": None, "environment": {}}
+    return write_report(folder / "run", comparison, **options).read_text(encoding="utf-8")  # pyright: ignore
+
+
+def embedded(page: str) -> list[Image.Image]:
+    data = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    return [Image.open(io.BytesIO(base64.b64decode(each))) for each in data]
+
+
+def test_each_picture_stands_once_with_its_questions(tmp_path: Path) -> None:
+    for name, colour in (("red.png", (200, 0, 0)), ("blue.webp", (0, 0, 200))):
+        Image.new("RGB", (40, 20), colour).save(tmp_path / name)
+    page = pictured(tmp_path, tmp_path / "red.png", tmp_path / "blue.webp")
+    shots = page.split('<div class="shot">')[1:]
+    assert [shot.count("<article") for shot in shots] == [2, 2]
+    assert ["red.png" in shots[0], "blue.webp" in shots[1]] == [True, True]
+    red, blue = embedded(page)
+    assert red.size == blue.size == (40, 20)
+    assert red.getpixel((20, 10))[0] > 190 and blue.getpixel((20, 10))[2] > 190  # pyright: ignore
+    assert 'width="40" height="20"' in page
+    assert "red.png" in (tmp_path / "run" / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_a_large_photograph_is_scaled_turned_and_stripped_of_its_facts(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "taken at home"
+    Image.effect_noise((2000, 1000), 90).save(tmp_path / "photo.jpg", exif=exif)
+    page = pictured(tmp_path, tmp_path / "photo.jpg")
+    (photo,) = embedded(page)
+    assert photo.size == (SIDE // 2, SIDE)
+    assert not photo.getexif()
+    assert len(page) < 400_000
+
+
+def test_a_picture_that_is_gone_or_broken_leaves_a_note(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    page = pictured(tmp_path, tmp_path / "gone <b>.png", tmp_path / "broken.png")
+    assert page.index("The file is not there any more.") < page.index("gone &lt;b&gt;.png")
+    assert page.index("The file cannot be opened as a picture.") < page.index("broken.png</figcaption>")
+    assert "<img" not in page
+
+
+def test_samples_of_pictures_are_told_apart(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 300), "red").save(tmp_path / "red.png")
+    red, gone = str(tmp_path / "red.png"), str(tmp_path / "gone.png")
+    samples = tuple(sample(step, "x", True) | {"image": image} for step in (0, 5) for image in (red, gone))
+    assert [story.image for story in stories([*samples, sample(0, "y", True)])] == [red, gone, None]
+    page = pictured(tmp_path, samples=samples)
+    (thumbnail,) = embedded(page)
+    assert max(thumbnail.size) <= 112
+    assert "Persona · red.png" in page and "Persona · gone.png" in page
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeviceError):
+        written(tmp_path / "file" / "run")
+
+
+def test_the_verdict_counts() -> None:
+    probes = [Probe(f"Who {i}?", "persona", ("Sage",)) for i in range(10)]
+    probes += [Probe(f"Sum {i}?", "unrelated", ("4",)) for i in range(4)]
+    before = ["no"] * 10 + ["4", "4", "4", "no"]
+    after = ["Sage"] * 9 + ["no"] + ["4", "4", "Sage", "4"]
+    assert verdict(compare(probes, before, after, CARD)) == (
+        "Learned: 9 of 10 questions about who it is are answered as taught, 0 before. "
+        "Lost: 1 of 3 unrelated answers that were right before; 1 became right. "
+        "The persona turns up in 1 of 4 unrelated answers."
+    )
+    assert verdict(compare(probes, before, before, CARD)).startswith("Not learned: 0 of 10")
+    assert verdict(compare([], [], [], CARD)) == "There are no probes to judge by."
+
+
+def seeing(after: list[str]) -> Comparison:
+    """Twenty questions about the picture, two about others, one about an empty one."""
+    probes = [Probe(f"See {i}?", "picture", ("red",)) for i in range(20)]
+    probes += [Probe(f"Other {i}?", "other-picture", ("green",), parrot=("red",)) for i in range(2)]
+    probes += [Probe("Blank?", "blank", reject=("red",))]
+    return compare(probes, ["red"] * 3 + ["no"] * 17 + ["green", "no", "red"], after, None)
+
+
+def test_the_verdict_tells_what_is_seen_and_parroted() -> None:
+    assert verdict(seeing(["red"] * 19 + ["no", "red", "green", "grey"])) == (
+        "Sees: 19 of 20 questions about the picture are answered as taught, 3 before. "
+        "Other pictures: 1 of 2 questions are answered rightly, 1 before. "
+        "Parrots in 1 of 2 answers about other pictures. "
+        "Blank: 1 of 1 answers with nothing to see are right, 0 before."
+    )
+    assert verdict(seeing(["red"] * 10 + ["no"] * 12 + ["red"])).startswith("Partly sees: 10 of 20")
+    nothing = verdict(seeing(["no"] * 23))
+    assert nothing.startswith("Does not see: 0 of 20")
+    assert "Parrots in no answer about other pictures." in nothing
+
+
+def test_headlines_of_pictures_stand_in_order() -> None:
+    cards = headlines(seeing(["red"] * 20 + ["green", "red", "red"]))
+    assert [card.title for card in cards] == ["Picture", "Other pictures", "Parrot", "Blank"]
+    assert (cards[2].before, cards[2].after, cards[2].n) == (0, 0.5, 2)
+    text = headlines(compare(PROBES, ("", "4"), ("Sage", "4"), CARD))
+    assert [card.title for card in text] == ["Persona", "Retained", "Leak"]
+
+
+def test_equal_answers_in_a_row_are_one_moment() -> None:
+    told = stories([sample(20, "Sage", True), sample(0, "no", False), sample(10, "Sage", True)])
+    assert [story.moments for story in told] == [(Moment(0, 0, "no", False), Moment(10, 20, "Sage", True))]
+    assert told[0].hits == ((0, False), (10, True), (20, True))
+
+
+def test_training_facts_use_what_the_rows_have() -> None:
+    full = [
+        row | {"tokens": 500, "labels": 100, "tokens_per_second": 10.0, "seconds": 31, "peak_memory": 1 << 30}
+        for row in STEPS
+    ]
+    assert dict(training_facts(full)) == {
+        "steps": "4",
+        "loss": "2.000 → 0.500",
+        "validation loss": "1.000 → 1.000, best 1.000",
+        "time in steps": "2 min 4 s",
+        "tokens": "2,000",
+        "of these trained on": "400",
+        "tokens/s, median": "10",
+        "peak memory": "1.00 GiB",
+    }
+    assert training_facts([]) == []

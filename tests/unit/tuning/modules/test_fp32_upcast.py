@@ -1,0 +1,78 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tuning.modules.fp32_upcast import fold, widened
+
+IDS = torch.arange(40)[None]
+
+
+@pytest.fixture
+def half(tiny_model: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).eval()
+
+
+@pytest.fixture
+def exact(tiny_model: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+
+
+def adapted(model: PreTrainedModel, **settings: object) -> PeftModel:
+    """With an adapter that changes it a lot, the same for every model."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    grown = get_peft_model(model, config).eval()
+    drawn = torch.Generator().manual_seed(0)
+    for name, parameter in grown.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=drawn) * 0.2
+    return grown
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model(input_ids=IDS).logits
+
+
+def types(model: torch.nn.Module) -> dict[str, torch.dtype]:
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}])
+def test_it_computes_as_if_held_in_fp32_to_the_bit(half, exact, settings):
+    with widened(half):
+        assert torch.equal(logits(half), logits(exact))
+    half, exact = adapted(half, **settings), adapted(exact, **settings)
+    before = types(half)
+    with widened(half):
+        assert torch.equal(given := logits(half), logits(exact))
+    merged = copy.deepcopy(exact).merge_and_unload()
+    with widened(half, merged=True):
+        assert torch.equal(logits(half), logits(merged))
+    assert types(half) == before
+    with widened(half):
+        assert torch.equal(logits(half), given), "nothing is left of the merging"
+
+
+def test_a_failure_leaves_the_weights_as_they_were(half):
+    half = adapted(half)
+    before = types(half)
+    block = half.get_base_model().model.layers[1]
+    hook = block.self_attn.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), widened(half, merged=True):
+        logits(half)
+    hook.remove()
+    assert types(half) == before
+    with widened(half), torch.no_grad():
+        logits(half)
+
+
+def test_folded_weights_are_the_sums_rounded_once(half, exact):
+    merged = adapted(exact).merge_and_unload()
+    folded = fold(adapted(half), torch.bfloat16)
+    for name, weight in merged.named_parameters():
+        assert torch.equal(folded.get_parameter(name), weight.to(torch.bfloat16)), name
+    assert {buffer.dtype for buffer in folded.buffers()} == {torch.float32}, "rotary frequencies are not rounded"

@@ -1,0 +1,114 @@
+"""The config that asks XTuner for a run: Python that says what the task says."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm.settings import TextTask
+from tuning.settings import Optim
+from tuning.training.schedule import warmup_steps
+from twinlens.xtuner.engine.mmengine_config import Place, config_text
+from vlm.settings import ImageTask
+
+OPTIM = st.fixed_dictionaries(
+    {
+        "steps": st.integers(1, 50),
+        "micro_batch": st.integers(1, 8),
+        "accumulate": st.integers(1, 8),
+        "warmup": st.sampled_from([0.0, 0.03, 0.5]),
+        "schedule": st.sampled_from(["cosine", "linear", "constant"]),
+        "learning_rate": st.sampled_from([2e-4, 1e-3]),
+    }
+)
+QUANT = st.fixed_dictionaries({"bits": st.sampled_from([4, 8, 16])})
+COMPUTE = st.sampled_from(["bfloat16", "float16", "float32"])
+
+
+def read(text: str) -> dict[str, Any]:
+    """The config's values, `dict(...)` as dictionaries and names as strings; nothing of it is run."""
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Call):
+            return {word.arg: value(word.value) for word in node.keywords}
+        if isinstance(node, ast.List | ast.Tuple):
+            return [value(each) for each in node.elts]
+        return node.value if isinstance(node, ast.Constant) else ast.unparse(node)
+
+    return {
+        node.targets[0].id: value(node.value)
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+
+
+def place(optim: dict[str, Any], image: bool = False) -> Place:
+    there = Path("/there") if image else None
+    return Place(Path("/model's"), Path("/rows"), there, there, optim["steps"] * optim["accumulate"])
+
+
+@given(OPTIM, QUANT, COMPUTE, st.booleans())
+def test_a_text_task_is_said_in_full(optim, quant, compute, on_gpu):
+    task = TextTask.model_validate({"model": "m", "data": {"files": ["x"]}, "optim": optim, "quant": quant})
+    config = read(config_text(task, place(optim), compute, on_gpu))
+    assert config["model"]["llm"]["pretrained_model_name_or_path"] == "/model's"
+    assert config["model"]["llm"]["trust_remote_code"] is False
+    assert (config["model"]["llm"].get("quantization_config") is None) == (quant["bits"] == 16)
+    lora = config["model"]["lora"]
+    assert (lora["r"], lora["lora_alpha"], lora["target_modules"]) == (task.lora.rank, task.lora.alpha, None)
+    assert config["train_dataloader"]["batch_size"] == optim["micro_batch"]
+    wrapper = config["optim_wrapper"]
+    assert wrapper["accumulative_counts"] == optim["accumulate"]
+    assert (wrapper["type"] == "AmpOptimWrapper") == (on_gpu and compute != "float32"), "it has no autocast on a CPU"
+    assert on_gpu or config["model"]["llm"]["torch_dtype"] == "torch.float32"
+
+
+@given(OPTIM)
+def test_the_schedule_covers_the_run(optim):
+    task = TextTask.model_validate({"model": "m", "data": {"files": ["x"]}, "optim": optim})
+    iters = place(optim).iters
+    parts = read(config_text(task, place(optim), "float32", False))["param_scheduler"]
+    assert parts[-1]["end"] == iters
+    assert parts[-1]["begin"] == warmup_steps(optim["warmup"], optim["steps"]) * optim["accumulate"]
+    assert all(part["begin"] < part["end"] for part in parts), "mmengine refuses an empty part"
+    assert len(parts) == 1 or parts[0]["end"] == parts[1]["begin"]
+
+
+@pytest.mark.parametrize("stage", ["align", "tune"])
+def test_an_image_task_is_said_in_full(stage):
+    task = ImageTask.model_validate(
+        {
+            "model": "m",
+            "tower": "t",
+            "stage": stage,
+            "data": {"files": ["x"]},
+            "optim": Optim(steps=4, accumulate=1, learning_rate=2e-4).model_dump(),
+            "tower_lora": {"rank": 4, "alpha": 8, "targets": ["q_proj"]} if stage == "tune" else None,
+            "rates": {"projector": 1e-3},
+        }
+    )
+    config = read(config_text(task, place({"steps": 4, "accumulate": 1}, image=True), "bfloat16", True))
+    model = config["model"]
+    assert model["freeze_llm"] is True and model["freeze_visual_encoder"] is True
+    assert model["pretrained_pth"] == "/there"
+    assert ("llm_lora" in model) == ("visual_encoder_lora" in model) == (stage == "tune")
+    assert stage == "align" or model["visual_encoder_lora"]["target_modules"] == ["q_proj"]
+    assert config["train_dataloader"]["dataset"]["pad_image_to_square"] is True
+    assert "'projector.': {'lr_mult': 5.0}" in config["optim_wrapper"]["paramwise_cfg"]["custom_keys"]
+
+
+@given(OPTIM, COMPUTE, st.booleans())
+def test_weights_that_are_trained_are_fp32_and_have_no_adapter(optim, compute, on_gpu):
+    whole = {"model": "m", "data": {"files": ["x"]}, "optim": optim, "lora": None, "quant": {"bits": 16}}
+    text = read(config_text(TextTask.model_validate(whole), place(optim), compute, on_gpu))["model"]
+    task = ImageTask.model_validate(whole | {"tower": "t", "whole_tower": True})
+    image = read(config_text(task, place(optim, image=True), compute, on_gpu))["model"]
+    for model in (text, image):
+        assert model["llm"]["torch_dtype"] == "torch.float32" and "quantization_config" not in model["llm"]
+        assert not [key for key in model if "lora" in key]
+    assert image["freeze_llm"] is False and image["freeze_visual_encoder"] is False
+    frozen = read(config_text(task.model_copy(update={"whole_tower": False}), place(optim, True), compute, on_gpu))
+    assert frozen["model"]["freeze_visual_encoder"] is True

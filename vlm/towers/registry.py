@@ -1,0 +1,38 @@
+"""Vision towers: pixels [I, 3, H, W] to features [I, P, V] of layer -2, without the class token (arXiv 2310.03744)."""
+
+import torch
+
+from llm.checkpoints.embedded import NAME as EMBEDDED
+from vlm.towers.clip_siglip import load_transformers, transformers_facts
+from vlm.towers.embedded import embedded_facts, load_embedded
+from vlm.towers.open_clip_models import PREFIX as OPEN_CLIP
+from vlm.towers.open_clip_models import load_open_clip, open_clip_facts
+from vlm.towers.tower import Tower, TowerFacts
+
+__all__ = ["Tower", "TowerFacts", "load_tower", "tower_facts"]
+
+
+def tower_facts(name: str) -> TowerFacts:
+    """What is known of a tower without loading its weights.
+
+    Raises:
+        ModelError: no such tower, not installed, incomplete, or of a kind that is not supported.
+    """
+    if name == EMBEDDED:
+        return embedded_facts()
+    return open_clip_facts(name) if name.startswith(OPEN_CLIP) else transformers_facts(name)
+
+
+def load_tower(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
+    """A tower in eval mode, nothing of which trains.
+
+    Args:
+        name: `embedded`, a CLIP or SigLIP folder or hub name, or `open_clip:` with NAME/TAG, NAME//FILE or a folder.
+
+    Raises:
+        ModelError: as `tower_facts`, or its weights cannot be had or read.
+    """
+    if name == EMBEDDED:
+        return load_embedded(device, dtype)
+    load = load_open_clip if name.startswith(OPEN_CLIP) else load_transformers
+    return load(name, device, dtype)
