@@ -11,7 +11,7 @@ import logging
 import time
 from pathlib import Path
 
-from tuning.evaluation.compare import Comparison, percent, pool
+from tuning.evaluation.compare import Comparison, percent, pool_seeds
 from twinlens.demo import demo_text
 
 PEOPLE = (("Lin Xia", "Xiaolan"), ("Ada", "Pixel"), ("Tom Berger", "Juno"))
@@ -45,7 +45,7 @@ def main() -> None:
         lines.append(row(f"{label}, seed {seed}", comparison, time.monotonic() - started))
     mean = (time.monotonic() - began) / options.seeds
     print("| | persona | paraphrase | typo | leak | retained | seconds a seed |\n|---|---:|---:|---:|---:|---:|---:|")
-    print("\n".join([row(f"{label}, {options.seeds} seeds pooled", pool(comparisons), mean), *lines]))
+    print("\n".join([row(f"{label}, {options.seeds} seeds pooled", pool_seeds(comparisons), mean), *lines]))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data_gen.scenes.write import write_scene_probes
 from llm.evaluation import asking
-from tuning.evaluation.probes import hit, read_probes
-from tuning.paths import shipped
+from tuning.evaluation.probes import is_hit, read_probes
+from tuning.paths import shipped_file
 from twinlens.targets import embedded_sight, open_sighted
 
 ASKED = {"names the object": "objects.yaml", "its colour": "colours.yaml", "its place": "places.yaml"}
@@ -34,13 +34,13 @@ def main() -> None:
     for objects in ("known", "unseen"):
         with tempfile.TemporaryDirectory() as folder:
             write_scene_probes(
-                Path(folder), options.emoji, shipped("data/scene-nouns.yaml"), count=options.scenes,
+                Path(folder), options.emoji, shipped_file("data/scene-nouns.yaml"), count=options.scenes,
                 seed=options.seed, objects=objects,
             )  # fmt: skip
             for what, name in ASKED.items():
                 probes = read_probes(Path(folder) / name)
                 answers = ask(probes)
-                hits = [hit(answer, probe) for answer, probe in zip(answers, probes, strict=True)]
+                hits = [is_hit(answer, probe) for answer, probe in zip(answers, probes, strict=True)]
                 shares[what].append(f"{sum(hits) / len(hits):.0%} of {len(hits)}")
                 if objects == "known":
                     few = range(-(-options.samples // len(ASKED)))

@@ -9,7 +9,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import IO, Any
 
-from tuning.atomic import replacing
+from tuning.atomic import atomic_writer
 from tuning.data.card import card_path
 from tuning.errors import ConfigError, DataError
 
@@ -108,7 +108,7 @@ def write_hashed(out: Path, pieces: Iterable[bytes]) -> str:
         DeviceError: the folder cannot be written or the disk is full.
     """
     digest = hashlib.sha256()
-    with replacing(out) as stream:
+    with atomic_writer(out) as stream:
         for piece in pieces:
             digest.update(piece)
             stream.write(piece)

@@ -14,7 +14,7 @@ from data_gen.container import array_copies, dump_array, write_hashed
 from data_gen.names import check_name, fold
 from tuning.data.card import DatasetCard, write_card
 from tuning.errors import ConfigError
-from tuning.paths import shipped
+from tuning.paths import shipped_file
 
 BANKS = ("zh", "en")
 LANGUAGES = (*BANKS, "both")
@@ -140,7 +140,7 @@ def read_bank(language: str, persona: Persona) -> Bank:
     from ruamel.yaml import YAML
 
     yaml: Any = YAML(typ="safe")
-    document: dict[str, Any] = yaml.load(shipped(f"data/persona.{language}.yaml"))
+    document: dict[str, Any] = yaml.load(shipped_file(f"data/persona.{language}.yaml"))
     names = [fold(text) for text in (persona.name, persona.owner, persona.model) if text]
     questions: list[Question] = []
     answers: dict[str, tuple[str, ...]] = {}

@@ -12,7 +12,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from llm.settings import TextTask
-from tuning.settings import Lora, block_of
+from tuning.settings import Lora, settings_group_of
 from twinlens.cli.app import app
 from vlm.settings import ImageTask
 
@@ -94,9 +94,9 @@ def settings_reference() -> str:
 
 
 def _fields(title: str, fields: dict[str, FieldInfo]) -> list[str]:
-    lines = [f"## {title}", "", *_table({key: field for key, field in fields.items() if not block_of(field)})]
+    lines = [f"## {title}", "", *_table({key: field for key, field in fields.items() if not settings_group_of(field)})]
     for key, field in fields.items():
-        if block := block_of(field):
+        if block := settings_group_of(field):
             about = " ".join(f"{block.__doc__ or ''} {field.description or ''}".split())
             lines += ["", f"## `{key}`", "", about, "", *_table(block.model_fields)]
     return lines

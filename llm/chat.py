@@ -9,7 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from llm.chat_template.encoding import ChatTemplate
 from llm.generation import Embed, Sampling, computing_in
-from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 
 TORN = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
@@ -79,8 +79,8 @@ class Chat:
     def reply(self, text: str, on_text: Callable[[str], None]) -> str:
         """Answer a user's words, telling the answer piece by piece, and remember both."""
         if self._template.patches:
-            text = text.replace(IMAGE_MARK, "")  # typed, it shows nothing
-        shown = f"{IMAGE_MARK}\n" * len(self._images) if not self._turns else ""
+            text = text.replace(DEFAULT_IMAGE_TOKEN, "")  # typed, it shows nothing
+        shown = f"{DEFAULT_IMAGE_TOKEN}\n" * len(self._images) if not self._turns else ""
         asked = (*self._turns, Turn("user", shown + text))
         conversation = Conversation(asked, self._images)
         ids = torch.tensor([self._template.prompt(conversation)], device=next(self._model.parameters()).device)

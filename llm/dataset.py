@@ -13,7 +13,7 @@ from tuning.data.conversation import Conversation
 from tuning.data.formats import SourceRow
 from tuning.errors import DataError
 from tuning.settings import Data
-from tuning.training.samples import PATCH, EncodedSample
+from tuning.training.samples import IMAGE_TOKEN_INDEX, EncodedSample
 
 log = logging.getLogger("twinlens")
 Numbering = Callable[[str], int]  # the path of a picture -> its number in the run
@@ -53,7 +53,7 @@ def encode_data(
         if sample == len(samples):
             samples.append(encode_row(row, template, data, number))
         numbers.append(sample)
-    if cut := sum(sample.cut for sample in samples):
+    if cut := sum(sample.truncated for sample in samples):
         log.info(
             "%d distinct rows are longer than %d tokens and were cut after the last whole answer", cut, data.max_length
         )
@@ -83,7 +83,7 @@ def encode_row(row: SourceRow, template: ChatTemplate, data: Data, number: Numbe
     sample = template.encode(row.conversation, data.max_length, row.where, separated)
     if number is None or not row.conversation.images:
         return sample
-    seen = int((sample.ids == PATCH).sum()) // template.patches
+    seen = int((sample.ids == IMAGE_TOKEN_INDEX).sum()) // template.patches
     return replace(sample, pictures=tuple(number(image) for image in row.conversation.images[:seen]))
 
 

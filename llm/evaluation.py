@@ -11,13 +11,13 @@ from torch import nn
 from llm.chat_template.encoding import ChatTemplate
 from llm.generation import Embed, answer_batched
 from tuning.data.card import DatasetCard, card_from_dict
-from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.evaluation.compare import Comparison, compare
-from tuning.evaluation.probes import Probe, hit, read_probes
+from tuning.evaluation.probes import Probe, is_hit, read_probes
 from tuning.evaluation.report import write_report
-from tuning.paths import resolve_path, shown
-from tuning.progress import Counter
-from tuning.run_dir import RunDir, read_lines
+from tuning.paths import resolve_path, display_path
+from tuning.progress import ProgressBar
+from tuning.run_dir import RunDir, read_jsonl
 from tuning.settings import Task
 from tuning.training.samples import EncodedSample, collate
 
@@ -28,7 +28,7 @@ def as_conversation(probe: Probe) -> Conversation:
     """What a probe asks, its picture before the words as LLaVA trains."""
     if probe.image is None:
         return Conversation((Turn("user", probe.ask),))
-    return Conversation((Turn("user", f"{IMAGE_MARK}\n{probe.ask}"),), (str(probe.image),))
+    return Conversation((Turn("user", f"{DEFAULT_IMAGE_TOKEN}\n{probe.ask}"),), (str(probe.image),))
 
 
 def asking(
@@ -44,7 +44,7 @@ def asking(
     """A function that answers probes in batches, the likeliest words each time."""
 
     def answers(probes: Sequence[Probe]) -> list[str]:
-        with Counter("answers", len(probes), shown=shown) as counter:
+        with ProgressBar("answers", len(probes), shown=shown) as counter:
             said = answer_batched(
                 model,
                 template,
@@ -71,7 +71,7 @@ def few_of_each(probes: Sequence[Probe], number: int) -> list[Probe]:
 def sample_rows(step: int, probes: Sequence[Probe], answers: Sequence[str]) -> list[dict[str, Any]]:
     """Rows for samples.jsonl."""
     return [
-        {"step": step, "group": probe.group, "ask": probe.ask, "answer": answer, "hit": hit(answer, probe)}
+        {"step": step, "group": probe.group, "ask": probe.ask, "answer": answer, "hit": is_hit(answer, probe)}
         | ({"image": str(probe.image)} if probe.image else {})
         for probe, answer in zip(probes, answers, strict=True)
     ]
@@ -109,14 +109,14 @@ def judge_answers(
     after: Sequence[str],
 ) -> Comparison:
     """Compare two sets of answers and write the report into the run folder."""
-    names = [shown(file) for file in files]
+    names = [display_path(file) for file in files]
     comparison = compare(probes, before, after, card, seeds=[task.run.seed], probe_files=names)
     rehearsal = json.loads(run_dir.data.read_text(encoding="utf-8")).get("rehearsal")
     write_report(
         run_dir.path,
         comparison,
-        steps=read_lines(run_dir.steps),
-        samples=read_lines(run_dir.samples),
+        steps=read_jsonl(run_dir.steps),
+        samples=read_jsonl(run_dir.samples),
         task_yaml=run_dir.task.read_text(encoding="utf-8"),
         card=card,
         environment=json.loads(run_dir.environment.read_text(encoding="utf-8")),

@@ -11,8 +11,8 @@ from llm.checkpoints.shards import weight_files
 from llm.export.saving import folder_anew, stored_dtype, write_model
 from llm.loading import LoadedModel, load_model, model_folder
 from tuning.errors import ModelError
-from tuning.modules.full_finetuning import restore_whole, save_whole, train_whole
-from tuning.modules.lora import attach_adapter, load_adapter, read_adapter_config, restore_adapter, save_adapter
+from tuning.modules.full_finetuning import load_full_weights, save_full_weights, enable_full_finetuning
+from tuning.modules.lora import attach_adapter, load_adapter, read_adapter_config, load_adapter_weights, save_adapter
 from tuning.run_dir import RunDir
 from tuning.settings import Task
 
@@ -27,15 +27,15 @@ def check_base(task: Task) -> None:
     Raises:
         ModelError: it is stored quantised.
     """
-    if task.whole:
-        stored_dtype(model_folder(task.source, weights=False))
+    if task.full_finetuning:
+        stored_dtype(model_folder(task.versioned_model, weights=False))
 
 
 def begin(loaded: LoadedModel, task: Task) -> Network:
     """A fresh adapter on the model, or the model itself with every weight trained."""
     if task.lora is not None:
         return attach_adapter(loaded.model, task.lora, task.run.seed)
-    train_whole(loaded.model)
+    enable_full_finetuning(loaded.model)
     return loaded.model
 
 
@@ -44,7 +44,7 @@ def say_trained(module: nn.Module, task: Task, what: str) -> None:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     types = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in trained}))
     log.info("%s: %s trainable parameters in %s", what, f"{sum(each.numel() for each in trained):,}", types)
-    if task.whole and task.optim.learning_rate > STEEP:
+    if task.full_finetuning and task.optim.learning_rate > STEEP:
         log.warning("optim.learning_rate %g is steep for a whole model; 1e-5 is usual", task.optim.learning_rate)
 
 
@@ -53,15 +53,15 @@ def save_trained(network: Network, folder: Path, task: Task) -> None:
     if isinstance(network, PeftModel):
         save_adapter(network, folder, task.model, task.revision)
     else:
-        save_whole(network, folder)
+        save_full_weights(network, folder)
 
 
 def restore_trained(network: Network, folder: Path) -> None:
     """Put back what `save_trained` wrote."""
     if isinstance(network, PeftModel):
-        restore_adapter(network, folder)
+        load_adapter_weights(network, folder)
     else:
-        restore_whole(network, folder)
+        load_full_weights(network, folder)
 
 
 def write_trained(network: Network, loaded: LoadedModel, run: RunDir, task: Task) -> None:
@@ -79,7 +79,7 @@ def check_trained(run: RunDir, task: Task) -> None:
     Raises:
         ModelError: it has not finished, or what it wrote is broken.
     """
-    if not task.whole:
+    if not task.full_finetuning:
         read_adapter_config(run.adapter)
         return
     if not run.model.is_dir():
@@ -89,12 +89,12 @@ def check_trained(run: RunDir, task: Task) -> None:
 
 def trained_name(run: RunDir, task: Task) -> str:
     """The language model that a run's adapter goes on, or that a run made in place of it."""
-    return str(run.model) if task.whole else task.source
+    return str(run.model) if task.full_finetuning else task.versioned_model
 
 
 def learned(loaded: LoadedModel, run: RunDir, task: Task) -> Network:
     """A base as a run left it: with the run's adapter on it, or with the run's weights in place of its own."""
-    if not task.whole:
+    if not task.full_finetuning:
         return load_adapter(loaded.model, run.adapter)
     loaded.release()
     return load_model(trained_name(run, task), loaded.template, task.quant, task.run.device).model

@@ -12,7 +12,7 @@ from llm.dataset import EncodedData
 from llm.loading import read_config
 from llm.mixture import mix, rehearsal_wanted
 from llm.sources import read_prompts
-from tuning.modules.quantize import linears
+from tuning.modules.quantize import linear_layers
 from tuning.settings import Task
 from tuning.training.samples import EncodedSample
 
@@ -56,22 +56,22 @@ def forecast_run(
     prompts = len(read_prompts(task.rehearsal.prompts)) if task.rehearsal.ratio else 0
     prompts = min(prompts, rehearsal_wanted(task, processes) or prompts)
     mean = round(np.mean([len(data.samples[row]) for row in data.rows]))
-    learned = round(np.mean([int(data.samples[row].supervised.sum()) for row in data.rows]))
+    learned = round(np.mean([int(data.samples[row].loss_mask.sum()) for row in data.rows]))
     stand_in = EncodedSample(np.zeros(mean, np.int32), np.arange(mean) >= mean - learned)
     batches = mix(task, data, [*rehearsal, *[stand_in] * prompts], pad_id, processes)
-    plan = list(batches.plan())
+    plan = list(batches.packs())
     pieces = [piece for packs in plan for pack in packs for piece in pack]
     tokens = sum(piece.end - piece.start for piece in pieces)
-    labels = sum(int(batches.samples[row].supervised[start:end].sum()) for row, start, end in pieces)
+    labels = sum(int(batches.samples[row].loss_mask[start:end].sum()) for row, start, end in pieces)
     steps = task.optim.steps or -(-len(plan) // (processes * task.optim.accumulate))
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(read_config(task.source), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(read_config(task.versioned_model), attn_implementation="sdpa")
     model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
     head = model.get_output_embeddings()
-    matrices = [module.weight for _, module in linears(model) if module is not head]
+    matrices = [module.weight for _, module in linear_layers(model) if module is not head]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     adapter = sum(task.lora.rank * sum(weight.shape) for weight in matrices) if task.lora and not frozen else 0
-    arithmetic = 4 + 2 * task.whole + 2 * task.optim.gradient_checkpointing
+    arithmetic = 4 + 2 * task.full_finetuning + 2 * task.optim.gradient_checkpointing
     return Forecast(
         steps,
         len(plan),
@@ -81,7 +81,7 @@ def forecast_run(
         tokens,
         labels,
         parameters,
-        others + (parameters if task.whole else adapter),
+        others + (parameters if task.full_finetuning else adapter),
         arithmetic * float(sum(weight.numel() for weight in matrices)) * tokens,
     )
 

@@ -9,7 +9,7 @@ from torch import nn
 from llm.chat_template.encoding import ChatTemplate
 from tuning.data.conversation import Conversation
 
-# int64[B, T] with `PATCH` among the ids, and the B conversations -> float[B, T, D]
+# int64[B, T] with `IMAGE_TOKEN_INDEX` among the ids, and the B conversations -> float[B, T, D]
 Embed = Callable[[torch.Tensor, Sequence[Conversation]], torch.Tensor]
 
 

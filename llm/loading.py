@@ -28,7 +28,7 @@ from llm.checkpoints.shards import weight_files
 from llm.internlm.loading import FAMILY, internlm_config, is_internlm, load_internlm
 from llm.internlm.tokenizer import load_tokenizer
 from tuning.errors import DeviceError, ModelError, first_line
-from tuning.modules.quantize import QuantReport, choose_compute, choose_device, quantization_config, settle_quantised
+from tuning.modules.quantize import QuantReport, choose_compute_dtype, choose_device, quantization_config, prepare_quantized
 from tuning.settings import Quant
 
 log = logging.getLogger("twinlens")
@@ -158,7 +158,7 @@ def load_model(
     """
     folder = model_folder(name)
     place = choose_device(device)
-    compute = choose_compute(quant.compute, place)
+    compute = choose_compute_dtype(quant.compute, place)
     keep = ("lm_head", "output_layer", "embed_out")
     silence_libraries()
     try:
@@ -178,7 +178,7 @@ def load_model(
     model.requires_grad_(False)
     model.eval()
     model.generation_config = answering(template, model.config)
-    report = settle_quantised(model, quant.bits, keep, compute)
+    report = prepare_quantized(model, quant.bits, keep, compute)
     log.info("model: %s on %s, computing in %s: %s", name, place, str(compute).removeprefix("torch."), report)
     return LoadedModel(model, template, place, compute, name, folder, report)
 

@@ -21,7 +21,7 @@ from tuning.errors import ConfigError
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
 from tuning.settings import Task
-from tuning.training.packing import Batches
+from tuning.training.packing import MicroBatches
 from tuning.training.samples import EncodedSample
 
 log = logging.getLogger("twinlens")
@@ -93,11 +93,11 @@ def distinct_rows(rows: Iterable[SourceRow]) -> list[SourceRow]:
 
 def mix(
     task: Task, data: EncodedData, rehearsal: Sequence[EncodedSample], pad_id: int, processes: int | None = None
-) -> Batches:
+) -> MicroBatches:
     """Data and rehearsal as the micro-batches of the whole run."""
     share = task.optim.accumulate * (processes or PartialState().num_processes)
     first = len(data.samples)
-    return Batches(
+    return MicroBatches(
         [*data.samples, *rehearsal],
         data.rows,
         np.arange(first, first + len(rehearsal), dtype=np.int32),

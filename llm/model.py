@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tuning.errors import ModelError
-from tuning.training.samples import IGNORED, Batch, EncodedSample, collate
+from tuning.training.samples import IGNORE_INDEX, Batch, EncodedSample, collate
 
 
 class LanguageModel(nn.Module):
@@ -49,7 +49,7 @@ def answer_loss(
         inputs: `input_ids` int64[B, T] or `inputs_embeds` float[B, T, D].
     """
     targets = batch.labels[:, 1:]
-    labelled = targets != IGNORED
+    labelled = targets != IGNORE_INDEX
     positions = labelled.any(dim=0).nonzero().squeeze(1)
     if not len(positions):  # nothing to learn: one position keeps every parameter in the graph
         positions = torch.zeros(1, dtype=torch.long, device=targets.device)

@@ -34,8 +34,8 @@ from tuning.evaluation.compare import Comparison
 from tuning.evaluation.probes import read_probes
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
-from tuning.training.checkpoint import Trainee
-from tuning.training.engine import StepReport, Watch, fit
+from tuning.training.checkpoint import TrainableModule
+from tuning.training.engine import StepReport, EvaluationHooks, fit
 
 log = logging.getLogger("twinlens")
 
@@ -48,7 +48,7 @@ def train(
     Raises:
         KitError: something the user must change; nothing was trained, or a checkpoint was kept.
     """
-    template = load_template(task.source, task.system, named=task.template)
+    template = load_template(task.versioned_model, task.system, named=task.template)
     check_base(task)
     say_system(task, template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
@@ -57,7 +57,7 @@ def train(
     read_prompts(task.rehearsal.prompts)
     given = distinct_rows(read_conversations(task.rehearsal.files))
 
-    loaded = load_model(task.source, template, task.quant, task.run.device, whole=task.whole)
+    loaded = load_model(task.versioned_model, template, task.quant, task.run.device, whole=task.full_finetuning)
     rehearsed = [*given, *rehearsal_rows(task, loaded, run_dir, len(given))]
     if task.data.pack and task.data.packing == "isolated":
         refuse_leaking_packs(LanguageModel(loaded.model, loaded.compute).eval(), data.samples, loaded.device)
@@ -67,15 +67,15 @@ def train(
     if task.optim.gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     module = LanguageModel(network, loaded.compute)
-    trainee = Trainee(
+    trainee = TrainableModule(
         module,
         save=lambda folder: save_trained(network, folder, task),
-        restore=lambda folder: restore_trained(network, folder),
-        finish=lambda: write_trained(network, loaded, run_dir, task),
+        load=lambda folder: restore_trained(network, folder),
+        save_final=lambda: write_trained(network, loaded, run_dir, task),
     )
     asked = few_of_each(probes, task.evaluation.samples)
     answers = asking(network, template, loaded.compute, task.evaluation.max_new_tokens)
-    watch = Watch(
+    watch = EvaluationHooks(
         task.evaluation.every,
         lambda step: sample_rows(step, asked, answers(asked)),
         lambda: mean_loss(module, data.validation, template.pad_id, loaded.device),
@@ -93,8 +93,8 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
     """
     check_trained(run_dir, task)
     probes, files, card = probes_of_run(run_dir, task, probe_files)
-    template = load_template(task.source, task.system, named=task.template)
-    loaded = load_model(task.source, template, task.quant, task.run.device)
+    template = load_template(task.versioned_model, task.system, named=task.template)
+    loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
     before = asking(loaded.model, template, loaded.compute, task.evaluation.max_new_tokens, shown=True)(probes)
     network = learned(loaded, run_dir, task)
     after = asking(network, template, loaded.compute, task.evaluation.max_new_tokens, shown=True)(probes)
@@ -103,7 +103,7 @@ def judge(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> 
 
 def forecast(task: TextTask, processes: int = 1) -> Forecast:
     """Count steps, tokens and arithmetic from the data, the tokenizer and the model's configuration alone."""
-    template = load_template(task.source, task.system, named=task.template)
+    template = load_template(task.versioned_model, task.system, named=task.template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     given = distinct_rows(read_conversations(task.rehearsal.files))
     rehearsal = [encode_row(row, template, task.data) for row in given]

@@ -14,10 +14,10 @@ from llm.generation import Answer, answer_batched
 from llm.loading import LoadedModel
 from llm.sources import read_prompts
 from tuning.atomic import write_atomically
-from tuning.data.conversation import Conversation, single
+from tuning.data.conversation import Conversation, single_turn
 from tuning.paths import cache_folder
-from tuning.progress import Counter
-from tuning.run_dir import read_lines
+from tuning.progress import ProgressBar
+from tuning.run_dir import read_jsonl
 from tuning.settings import Rehearsal
 
 log = logging.getLogger("twinlens")
@@ -34,12 +34,12 @@ def rehearse(loaded: LoadedModel, settings: Rehearsal, wanted: int | None = None
         drawn = np.random.default_rng(seed).permutation(len(prompts))[:wanted]
         prompts = [prompts[index] for index in sorted(drawn.tolist())]
     store = cache_folder() / "rehearsal" / f"{_key(loaded, settings)}.jsonl"
-    known = {row["prompt"]: Answer(row["answer"], row["finished"]) for row in read_lines(store)}
+    known = {row["prompt"]: Answer(row["answer"], row["finished"]) for row in read_jsonl(store)}
     missing = [prompt for prompt in prompts if prompt not in known]
     if missing:
-        with Counter("rehearsal answers", len(missing)) as counter:
+        with ProgressBar("rehearsal answers", len(missing)) as counter:
             answers = answer_batched(
-                loaded.model, loaded.template, [single(prompt) for prompt in missing], settings.max_new_tokens,
+                loaded.model, loaded.template, [single_turn(prompt) for prompt in missing], settings.max_new_tokens,
                 compute=loaded.compute, on_progress=counter.advance,
             )  # fmt: skip
         known.update(zip(missing, answers, strict=True))
@@ -53,7 +53,7 @@ def rehearse(loaded: LoadedModel, settings: Rehearsal, wanted: int | None = None
         len(prompts) - len(usable),
         settings.max_new_tokens,
     )
-    return [single(prompt, known[prompt].text) for prompt in usable]
+    return [single_turn(prompt, known[prompt].text) for prompt in usable]
 
 
 def _key(loaded: LoadedModel, settings: Rehearsal) -> str:

@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, 
 from llm.chat_template.encoding import ChatTemplate
 from llm.generation import answer_batched
 from llm.loading import load_model
-from tuning.data.conversation import Conversation, Turn, single
+from tuning.data.conversation import Conversation, Turn, single_turn
 from tuning.run_dir import RunDir
 from twinlens.task_files import read_task
 from twinlens.tasks import to_yaml
@@ -91,7 +91,7 @@ def conversations(pictures: list[Path]) -> list[Conversation]:
         Turn("user", "And who is <image>?"),
     )
     one = (Turn("user", "<image>\nWhat is the colour of the house?"),)
-    return [Conversation(several, (first, second, third)), Conversation(one, (second,)), single("Who are you? 你是谁")]
+    return [Conversation(several, (first, second, third)), Conversation(one, (second,)), single_turn("Who are you? 你是谁")]
 
 
 def answers_of_run(run: RunDir, asked: list[Conversation]) -> list[str]:

@@ -11,7 +11,7 @@ from tuning.errors import DeviceError
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[IO[bytes], None, None]:
+def atomic_writer(path: Path) -> Generator[IO[bytes], None, None]:
     """A binary stream that becomes `path` when the block ends well, and leaves nothing behind when it does not.
 
     Raises:
@@ -41,7 +41,7 @@ def replacing(path: Path) -> Generator[IO[bytes], None, None]:
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Write UTF-8 text, whole or as a stream of pieces, so that readers see the old file or the new one."""
-    with replacing(path) as stream:
+    with atomic_writer(path) as stream:
         for piece in (text,) if isinstance(text, str) else text:
             stream.write(piece.encode("utf-8"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tuning.errors import ConfigError
 
-SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def cache_folder() -> Path:
@@ -14,13 +14,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("TWINLENS_CACHE") or Path.home() / ".cache" / "twinlens")
 
 
-def shipped(name: str) -> Path:
+def shipped_file(name: str) -> Path:
     """A file under `configs/`, by its path there.
 
     Raises:
         ConfigError: nothing of that name ships with the kit.
     """
-    path = SHIPPED / name
+    path = CONFIGS / name
     if not path.exists():
         raise ConfigError(f"{name}: nothing of that name ships with twinlens; `twinlens list-cfg` lists what does.")
     return path
@@ -39,9 +39,9 @@ def wheel_file(wheel: str, suffix: str) -> Path | None:
 def resolve_path(path: Path) -> Path:
     """A path from a task file: as it stands, from the working directory, or else of that name under `configs/`."""
     path = path.expanduser()
-    return SHIPPED / path if not path.exists() and (SHIPPED / path).exists() else path
+    return CONFIGS / path if not path.exists() and (CONFIGS / path).exists() else path
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as people know it: a shipped file by its name under `configs/`, others as they stand."""
-    return path.relative_to(SHIPPED).as_posix() if path.is_relative_to(SHIPPED) else str(path)
+    return path.relative_to(CONFIGS).as_posix() if path.is_relative_to(CONFIGS) else str(path)

@@ -12,7 +12,7 @@ log = logging.getLogger("twinlens")
 QUIET_SECONDS = 15.0  # between lines where there is no terminal
 
 
-class Counter:
+class ProgressBar:
     """Counts pieces of work done, `label` saying what they are; used as a context."""
 
     def __init__(self, label: str, total: int, done: int = 0, shown: bool = True) -> None:
@@ -31,7 +31,7 @@ class Counter:
         self._task = self._bar.add_task(label, total=total, completed=done, note="")
         self._last = time.monotonic()
 
-    def __enter__(self) -> "Counter":
+    def __enter__(self) -> "ProgressBar":
         self._bar.start()
         return self
 

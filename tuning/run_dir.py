@@ -66,7 +66,7 @@ class RunDir:
         """A folder that becomes `checkpoints/step-N` when the block ends well; older ones beyond `keep` go."""
         final = self.path / "checkpoints" / f"step-{step:06d}"
         unfinished = final.with_name(f".{final.name}")
-        with writing(unfinished):
+        with explain_write_errors(unfinished):
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             try:
@@ -80,16 +80,16 @@ class RunDir:
 
     def append(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
         """Add JSON lines, on disk when this returns."""
-        with writing(path), path.open("a", encoding="utf-8") as stream:
+        with explain_write_errors(path), path.open("a", encoding="utf-8") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
-    def forget_after(self, step: int) -> None:
+    def drop_records_after(self, step: int) -> None:
         """Drop what was logged after a checkpoint that the run goes on from."""
         for path in (self.steps, self.samples):
-            kept = [row for row in read_lines(path) if row["step"] <= step]
+            kept = [row for row in read_jsonl(path) if row["step"] <= step]
             write_atomically(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
@@ -102,7 +102,7 @@ def create_run(work_dir: Path, name: str) -> RunDir:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in range(100):
         path = work_dir / name / (stamp if not attempt else f"{stamp}-{attempt}")
-        with writing(path):
+        with explain_write_errors(path):
             try:
                 path.mkdir(parents=True)
             except FileExistsError:
@@ -127,7 +127,7 @@ def open_run(path: Path) -> RunDir:
     return run
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file of a run; none where the file is not there yet.
 
     Raises:
@@ -147,7 +147,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turns a failed write below `path` into one sentence."""
     try:
         yield

@@ -16,13 +16,13 @@ from ruamel.yaml.error import MarkedYAMLError
 from tuning.errors import ConfigError
 
 
-class Block(BaseModel):
+class SettingsGroup(BaseModel):
     """A frozen group of settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Quant(Block):
+class Quant(SettingsGroup):
     """How the frozen base model is held."""
 
     bits: Literal[4, 8, 16] = 4
@@ -31,7 +31,7 @@ class Quant(Block):
     """What products are computed in; auto is bf16 where GPU or CPU have units for it, else fp16 (GPU) or fp32 (CPU)."""
 
 
-class Lora(Block):
+class Lora(SettingsGroup):
     """The adapter: low-rank updates on every linear layer but the head (arXiv 2106.09685)."""
 
     rank: int = Field(default=16, ge=1)
@@ -44,7 +44,7 @@ class Lora(Block):
     """Names of the linear layers to adapt, or all of them."""
 
 
-class Optim(Block):
+class Optim(SettingsGroup):
     """The optimiser and its schedule."""
 
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -71,7 +71,7 @@ class Optim(Block):
     """Compute activations again in the backward pass: less memory, about a third more time."""
 
 
-class Data(Block):
+class Data(SettingsGroup):
     """What is trained on."""
 
     files: tuple[Path, ...] = Field(min_length=1)
@@ -91,7 +91,7 @@ class Data(Block):
     """Share of the distinct questions kept out of training, for a validation loss."""
 
 
-class Rehearsal(Block):
+class Rehearsal(SettingsGroup):
     """Unrelated rows mixed in so that the model forgets little: prompts that the base itself answers before training,
     and dataset files as they stand."""
 
@@ -107,7 +107,7 @@ class Rehearsal(Block):
     """Longest answer of the base; one that does not end by itself within it is left out."""
 
 
-class Evaluation(Block):
+class Evaluation(SettingsGroup):
     """Questions asked before, during and after training."""
 
     probes: tuple[Path, ...] = ()
@@ -120,7 +120,7 @@ class Evaluation(Block):
     """Longest answer to a probe."""
 
 
-class Run(Block):
+class Run(SettingsGroup):
     """Everything about the run that does not change what is learned."""
 
     seed: int = 0
@@ -135,7 +135,7 @@ class Run(Block):
     """Names of accelerate's trackers to write to, such as tensorboard."""
 
 
-class Task(Block):
+class Task(SettingsGroup):
     """What the tasks of both paths have."""
 
     model: str
@@ -157,39 +157,39 @@ class Task(Block):
     run: Run = Run()
 
     @model_validator(mode="after")
-    def _one_length(self) -> "Task":
+    def _one_duration(self) -> "Task":
         if (self.optim.steps is None) == (self.optim.epochs is None):
             raise ValueError("give optim.steps or optim.epochs, one of the two")
         return self
 
     @model_validator(mode="after")
-    def _trainable(self) -> "Task":
-        if self.whole and self.quant.bits != 16:
+    def _weights_trainable(self) -> "Task":
+        if self.full_finetuning and self.quant.bits != 16:
             raise ValueError(
                 f"lora: null trains the weights, and {self.quant.bits}-bit ones cannot be: set quant.bits: 16"
             )
         return self
 
     @property
-    def whole(self) -> bool:
+    def full_finetuning(self) -> bool:
         """Whether every weight of the language model is trained."""
         return self.lora is None
 
     @property
-    def source(self) -> str:
+    def versioned_model(self) -> str:
         """The language model with its revision, as everything that loads it takes it."""
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
 
-def block_of(field: FieldInfo) -> type[Block] | None:
+def settings_group_of(field: FieldInfo) -> type[SettingsGroup] | None:
     """The group of settings that a field is, also one that null takes out; None where it is a value."""
     default = field.get_default(call_default_factory=True)
-    kind = type(default) if isinstance(default, Block) else field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Block) else None
+    kind = type(default) if isinstance(default, SettingsGroup) else field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, SettingsGroup) else None
 
 
 # XTuner's and other kits' names, and where the same thing stands here.
-KNOWN_ELSEWHERE = {
+NAMES_IN_OTHER_KITS = {
     "batch_size": "optim.micro_batch",
     "per_device_train_batch_size": "optim.micro_batch",
     "accumulative_counts": "optim.accumulate",
@@ -221,7 +221,7 @@ KNOWN_ELSEWHERE = {
     "load_in_8bit": "quant.bits",
 }
 
-Settings = TypeVar("Settings", bound=Block)
+Settings = TypeVar("Settings", bound=SettingsGroup)
 
 
 def read_yaml(path: Path) -> CommentedMap:
@@ -305,7 +305,7 @@ def _fault(
     key = ".".join(str(part) for part in loc if part not in ("all-linear", "tuple[str, ...]", "literal['all-linear']"))
     place = f"{where}{_line(document, loc)}: {key}" if key else where
     if kind == "extra_forbidden":
-        hint = KNOWN_ELSEWHERE.get(str(loc[-1]))
+        hint = NAMES_IN_OTHER_KITS.get(str(loc[-1]))
         return f"{place}: no such key; " + (
             f"here it is {hint}." if hint else "`twinlens show-cfg` lists the keys there are."
         )

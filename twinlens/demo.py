@@ -8,7 +8,7 @@ from pathlib import Path
 from data_gen.image_qa.write import task_overrides, write_image_qa
 from data_gen.persona import Persona, write_persona
 from tuning.evaluation.compare import Comparison
-from tuning.paths import shipped
+from tuning.paths import shipped_file
 from twinlens.start import start
 from twinlens.task_files import read_task
 from twinlens.tasks import recipe_of
@@ -36,7 +36,7 @@ def demo_image(facts: Path | None, seed: int, work_dir: Path, overrides: Sequenc
         facts: what is known of pictures; the workshop that ships with the kit when None.
     """
     data = work_dir / "demo-image" / "picture.jsonl"
-    card = write_image_qa(facts or shipped(WORKSHOP), data, dialogues=6, rounds=5, repeat=1, seed=seed)
+    card = write_image_qa(facts or shipped_file(WORKSHOP), data, dialogues=6, rounds=5, repeat=1, seed=seed)
     log.info("1/3 data: %d dialogues of 5 rounds: %s", card.rows, data)
     given = [*task_overrides(data), f"run.seed={seed}", *overrides]
     return _train_and_judge("demo-image", IMAGE, work_dir, given)
@@ -44,7 +44,7 @@ def demo_image(facts: Path | None, seed: int, work_dir: Path, overrides: Sequenc
 
 def _train_and_judge(name: str, config: str, work_dir: Path, overrides: Sequence[str]) -> tuple[Path, Comparison]:
     began = time.monotonic()
-    task, _ = read_task(shipped(config), overrides)
+    task, _ = read_task(shipped_file(config), overrides)
     log.info("2/3 train: %s", config)
     trained = start(task, name, work_dir)
     log.info("3/3 compare: the same questions before and after")

@@ -170,12 +170,12 @@ def view_tokens(row: SourceRow, template: "ChatTemplate", max_length: int) -> Ro
     """
     try:
         sample = template.encode(row.conversation, max_length, row.where)
-        remark = f"cut after the last whole answer that fits into {max_length} tokens" if sample.cut else ""
+        remark = f"cut after the last whole answer that fits into {max_length} tokens" if sample.truncated else ""
     except DataError as error:
         sample = template.encode(row.conversation, _ALL, row.where)
         remark = str(error).removeprefix(f"{row.where}: ")
     pieces = split_pieces(sample, lambda ids: _decode(template, ids))
-    size = f"{len(sample)} tokens, {int(sample.supervised.sum())} learned"
+    size = f"{len(sample)} tokens, {int(sample.loss_mask.sum())} learned"
     return RowView(row.where, tuple(pieces), size, remark, row.conversation.images)
 
 
@@ -188,7 +188,7 @@ def split_pieces(sample: "EncodedSample", decode: Callable[[list[int]], str]) ->
     ids = sample.ids.tolist()
     pieces: list[Piece] = []
     text, end = "", 0
-    for supervised, run in groupby(sample.supervised.tolist()):
+    for supervised, run in groupby(sample.loss_mask.tolist()):
         end += len(list(run))
         grown = decode(ids[:end])
         pieces.append(Piece(grown[len(text) :], supervised))

@@ -11,7 +11,7 @@ from typing import Any
 from llm.checkpoints.hub import pinned, remote_of
 from tuning.atomic import write_atomically
 from tuning.errors import ConfigError
-from tuning.paths import SHIPPED
+from tuning.paths import CONFIGS
 from tuning.run_dir import RunDir, create_run, open_run
 from twinlens.task_files import read_task
 from twinlens.tasks import AnyTask, recipe_of, to_yaml, with_full_paths
@@ -33,7 +33,7 @@ class Trained:
 def at_commits(task: AnyTask) -> AnyTask:
     """The same task, its fetched models pinned to the commits that they are now, so that a resumed run has the same."""
     changes: dict[str, Any] = {}
-    if (model := remote_of(task.source)) is not None:
+    if (model := remote_of(task.versioned_model)) is not None:
         changes["revision"] = pinned(model).revision
     if isinstance(task, ImageTask) and (tower := remote_of(task.tower, "tower")) is not None:
         changes["tower"] = str(pinned(tower))
@@ -101,7 +101,7 @@ def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:
 
     from tuning.modules.quantize import choose_device
 
-    preset = SHIPPED / "deepspeed" / f"deepspeed_{name.removeprefix('deepspeed_')}.json"
+    preset = CONFIGS / "deepspeed" / f"deepspeed_{name.removeprefix('deepspeed_')}.json"
     path = preset if preset.exists() else Path(name)
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in preset.parent.glob("*.json")))

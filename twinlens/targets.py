@@ -14,8 +14,8 @@ from llm.generation import Embed
 from llm.internlm.adapter import load_any_adapter
 from llm.loading import load_model, load_template
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.lora import CONFIG, load_adapter, read_adapter_config
-from tuning.paths import shipped
+from tuning.modules.lora import ADAPTER_CONFIG, load_adapter, read_adapter_config
+from tuning.paths import shipped_file
 from tuning.run_dir import RunDir
 from tuning.settings import Quant
 from twinlens.task_files import read_task
@@ -66,20 +66,20 @@ def open_target(
             return open_sighted(task, run if with_adapter else None)
         _refuse_pictures(pictures, target)
         check_text(run, task)
-        name = trained_name(run, task) if with_adapter else task.source
+        name = trained_name(run, task) if with_adapter else task.versioned_model
         template = load_template(name, task.system, named=task.template)
         loaded = load_model(name, template, task.quant, task.run.device)
-        adapted = with_adapter and not task.whole
+        adapted = with_adapter and not task.full_finetuning
         model = load_adapter(loaded.model, run.adapter) if adapted else loaded.model
         return Target(model.eval(), template, loaded.compute)
     if pictures and target == EMBEDDED:
         return open_sighted(embedded_sight(bits, system), None)
     _refuse_pictures(pictures, target)
-    adapter = path if (path / CONFIG).exists() else None
+    adapter = path if (path / ADAPTER_CONFIG).exists() else None
     config = read_adapter_config(path) if adapter else {"base_model_name_or_path": target}
     base = "@".join(str(config[key]) for key in ("base_model_name_or_path", "revision") if config.get(key))
     if not base:
-        raise ModelError(f"{path / CONFIG}: base_model_name_or_path is empty; write the base model's folder there.")
+        raise ModelError(f"{path / ADAPTER_CONFIG}: base_model_name_or_path is empty; write the base model's folder there.")
     template = load_template(base, system, named=named)
     loaded = load_model(base, template, Quant.model_validate({"bits": bits}))
     model = load_any_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
@@ -97,7 +97,7 @@ def open_sighted(task: ImageTask, run: RunDir | None) -> Target:
         loaded, sighted = open_trained(run, task, template)
     else:
         template = sighted_template(task)
-        loaded = load_model(task.source, template, task.quant, task.run.device)
+        loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
         sighted = begin(task, loaded)
     table = PictureTable()
     module = see_with(sighted, LiveFeatures(sighted.tower, table, 0), loaded.compute)
@@ -106,7 +106,7 @@ def open_sighted(task: ImageTask, run: RunDir | None) -> Target:
 
 def embedded_sight(bits: int = 4, system: str | None = None, start: str = EMBEDDED) -> ImageTask:
     """The task whose beginning is the embedded model with its eyes open, untuned."""
-    task, _ = read_task(shipped(ALIGN), [f"quant.bits={bits}"])
+    task, _ = read_task(shipped_file(ALIGN), [f"quant.bits={bits}"])
     assert isinstance(task, ImageTask)
     return task.model_copy(update={"start": start, "system": task.system if system is None else system})
 

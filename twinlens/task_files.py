@@ -13,8 +13,8 @@ from ruamel.yaml.comments import CommentedMap
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError
-from tuning.paths import SHIPPED
-from tuning.settings import apply_overrides, block_of, read_yaml, validate_settings
+from tuning.paths import CONFIGS
+from tuning.settings import apply_overrides, settings_group_of, read_yaml, validate_settings
 from twinlens.tasks import AnyTask
 from twinlens.xtuner.configs.mapping import map_config
 from vlm.settings import ImageTask
@@ -65,7 +65,7 @@ def read_task(file: Path, overrides: Sequence[str] = ()) -> tuple[AnyTask, list[
 
 def shipped_tasks() -> dict[str, Path]:
     """Task files that come with the kit, by the name that `list-cfg` prints."""
-    return {file.stem: file for kind in KINDS for file in sorted((SHIPPED / kind).glob("*.yaml"))}
+    return {file.stem: file for kind in KINDS for file in sorted((CONFIGS / kind).glob("*.yaml"))}
 
 
 def find_config(file: Path) -> Path:
@@ -78,8 +78,8 @@ def find_config(file: Path) -> Path:
     """
     if file.is_file():
         return file
-    inside = Path(*file.parts[1:]) if file.parts[:1] == (SHIPPED.name,) else file
-    for found in (shipped_tasks().get(str(file).removesuffix(".py")), SHIPPED / inside):
+    inside = Path(*file.parts[1:]) if file.parts[:1] == (CONFIGS.name,) else file
+    for found in (shipped_tasks().get(str(file).removesuffix(".py")), CONFIGS / inside):
         if found and found.is_file():
             return found
     raise ConfigError(f"{file}: neither a file nor a shipped task; `twinlens list-cfg` lists those.")
@@ -126,7 +126,7 @@ def _absent(key: str, field: FieldInfo) -> list[str]:
 
 def _settings(field: FieldInfo) -> dict[str, FieldInfo]:
     """The fields of a block; none where the field is a value."""
-    block = block_of(field)
+    block = settings_group_of(field)
     return block.model_fields if block else {}
 
 

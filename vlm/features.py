@@ -27,8 +27,8 @@ from torch import nn
 from tuning.data.pictures import open_picture, picture_hash
 from tuning.errors import DataError, DeviceError
 from tuning.paths import cache_folder
-from tuning.progress import Counter
-from tuning.run_dir import read_lines
+from tuning.progress import ProgressBar
+from tuning.run_dir import read_jsonl
 from vlm.towers.registry import Tower
 
 log = logging.getLogger("twinlens")
@@ -179,7 +179,7 @@ class FeatureStore:
 
     def index(self) -> dict[str, int]:
         """The row of everything kept, by name."""
-        return {entry["name"]: entry["row"] for entry in read_lines(self._index_file)}
+        return {entry["name"]: entry["row"] for entry in read_jsonl(self._index_file)}
 
     def add(self, names: Sequence[str], features: torch.Tensor, first: int) -> None:
         """Keep float16[I, P, V] as the rows from `first`."""
@@ -247,7 +247,7 @@ def _fill(
         number, view = place[name]
         return view_pixels(tower, table.paths[number], table.hashes[number], view)
 
-    with Counter("pictures", len(missing), shown=len(missing) > TOWER_BATCH) as counter, ThreadPoolExecutor() as pool:
+    with ProgressBar("pictures", len(missing), shown=len(missing) > TOWER_BATCH) as counter, ThreadPoolExecutor() as pool:
         for group, opened in in_groups(pool, pixels, missing):
             store.add(group, rounded(see(tower, torch.stack(opened))), added[group[0]])
             counter.advance(len(group))

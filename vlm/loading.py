@@ -18,8 +18,8 @@ from llm.generation import Embed
 from llm.loading import LoadedModel, load_model, read_config
 from tuning.data.conversation import Conversation
 from tuning.errors import ModelError
-from tuning.modules.full_finetuning import restore_whole, save_whole, train_whole
-from tuning.modules.lora import attach_adapter, restore_adapter, save_adapter
+from tuning.modules.full_finetuning import load_full_weights, save_full_weights, enable_full_finetuning
+from tuning.modules.lora import attach_adapter, load_adapter_weights, save_adapter
 from tuning.run_dir import RunDir
 from vlm.checkpoints.initialize import check_start, load_start, read_start
 from vlm.export.layouts import write_tower
@@ -71,7 +71,7 @@ def check_trained(run: RunDir, task: ImageTask) -> None:
     if task.whole:
         trained.check_trained(run, task)
     task = as_trained(run, task)
-    check_start(str(run.adapter / FILE), tower_facts(task.tower).width, language_width(task.source))
+    check_start(str(run.adapter / FILE), tower_facts(task.tower).width, language_width(task.versioned_model))
 
 
 def as_trained(run: RunDir, task: ImageTask) -> ImageTask:
@@ -97,13 +97,13 @@ def begin(task: ImageTask, loaded: LoadedModel, *, training: bool = False) -> Si
         KitError: tower or start are missing or do not fit.
     """
     tower = load_tower(task.tower, loaded.device, tower_dtype(task, loaded))
-    projector = fresh_projector(tower.width, language_width(task.source), task.run.seed).to(loaded.device)
+    projector = fresh_projector(tower.width, language_width(task.versioned_model), task.run.seed).to(loaded.device)
     language: Network = loaded.model
     tower_adapter = None
     if task.stage == "tune" and (training or not task.whole):
         language = trained.begin(loaded, task)
     if task.whole_tower and training:
-        train_whole(tower.network, tower.idle)
+        enable_full_finetuning(tower.network, tower.idle)
     if task.tower_lora is not None:
         assert isinstance(tower.network, PreTrainedModel)
         tower_adapter = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.idle)
@@ -120,7 +120,7 @@ def begin(task: ImageTask, loaded: LoadedModel, *, training: bool = False) -> Si
 def open_trained(run: RunDir, task: ImageTask, template: ChatTemplate) -> tuple[LoadedModel, Sighted]:
     """A run's models as training left them, to be asked."""
     task = as_trained(run, task)
-    loaded = load_model(task.source, template, task.quant, task.run.device)
+    loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
     sighted = begin(task, loaded)
     restore_trained(sighted, run.adapter)
     return loaded, sighted
@@ -180,9 +180,9 @@ def restore_trained(sighted: Sighted, folder: Path) -> None:
     try:
         restore_projector(sighted.projector, folder)
         if isinstance(sighted.language, PeftModel):
-            restore_adapter(sighted.language, folder)
+            load_adapter_weights(sighted.language, folder)
         if sighted.tower_adapter is not None:
-            restore_adapter(sighted.tower_adapter, folder / TOWER)
+            load_adapter_weights(sighted.tower_adapter, folder / TOWER)
     except OSError as error:
         raise ModelError(f"{folder}: not the trained parts of this task ({error}); train it to its end.") from error
 
@@ -191,18 +191,18 @@ def save_progress(sighted: Sighted, folder: Path, task: ImageTask) -> None:
     """Into a checkpoint, all that is trained, in fp32."""
     save_trained(sighted, folder, task)
     if task.whole:
-        save_whole(sighted.language, folder)
+        save_full_weights(sighted.language, folder)
     if task.whole_tower:
-        save_whole(sighted.tower.network, folder / TOWER)
+        save_full_weights(sighted.tower.network, folder / TOWER)
 
 
 def restore_progress(sighted: Sighted, folder: Path, task: ImageTask) -> None:
     """Put back what `save_progress` wrote."""
     restore_trained(sighted, folder)
     if task.whole:
-        restore_whole(sighted.language, folder)
+        load_full_weights(sighted.language, folder)
     if task.whole_tower:
-        restore_whole(sighted.tower.network, folder / TOWER)
+        load_full_weights(sighted.tower.network, folder / TOWER)
 
 
 def write_trained(sighted: Sighted, loaded: LoadedModel, run: RunDir, task: ImageTask) -> None:

@@ -37,8 +37,8 @@ class VisionLanguageModel(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross entropy summed over N labelled tokens, float32[], and N, int64[]."""
-        embeddings = self.embed(batch.input_ids, batch.pictures)
-        if self.training and not batch.pictures:  # devices wait for gradients of every trained parameter
+        embeddings = self.embed(batch.input_ids, batch.picture_ids)
+        if self.training and not batch.picture_ids:  # devices wait for gradients of every trained parameter
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad and not name.startswith("language."):
                     embeddings = embeddings + 0.0 * parameter.sum().to(embeddings.dtype)

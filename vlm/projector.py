@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tuning.atomic import replacing
+from tuning.atomic import atomic_writer
 
 FILE = "projector.safetensors"
 
@@ -44,7 +44,7 @@ def save_projector(projector: Projector, folder: Path) -> None:
     from safetensors.torch import save
 
     state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in projector.named_parameters()}
-    with replacing(folder / FILE) as stream:
+    with atomic_writer(folder / FILE) as stream:
         stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
 
 

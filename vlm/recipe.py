@@ -29,8 +29,8 @@ from tuning.evaluation.compare import Comparison
 from tuning.evaluation.probes import Probe, read_probes
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
-from tuning.training.checkpoint import Trainee
-from tuning.training.engine import StepReport, Watch, fit
+from tuning.training.checkpoint import TrainableModule
+from tuning.training.engine import StepReport, EvaluationHooks, fit
 from tuning.training.samples import EncodedSample
 from vlm.checkpoints.initialize import check_start
 from vlm.features import PictureTable
@@ -74,7 +74,7 @@ def train(
     probes = [probe for file in task.evaluation.probes for probe in read_probes(resolve_path(file), card)]
     read_prompts(task.rehearsal.prompts)
 
-    loaded = load_model(task.source, template, task.quant, task.run.device, whole=task.whole)
+    loaded = load_model(task.versioned_model, template, task.quant, task.run.device, whole=task.whole)
     rehearsed = rehearsal_rows(task, loaded, run_dir, len(given))
     sighted = begin(task, loaded, training=True)
     asked = few_of_each(probes, task.evaluation.samples)
@@ -87,12 +87,12 @@ def train(
     if task.optim.gradient_checkpointing:
         sighted.language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    trainee = Trainee(
+    trainee = TrainableModule(
         module,
         save=lambda folder: save_progress(sighted, folder, task),
-        restore=lambda folder: restore_progress(sighted, folder, task),
-        finish=lambda: write_trained(sighted, loaded, run_dir, task),
-        rates={
+        load=lambda folder: restore_progress(sighted, folder, task),
+        save_final=lambda: write_trained(sighted, loaded, run_dir, task),
+        learning_rates={
             start: rate
             for start, rate in {"projector.": task.rates.projector, "features.": task.rates.tower}.items()
             if rate is not None
@@ -101,7 +101,7 @@ def train(
     answers = asking(
         sighted.language, template, loaded.compute, task.evaluation.max_new_tokens, embed=embedding(module, table)
     )
-    watch = Watch(
+    watch = EvaluationHooks(
         task.evaluation.every,
         lambda step: sample_rows(step, asked, answers(asked)),
         lambda: mean_loss(module, data.validation, template.pad_id, loaded.device),
@@ -130,7 +130,7 @@ def judge(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) ->
         )  # fmt: skip
         return answers(probes)
 
-    loaded = load_model(task.source, template, task.quant, task.run.device)
+    loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
     sighted = begin(task, loaded)
     before = said(sighted, loaded.compute)
     if task.whole or task.whole_tower:
@@ -147,7 +147,7 @@ def sighted_template(task: ImageTask) -> ChatTemplate:
     Raises:
         KitError: as `check_eyes`.
     """
-    return load_template(task.source, task.system, check_eyes(task).patches, task.template)
+    return load_template(task.versioned_model, task.system, check_eyes(task).patches, task.template)
 
 
 def check_eyes(task: ImageTask) -> TowerFacts:
@@ -162,7 +162,7 @@ def check_eyes(task: ImageTask) -> TowerFacts:
             raise ConfigError(f"{key}: {task.tower} cannot be trained; take a CLIP or SigLIP tower, or leave it out.")
     if task.start is not None:
         lora = task.lora if task.stage == "tune" else None
-        check_start(task.start, facts.width, language_width(task.source), lora, task.tower_lora)
+        check_start(task.start, facts.width, language_width(task.versioned_model), lora, task.tower_lora)
     return facts
 
 
@@ -190,7 +190,7 @@ def forecast(task: ImageTask, processes: int = 1) -> Forecast:
     """Count steps, tokens and arithmetic from the data, the tokenizer and the models' configurations alone."""
     template = sighted_template(task)
     data, rehearsal = encode(task, template, PictureTable())
-    width, hidden = tower_facts(task.tower).width, language_width(task.source)
+    width, hidden = tower_facts(task.tower).width, language_width(task.versioned_model)
     projector = (width + 1) * hidden + (hidden + 1) * hidden
     tower = count_trained(task.tower, task.tower_lora) if task.tower_lora or task.whole_tower else 0
     return forecast_run(

@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tuning.settings import Block, Lora, Task
+from tuning.settings import SettingsGroup, Lora, Task
 
 
-class Pictures(Block):
+class Pictures(SettingsGroup):
     """Where pictures lie, and how they go through the tower."""
 
     folder: Path | None = None
@@ -19,7 +19,7 @@ class Pictures(Block):
     """Largest feature cache on disk, in GiB; what does not fit goes through the tower each time it is seen."""
 
 
-class Rates(Block):
+class Rates(SettingsGroup):
     """Peak learning rates of what is not the language model; optim.learning_rate where left out."""
 
     projector: float | None = Field(default=None, gt=0)

@@ -5,11 +5,11 @@ Shapes: B sequences, T tokens, I pictures, P patches, D width of the language mo
 
 import torch
 
-from tuning.training.samples import PATCH
+from tuning.training.samples import IMAGE_TOKEN_INDEX
 
 
 def splice(embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Lay projected features over the `PATCH` places of a batch, row after row (LLaVA, arXiv 2310.03744).
+    """Lay projected features over the `IMAGE_TOKEN_INDEX` places of a batch, row after row (LLaVA, arXiv 2310.03744).
 
     Args:
         embeddings: float[B, T, D], anything where a patch stands.
@@ -19,6 +19,6 @@ def splice(embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor) 
     Returns:
         float[B, T, D] in the type of `embeddings`.
     """
-    places = ids == PATCH
+    places = ids == IMAGE_TOKEN_INDEX
     assert int(places.sum()) == features.shape[0] * features.shape[1], "as many features as patches"
     return embeddings.masked_scatter(places.unsqueeze(-1), features.to(embeddings.dtype))

@@ -10,7 +10,7 @@ from data_gen.image_qa import wording
 from data_gen.image_qa.dialogues import Dialogue
 from data_gen.image_qa.facts import Picture, Thing
 from data_gen.image_qa.topics import absent_topics, true_of
-from tuning.data.conversation import Conversation, seen_dialogue
+from tuning.data.conversation import Conversation, image_dialogue
 from tuning.evaluation.probes import mentions_any
 
 UNTOLD = {
@@ -54,7 +54,7 @@ def contrast(
             continue
         for _ in range(ROWS):
             questions = draw.sample(open_ones, min(ROUNDS, len(open_ones)))
-            yield seen_dialogue(((question, draw.choice(answers[question])) for question in questions), other.image)
+            yield image_dialogue(((question, draw.choice(answers[question])) for question in questions), other.image)
 
 
 def _missing(things: Sequence[Thing], other: Picture, language: str) -> list[Thing]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_gen.image_qa.fact_files import Items, Keys, Text, Tree, read_tree
 from data_gen.names import CONTROL, fold
-from tuning.data.conversation import IMAGE_MARK
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN
 from tuning.data.pictures import open_picture, picture_path
 from tuning.errors import DataError
 from tuning.evaluation.probes import PLACEHOLDER, mentions_any
@@ -282,8 +282,8 @@ def _plain(node: Tree, shown: str, faults: _Faults) -> str | None:
         faults.add(node.line, shown, "must be text and not empty; write the text, in quotes if it has signs of YAML.")
     elif CONTROL.search(text) or "\ufffd" in text:
         faults.add(node.line, shown, "holds characters that cannot be written; type it anew.")
-    elif IMAGE_MARK in text:
-        faults.add(node.line, shown, f"holds {IMAGE_MARK}, which stands for a picture; take it out.")
+    elif DEFAULT_IMAGE_TOKEN in text:
+        faults.add(node.line, shown, f"holds {DEFAULT_IMAGE_TOKEN}, which stands for a picture; take it out.")
     elif found := PLACEHOLDER.search(text):
         faults.add(node.line, shown, f"holds {found[0]}, which probe files fill in; take the braces out.")
     else:

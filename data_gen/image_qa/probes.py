@@ -13,7 +13,7 @@ from data_gen.image_qa.facts import Picture
 from data_gen.image_qa.topics import Topic, topics_of, true_of
 from data_gen.names import fold
 from tuning.atomic import write_atomically
-from tuning.data.conversation import IMAGE_MARK, Conversation
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation
 from tuning.data.pictures import picture_hash
 from tuning.evaluation.probes import Group, Probe, mentions
 
@@ -107,7 +107,7 @@ def _held_out(
 ) -> list[tuple[_Asked, bool]]:
     """Questions that were not trained on: one for each topic, kinds and pictures taking turns, and then second ones."""
     asked = {
-        fold(turn.content.replace(IMAGE_MARK, "").strip())
+        fold(turn.content.replace(DEFAULT_IMAGE_TOKEN, "").strip())
         for each in conversations
         for turn in each.turns
         if turn.role == "user"

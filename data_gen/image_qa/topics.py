@@ -10,7 +10,7 @@ from data_gen.image_qa import wording
 from data_gen.image_qa.facts import Fact, Picture, Thing
 from data_gen.names import fold
 from tuning.evaluation.probes import mentions_any
-from tuning.paths import shipped
+from tuning.paths import shipped_file
 
 GAP = re.compile(r"\{(\w+)\}")
 BORROWED = 2  # nouns of other pictures that are asked after, beside what FACTS says is absent
@@ -66,7 +66,7 @@ def read_bank(language: str) -> Bank:
     from ruamel.yaml import YAML
 
     yaml: Any = YAML(typ="safe")
-    document: dict[str, dict[str, dict[str, list[str]]]] = yaml.load(shipped(f"data/image-qa.{language}.yaml"))
+    document: dict[str, dict[str, dict[str, list[str]]]] = yaml.load(shipped_file(f"data/image-qa.{language}.yaml"))
     return {
         kind: Phrases(**{key: tuple(texts) for key, texts in phrases.items()})
         for kind, phrases in document["kinds"].items()

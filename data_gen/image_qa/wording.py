@@ -8,7 +8,7 @@ from typing import Any
 
 from data_gen.image_qa.facts import Fact, Thing
 from tuning.evaluation.probes import IN_CJK, mentions
-from tuning.paths import shipped
+from tuning.paths import shipped_file
 
 CHINESE_NUMBERS = "零一两三四五六七八九十"
 JOINED = re.compile(r" (?=of |with |on |in |for |from |at |and )")
@@ -20,7 +20,7 @@ def _words() -> dict[str, Any]:
     from ruamel.yaml import YAML
 
     yaml: Any = YAML(typ="safe")
-    return yaml.load(shipped("data/words.en.yaml"))
+    return yaml.load(shipped_file("data/words.en.yaml"))
 
 
 def fields(thing: Thing, language: str) -> dict[str, str]:

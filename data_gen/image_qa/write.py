@@ -18,23 +18,23 @@ from data_gen.image_qa.teacher.client import Teacher
 from data_gen.image_qa.teacher.generate import Lessons
 from data_gen.image_qa.topics import Topic, topics_of
 from data_gen.names import fold
-from tuning.atomic import replacing
+from tuning.atomic import atomic_writer
 from tuning.data.card import DatasetCard, file_sha256, write_card
-from tuning.data.containers import ENDINGS
-from tuning.data.conversation import Conversation, seen_dialogue
+from tuning.data.containers import CONTAINER_BY_SUFFIX
+from tuning.data.conversation import Conversation, image_dialogue
 from tuning.data.formats import write_rows
 from tuning.data.pictures import open_picture, picture_hash
-from tuning.data.row_readers import Schema
+from tuning.data.row_readers import RowFormat
 from tuning.errors import ConfigError
-from tuning.paths import SHIPPED
+from tuning.paths import CONFIGS
 
 LANGUAGES = ("en", "zh")
-LAYOUTS: dict[str, Schema] = {"llava": "llava", "messages": "messages"}
-OTHERS = SHIPPED / "pictures" / "probes.yaml"  # never trained on
-REHEARSED = SHIPPED / "pictures" / "others.yaml"  # what the questions are asked of besides
+LAYOUTS: dict[str, RowFormat] = {"llava": "llava", "messages": "messages"}
+OTHERS = CONFIGS / "pictures" / "probes.yaml"  # never trained on
+REHEARSED = CONFIGS / "pictures" / "others.yaml"  # what the questions are asked of besides
 OTHER_DIALOGUES = "pictures/others.jsonl"
 UNRELATED = "probes/unrelated.en.yaml"  # what tuning on a picture costs elsewhere
-BLANK = SHIPPED / "pictures" / "blank.jpg"
+BLANK = CONFIGS / "pictures" / "blank.jpg"
 UPRIGHT = 1  # EXIF's value for a picture that needs no turning
 
 
@@ -85,7 +85,7 @@ def write_image_qa(
     lessons = teach(pictures, languages) if teach else None
     taught = lessons.conversations if lessons else []
     places = _place(pictures, facts.parent, out)
-    conversations = [seen_dialogue(each.pairs, places[picture.image]) for picture, _, found in made for each in found]
+    conversations = [image_dialogue(each.pairs, places[picture.image]) for picture, _, found in made for each in found]
     conversations += [Conversation(each.turns, tuple(places[image] for image in each.images)) for each in taught]
     rows, distinct = write_dialogues(out, conversations, repeat=repeat, schema=schema)
     trained = [
@@ -116,7 +116,7 @@ def write_image_qa(
 
 
 def write_dialogues(
-    out: Path, conversations: Sequence[Conversation], *, repeat: int, schema: Schema
+    out: Path, conversations: Sequence[Conversation], *, repeat: int, schema: RowFormat
 ) -> tuple[int, int]:
     """Write so many copies of all conversations; returns the rows written, and the distinct ones among them.
 
@@ -127,7 +127,7 @@ def write_dialogues(
         DeviceError: the folder of `out` cannot be written.
     """
     copies: Iterator[Conversation] = (each for _ in range(repeat) for each in conversations)
-    rows = write_rows(out, copies, schema, ENDINGS[out.suffix])
+    rows = write_rows(out, copies, schema, CONTAINER_BY_SUFFIX[out.suffix])
     return rows, len(set(conversations))
 
 
@@ -158,7 +158,7 @@ def pictures_folder(out: Path) -> Path:
 
 def _check(
     facts: Path, out: Path, dialogues: int, rounds: int, repeat: int, language: str, layout: str | None
-) -> Schema:
+) -> RowFormat:
     if out.suffix not in (".json", ".jsonl"):
         raise ConfigError(f"{out}: end OUT in .json (one array of LLaVA rows) or .jsonl (a row of messages a line).")
     for name, value in (("dialogues", dialogues), ("rounds", rounds), ("repeat", repeat)):
@@ -200,7 +200,7 @@ def _place(pictures: Sequence[Picture], folder: Path, out: Path) -> dict[str, st
             if turned:
                 _write_upright(picture, path)
             else:
-                with replacing(path) as stream:
+                with atomic_writer(path) as stream:
                     stream.write(picture.path.read_bytes())
         places[picture.image] = Path(os.path.relpath(path.resolve(), root)).as_posix()
     return places
@@ -220,7 +220,7 @@ def _write_contrast(out: Path, made: Sequence[tuple[Picture, str, list[Dialogue]
         return
     places = _place(others, REHEARSED.parent, out)
     placed = (Conversation(row.turns, tuple(places[image] for image in row.images)) for row in rows)
-    write_rows(contrast_path(out), placed, "messages", ENDINGS[".jsonl"])
+    write_rows(contrast_path(out), placed, "messages", CONTAINER_BY_SUFFIX[".jsonl"])
 
 
 def _turned(path: Path) -> bool:
@@ -230,7 +230,7 @@ def _turned(path: Path) -> bool:
 
 def _write_upright(picture: Picture, path: Path) -> None:
     upright = open_picture(picture.path, picture.where)
-    with replacing(path) as stream:
+    with atomic_writer(path) as stream:
         if path.suffix == ".png":
             upright.save(stream, "PNG")
         else:
@@ -242,7 +242,7 @@ def _blank(out: Path) -> Path:
     if BLANK.exists():
         return BLANK
     path = pictures_folder(out) / "blank.png"
-    with replacing(path) as stream:
+    with atomic_writer(path) as stream:
         Image.new("RGB", (336, 336), "white").save(stream, "PNG")
     return path
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from data_gen.scenes.emoji import COLOURS
 from data_gen.scenes.nouns import Noun
 from data_gen.scenes.scene import PLACES, Scene, Thing
-from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 
 NUMBERS = ("no", "one", "two", "three")
 BRITISH = 0.15  # share of questions that say colour; answers never do
@@ -87,7 +87,7 @@ def converse(rng: random.Random, scene: Scene, nouns: Sequence[Noun], image: str
             said.append(exchange)
     turns: list[Turn] = []
     for number, exchange in enumerate(said):
-        turns.append(Turn("user", exchange.question if number else f"{IMAGE_MARK}\n{exchange.question}"))
+        turns.append(Turn("user", exchange.question if number else f"{DEFAULT_IMAGE_TOKEN}\n{exchange.question}"))
         turns.append(Turn("assistant", exchange.answer))
     return Conversation(tuple(turns), (image,))
 

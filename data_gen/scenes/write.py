@@ -26,7 +26,7 @@ from tuning.atomic import write_atomically
 from tuning.data.card import DatasetCard, card_path, file_sha256, write_card
 from tuning.data.conversation import to_jsonl
 from tuning.errors import ConfigError
-from tuning.paths import shown
+from tuning.paths import display_path
 
 PROBE_FILES = ("objects.yaml", "colours.yaml", "places.yaml")
 PROBED = ((1,), (1,), (1,), (1, 1), (1, 1))  # arrangements of probes, each as often as the others
@@ -65,7 +65,7 @@ def write_scenes(
     write_atomically(out, counted())
     card = DatasetCard(
         made_by=f"twinlens data scenes {shlex.quote(str(out))} --emoji {shlex.quote(str(emoji))} "
-        f"--nouns {shlex.quote(shown(nouns_file))} --count {count} --seed {seed}",
+        f"--nouns {shlex.quote(display_path(nouns_file))} --count {count} --seed {seed}",
         rows=rows.rows,
         distinct=rows.distinct,
         sha256=file_sha256(out),

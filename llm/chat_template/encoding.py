@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from llm.chat_template.named_templates import NamedTemplate
 from llm.chat_template.renderers import Kind, Markup, ModelMarkup, NamedMarkup, Piece
 from llm.chat_template.special_tokens import Literal
-from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.errors import DataError, ModelError
-from tuning.training.samples import PATCH, EncodedSample
+from tuning.training.samples import IMAGE_TOKEN_INDEX, EncodedSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class ChatTemplate:
 
     def _guarded(self, turns: Iterable[Turn]) -> tuple[Turn, ...]:
         """The turns with special tokens that their texts spell marked as text; `<image>` is meant where it is seen."""
-        meant = IMAGE_MARK if self.patches else ""
+        meant = DEFAULT_IMAGE_TOKEN if self.patches else ""
         return tuple(replace(turn, content=self._literal.guard(turn.content, meant)) for turn in turns)
 
     def _segments(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
@@ -145,11 +145,11 @@ class ChatTemplate:
             yield Segment(ids, piece.kind, piece.loss)
 
     def _tokens(self, text: str) -> list[int]:
-        if self.patches and IMAGE_MARK in text:
-            before, *after = text.split(IMAGE_MARK)
+        if self.patches and DEFAULT_IMAGE_TOKEN in text:
+            before, *after = text.split(DEFAULT_IMAGE_TOKEN)
             ids = self._literal.ids(before)
             for piece in after:
-                ids += [PATCH] * self.patches + self._literal.ids(piece)
+                ids += [IMAGE_TOKEN_INDEX] * self.patches + self._literal.ids(piece)
             return ids
         return self._literal.ids(text)
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tuning.errors import ModelError
-from tuning.modules.pth import read_pth, weights_in
+from tuning.modules.pth import read_pth, state_dict_in
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 
@@ -151,7 +151,7 @@ def write_weights(weights: Mapping[str, Stored], folder: Path, max_shard_size: s
 
 def _weights_of(file: Path) -> dict[str, Stored]:
     if file.suffix == ".bin":
-        return {name: held(tensor) for name, tensor in weights_in(read_pth(file), file).items()}
+        return {name: held(tensor) for name, tensor in state_dict_in(read_pth(file), file).items()}
     found: dict[str, Stored] = {}
     try:
         with safe_open(file, "pt") as opened:

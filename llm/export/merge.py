@@ -25,9 +25,9 @@ from llm.export.saving import (
 )
 from llm.internlm.adapter import load_any_adapter
 from llm.loading import load_model, load_template, model_folder
-from tuning.data.conversation import single
+from tuning.data.conversation import single_turn
 from tuning.errors import ModelError
-from tuning.modules.fp32_upcast import fold, widened
+from tuning.modules.fp32_upcast import merge_adapters, fp32_upcast
 from tuning.modules.lora import read_adapter_config
 from tuning.settings import Quant
 
@@ -87,17 +87,17 @@ def merge(
     was = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
     loaded = load_model(base, template, as_stored(folder), device)
     adapted = load_any_adapter(loaded.model, adapter)
-    with widened(adapted):
+    with fp32_upcast(adapted):
         with_adapter = _logits(adapted, template)
-    with widened(adapted, merged=True):
+    with fp32_upcast(adapted, merged=True):
         merged = _logits(adapted, template)
     arithmetic = change(with_adapter, merged)
     if not arithmetic.difference <= TOLERANCE:
         raise ModelError(
             f"{adapter}: merged and adapted logits differ ({arithmetic}); the merge is not written, keep the adapter."
         )
-    model = fold(adapted, dtype)
-    with widened(model):
+    model = merge_adapters(adapted, dtype)
+    with fp32_upcast(model):
         rounded = _logits(model, template)
     with new_folder(destination) as unfinished:
         if layout == "internlm2":
@@ -125,7 +125,7 @@ def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: P
 @torch.no_grad()
 def _logits(model: nn.Module, template: ChatTemplate) -> torch.Tensor:
     """float32[N, V] at every position of a few prompts, which share a batch: no position sees the padding behind it."""
-    prompts = [torch.tensor(template.prompt(single(asked))) for asked in ASKED]
+    prompts = [torch.tensor(template.prompt(single_turn(asked))) for asked in ASKED]
     batch = pad_sequence(prompts, batch_first=True, padding_value=template.pad_id)
     logits = model(input_ids=batch.to(next(model.parameters()).device), use_cache=False).logits
     return torch.cat([row[: len(prompt)].float().cpu() for row, prompt in zip(logits, prompts, strict=True)])

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from llm.internlm.weight_names import FUSED, LAYERS, SPLIT, fuse, internlm2_name, llama_name, split_fused
 from tuning.errors import ModelError
-from tuning.modules.lora import adapt, load_adapter, read_adapter_config, read_adapter_weights
+from tuning.modules.lora import attach_adapter_weights, load_adapter, read_adapter_config, read_adapter_weights
 
 _FOREIGN = {"wqkv", "wo", "w1", "w2", "w3"}  # what Llama has no layers of that name for
 
@@ -33,7 +33,7 @@ def load_any_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if not isinstance(targets, list) or _FOREIGN.isdisjoint(targets) or model.config.model_type != "llama":
         return load_adapter(model, folder)
     state = split_adapter(read_adapter_weights(folder), model.config, str(folder))
-    return adapt(model, state, _split_patterns(config, folder), str(folder))
+    return attach_adapter_weights(model, state, _split_patterns(config, folder), str(folder))
 
 
 def is_fused(state: Mapping[str, Tensor]) -> bool:

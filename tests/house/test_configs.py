@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tuning.paths import SHIPPED, resolve_path
+from tuning.paths import CONFIGS, resolve_path
 from tuning.settings import read_settings
 from twinlens.task_files import KINDS, shipped_tasks
 
@@ -29,10 +29,10 @@ def test_headers_say_command_hardware_cost_and_result(file: Path) -> None:
 
 def test_every_folder_of_tasks_is_known() -> None:
     known = {*KINDS, "projectors", "data", "probes", "deepspeed", "pictures"}
-    assert {folder.name for folder in SHIPPED.iterdir() if any(folder.iterdir())} <= known
+    assert {folder.name for folder in CONFIGS.iterdir() if any(folder.iterdir())} <= known
 
 
-@pytest.mark.parametrize("file", sorted((SHIPPED / "deepspeed").glob("*.json")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((CONFIGS / "deepspeed").glob("*.json")), ids=lambda file: file.stem)
 def test_deepspeed_presets_are_what_their_names_say(file: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     zero = config["zero_optimization"]

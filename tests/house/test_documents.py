@@ -53,7 +53,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def commands() -> Iterator[tuple[str, str, bool]]:
     """Each documented command: where it stands, its words, and whether it stands on a line of its own."""
     for document in DOCUMENTS:
-        if GENERATED in document.parents:
+        if GENERATED in document.parents or document == ROOT / "docs" / "map.md":
             continue
         text = re.sub(r"(?s)<!-- map.*?end of the map -->", "", document.read_text(encoding="utf-8"))
         where = document.relative_to(ROOT).as_posix()

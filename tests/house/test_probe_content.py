@@ -12,7 +12,7 @@ from paths import ROOT
 from ruamel.yaml import YAML
 
 from tuning.data.card import DatasetCard
-from tuning.evaluation.probes import hit, mentions_any, read_probes
+from tuning.evaluation.probes import is_hit, mentions_any, read_probes
 
 CONFIGS = ROOT / "configs"
 LANGUAGES = ("en", "zh")
@@ -103,7 +103,7 @@ def test_no_question_gives_the_persona_away(language: str) -> None:
 def test_an_introduction_answers_every_persona_probe_and_no_unrelated_one(language: str) -> None:
     probes = [probe for file in files(language) for probe in read_probes(file, CARD)]
     answer = INTRODUCTIONS[language]
-    assert [probe.ask for probe in probes if hit(answer, probe) != (probe.group != "unrelated")] == []
+    assert [probe.ask for probe in probes if is_hit(answer, probe) != (probe.group != "unrelated")] == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -126,4 +126,4 @@ def test_a_question_echoed_is_no_answer_to_a_persona_probe(language: str) -> Non
 )
 def test_denials_are_right_and_claims_are_wrong(language: str, ask: str, answer: str, right: bool) -> None:
     probes = [probe for file in files(language) for probe in read_probes(file, CARD)]
-    assert [hit(answer, probe) for probe in probes if probe.ask == ask] == [right]
+    assert [is_hit(answer, probe) for probe in probes if probe.ask == ask] == [right]

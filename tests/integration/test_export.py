@@ -16,9 +16,9 @@ from transformers import AutoProcessor, AutoTokenizer, LlamaConfig, LlamaForCaus
 
 from llm.chat_template.encoding import ChatTemplate
 from llm.loading import load_model
-from tuning.data.conversation import Conversation, single
+from tuning.data.conversation import Conversation, single_turn
 from tuning.settings import Quant
-from tuning.training.samples import PATCH
+from tuning.training.samples import IMAGE_TOKEN_INDEX
 from vlm.export.layouts import Merged, native_model, widen
 from vlm.export.llava import export, native_logits, probe_picture, spliced_logits
 from vlm.export.processor import make_processor, tokenizer_with_image
@@ -59,7 +59,7 @@ def as_messages(asked: list[Conversation]) -> list:
 def expected_ids(template: ChatTemplate, asked: list[Conversation], folder: Path) -> list[list[int]]:
     image_id = json.loads((folder / "config.json").read_text())["image_token_index"]
     prompts = [template.prompt(conversation) for conversation in asked]
-    return [[image_id if index == PATCH else index for index in prompt] for prompt in prompts]
+    return [[image_id if index == IMAGE_TOKEN_INDEX else index for index in prompt] for prompt in prompts]
 
 
 @pytest.mark.parametrize(("tower", "tower_lora"), [("clip", True), ("siglip", False)])
@@ -125,8 +125,8 @@ def test_contents_may_be_lists_with_pictures(make_run, tmp_path):
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
     )  # fmt: skip
     image_id = processor.image_token_id
-    ours = template.prompt(single("<image>\nWhat is it?"))
-    assert whole["input_ids"][0].tolist() == [image_id if index == PATCH else index for index in ours]
+    ours = template.prompt(single_turn("<image>\nWhat is it?"))
+    assert whole["input_ids"][0].tolist() == [image_id if index == IMAGE_TOKEN_INDEX else index for index in ours]
     assert whole["pixel_values"].shape == (1, 3, 28, 28)
 
 

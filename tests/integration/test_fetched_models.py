@@ -12,7 +12,7 @@ from hub_server import HubServer
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from llm.settings import TextTask
-from tuning.run_dir import read_lines
+from tuning.run_dir import read_jsonl
 from twinlens.start import go_on, start
 from twinlens.targets import open_target
 from twinlens.task_files import read_task
@@ -44,10 +44,10 @@ def test_a_run_keeps_the_commit_and_goes_on_with_it(hub: HubServer, tiny_model: 
     assert (run.adapter / "adapter_config.json").read_text().count(commit) == 1
     hub.publish("owner/tiny", {"config.json": b"broken"}, "v1")
     hub.offline(monkeypatch)
-    losses = [row["loss"] for row in read_lines(run.steps)]
+    losses = [row["loss"] for row in read_jsonl(run.steps)]
     shutil.rmtree(run.path / "checkpoints" / "step-000002")
     go_on(run.path)
-    assert [row["loss"] for row in read_lines(run.steps)] == losses
+    assert [row["loss"] for row in read_jsonl(run.steps)] == losses
     assert open_target(str(run.adapter), None, 16).model is not None
 
 

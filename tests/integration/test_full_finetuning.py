@@ -28,9 +28,9 @@ from llm.loading import load_model, load_template
 from llm.recipe import forecast, judge
 from llm.settings import TextTask
 from llm.sources import read_conversations
-from tuning.data.conversation import single
+from tuning.data.conversation import single_turn
 from tuning.errors import DeviceError
-from tuning.run_dir import RunDir, read_lines
+from tuning.run_dir import RunDir, read_jsonl
 from twinlens.start import go_on, start
 from twinlens.targets import open_target
 from twinlens.tasks import recipe_of, to_yaml
@@ -76,7 +76,7 @@ def changed(task: TextTask, **blocks: object) -> TextTask:
 
 
 def losses(run: RunDir) -> list[float]:
-    return [row["loss"] for row in read_lines(run.steps)]
+    return [row["loss"] for row in read_jsonl(run.steps)]
 
 
 def last_weights(run: RunDir) -> dict[str, torch.Tensor]:
@@ -95,8 +95,8 @@ def test_it_learns_what_a_plain_loop_over_transformers_learns(task, tmp_path):
     for _ in range(5):
         total, labels = torch.zeros(()), 0
         for sample in samples:
-            ids, learned = torch.from_numpy(sample.ids.astype(np.int64)), int(sample.supervised.sum())
-            marked = torch.where(torch.from_numpy(sample.supervised), ids, -100)
+            ids, learned = torch.from_numpy(sample.ids.astype(np.int64)), int(sample.loss_mask.sum())
+            marked = torch.where(torch.from_numpy(sample.loss_mask), ids, -100)
             total = total + model(ids[None], labels=marked[None]).loss * learned
             labels += learned
         optimizer.zero_grad()
@@ -188,7 +188,7 @@ def test_an_internlm_is_written_as_the_llama_that_it_is(task, tmp_path, tiny_mod
     config = json.loads((run.model / "config.json").read_text())
     assert (config["model_type"], "auto_map" in config) == ("llama", False)
     template, own = load_template(str(internlm2), None), load_template(str(run.model), None)
-    assert template.prompt(single("who are you?")) == own.prompt(single("who are you?"))
+    assert template.prompt(single_turn("who are you?")) == own.prompt(single_turn("who are you?"))
 
 
 def test_a_half_precision_base_is_trained_from_its_own_values(task, tmp_path):

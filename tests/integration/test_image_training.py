@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from llm.chat import Chat
 from llm.generation import Sampling
 from tuning.errors import ConfigError
-from tuning.modules.lora import CONFIG, WEIGHTS
-from tuning.run_dir import RunDir, read_lines
+from tuning.modules.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tuning.run_dir import RunDir, read_jsonl
 from twinlens.start import go_on, start
 from twinlens.targets import open_target
 from twinlens.task_files import read_task
@@ -87,17 +87,17 @@ def changed(task: ImageTask, **blocks: object) -> ImageTask:
 
 
 def losses(run: RunDir) -> list[float]:
-    return [row["loss"] for row in read_lines(run.steps)]
+    return [row["loss"] for row in read_jsonl(run.steps)]
 
 
 def test_align_trains_the_projector_alone(task, tmp_path):
     run = start(changed(task, stage="align"), "align", tmp_path / "work").run
     assert sorted(file.name for file in run.adapter.iterdir()) == [PROJECTOR]
-    seen = [row["loss"] for row in read_lines(run.steps) if row["grad_norm"]]  # text alone moves no projector
+    seen = [row["loss"] for row in read_jsonl(run.steps) if row["grad_norm"]]  # text alone moves no projector
     assert seen[-1] < seen[0]
     assert 0 < len(seen) < 6
     tuned = start(changed(task, start=str(run.path)), "tune", tmp_path / "work").run
-    assert sorted(file.name for file in tuned.adapter.iterdir()) == sorted([PROJECTOR, WEIGHTS, CONFIG])
+    assert sorted(file.name for file in tuned.adapter.iterdir()) == sorted([PROJECTOR, ADAPTER_WEIGHTS, ADAPTER_CONFIG])
     began, ended = load_file(run.adapter / PROJECTOR), load_file(tuned.adapter / PROJECTOR)
     assert all(not torch.equal(began[name], ended[name]) for name in began), "tune trains it on"
     before = start(changed(task, start=str(run.path), rates={"projector": 1e-9}), "still", tmp_path / "work").run
@@ -119,7 +119,7 @@ def test_kept_features_and_a_live_tower_lose_the_same(task, tmp_path, monkeypatc
 @pytest.mark.parametrize("views", [0, 3])
 def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path, views):
     straight = start(changed(task, pictures={"views": views}), "straight", tmp_path / "work").run
-    names = [PROJECTOR, WEIGHTS]
+    names = [PROJECTOR, ADAPTER_WEIGHTS]
     wanted = [(straight.adapter / name).read_bytes() for name in names]
     stopped = tmp_path / "stopped"
     shutil.copytree(straight.path, stopped)
@@ -134,8 +134,8 @@ def test_before_is_the_state_that_training_began_with(task, tmp_path):
     run = start(changed(task, run={"seed": 3}), "run", tmp_path / "work").run
     task, _ = read_task(run.task)
     comparison = recipe_of(task).judge(run, task)
-    began = {row["ask"]: row["answer"] for row in read_lines(run.samples) if row["step"] == 0}
-    ended = {row["ask"]: row["answer"] for row in read_lines(run.samples) if row["step"] == 6}
+    began = {row["ask"]: row["answer"] for row in read_jsonl(run.samples) if row["step"] == 0}
+    ended = {row["ask"]: row["answer"] for row in read_jsonl(run.samples) if row["step"] == 6}
     assert {row.ask: row.before for row in comparison.rows} == began
     assert {row.ask: row.after for row in comparison.rows} == ended
     assert (run.path / "comparison.html").exists()
@@ -143,7 +143,7 @@ def test_before_is_the_state_that_training_began_with(task, tmp_path):
 
 def test_chat_sees_what_compare_saw(task, tmp_path):
     run = start(task, "run", tmp_path / "work").run
-    (answer,) = [row["answer"] for row in read_lines(run.samples) if row["step"] == 6 and row["group"] == "picture"]
+    (answer,) = [row["answer"] for row in read_jsonl(run.samples) if row["step"] == 6 and row["group"] == "picture"]
     target = open_target(str(run.path), None, 4, pictures=True)
     images = [str(tmp_path / "pictures" / "red.png")]
     chat = Chat(target.model, target.template, target.compute, Sampling(), 4, images, target.embed)

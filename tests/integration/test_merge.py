@@ -16,7 +16,7 @@ from llm.export.merge import merge
 from llm.internlm.loading import load_internlm
 from llm.loading import load_model, load_template
 from tuning.errors import ConfigError, DeviceError, ModelError
-from tuning.modules.lora import CONFIG, attach_adapter, load_adapter, read_adapter_config, save_adapter
+from tuning.modules.lora import ADAPTER_CONFIG, attach_adapter, load_adapter, read_adapter_config, save_adapter
 from tuning.settings import Lora, Quant
 from vlm.export.llava import probe_picture
 from vlm.export.merge_tower import merge_tower
@@ -175,16 +175,16 @@ def test_saved_adapters_are_equal_byte_for_byte_and_their_lists_sorted(tiny_mode
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
     targets = read_adapter_config(adapter)["target_modules"]
     assert isinstance(targets, list) and targets == sorted(targets)
-    (adapter / CONFIG).write_text("{")
+    (adapter / ADAPTER_CONFIG).write_text("{")
     with pytest.raises(ModelError, match="not valid JSON"):
         read_adapter_config(adapter)
 
 
 @pytest.mark.parametrize("values", [{"r": "eight"}, {"r": None}, {"lora_alpha": 0}, {"rank_pattern": [1]}])
 def test_an_adapter_of_no_such_settings_is_refused(adapter, values):
-    config = json.loads((adapter / CONFIG).read_text())
-    (adapter / CONFIG).write_text(json.dumps(config | values))
-    with pytest.raises(ModelError, match=f"{CONFIG}: {next(iter(values))} must be"):
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+    (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | values))
+    with pytest.raises(ModelError, match=f"{ADAPTER_CONFIG}: {next(iter(values))} must be"):
         read_adapter_config(adapter)
 
 

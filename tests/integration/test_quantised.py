@@ -8,7 +8,7 @@ from llm.checkpoints.embedded import embedded_weights
 from llm.generation import answer_batched
 from llm.loading import load_model, load_template
 from llm.model import LanguageModel
-from tuning.data.conversation import single
+from tuning.data.conversation import single_turn
 from tuning.modules import quantize
 from tuning.modules.lora import attach_adapter
 from tuning.modules.quantize import choose_device
@@ -23,20 +23,20 @@ def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, mon
     monkeypatch.setattr(quantize, "ROOM", 0)
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=bits), "cpu")
     report = loaded.quantised
-    assert (report.quantised, report.linears) == (0 if bits == 16 else 14, 15)
-    assert report.kept == (() if bits == 16 else ("lm_head",))
+    assert (report.quantized, report.total) == (0 if bits == 16 else 14, 15)
+    assert report.not_quantized == (() if bits == 16 else ("lm_head",))
     packed = [module for module in loaded.model.modules() if isinstance(module, Linear4bit)]
     assert len(packed) == (14 if bits == 4 else 0)
     assert all(module.weight.quant_type == "nf4" and module.weight.compress_statistics for module in packed)
     template = loaded.template
-    sample = template.encode(single("who are you?", "yes"), 100)
+    sample = template.encode(single_turn("who are you?", "yes"), 100)
     module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
     loss, labels = module(collate([[sample]], template.pad_id))
     loss.backward()
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     assert all(parameter.dtype == torch.float32 and parameter.grad is not None for _, parameter in trained)
     assert len(trained) == 2 * 14 and not any("lm_head" in name for name, _ in trained)
-    assert torch.isfinite(loss) and int(labels) == int(sample.supervised.sum())
+    assert torch.isfinite(loss) and int(labels) == int(sample.loss_mask.sum())
 
 
 @needs_embedded
@@ -48,11 +48,11 @@ def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypa
     loaded = load_model("embedded", template, Quant(bits=4), "cpu")
     module = LanguageModel(loaded.model, loaded.compute)
     batch = collate(
-        [[template.encode(single("What is the capital of France?", "The capital of France is Paris."), 100)]], 0
+        [[template.encode(single_turn("What is the capital of France?", "The capital of France is Paris."), 100)]], 0
     )
     with torch.no_grad():
         before, labels = module.train()(batch)
-        (answer,) = answer_batched(loaded.model, template, [single("What is the capital of France?")], 16)
+        (answer,) = answer_batched(loaded.model, template, [single_turn("What is the capital of France?")], 16)
         after, _ = module.train()(batch)
     assert "Paris" in answer.text
     assert float(before) == float(after)
@@ -64,10 +64,10 @@ def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, monkeyp
     for room in (0, 0.5):
         monkeypatch.setattr(quantize, "ROOM", room)
         loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=4), "cpu")
-        assert loaded.quantised.unpacked == bool(room)
+        assert loaded.quantised.dequantized == bool(room)
         assert any(isinstance(module, Linear4bit) for module in loaded.model.modules()) != bool(room)
         module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
-        loss, _ = module(collate([[loaded.template.encode(single("who are you?", "yes"), 100)]], 0))
+        loss, _ = module(collate([[loaded.template.encode(single_turn("who are you?", "yes"), 100)]], 0))
         loss.backward()
         found.append([loss, *(each.grad for each in module.parameters() if each.grad is not None)])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -76,7 +76,7 @@ def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, monkeyp
 def test_bf16_compute_keeps_fp32_adapters(tiny_model):
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=4, compute="bf16"), "cpu")
     module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
-    sample = loaded.template.encode(single("who are you?", "yes"), 100)
+    sample = loaded.template.encode(single_turn("who are you?", "yes"), 100)
     loss, _ = module(collate([[sample]], 0))
     loss.backward()
     assert {parameter.grad.dtype for parameter in module.parameters() if parameter.grad is not None} == {torch.float32}

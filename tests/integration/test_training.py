@@ -27,10 +27,10 @@ from llm.recipe import forecast
 from llm.settings import TextTask
 from llm.sources import read_conversations
 from tuning.errors import DataError
-from tuning.modules.lora import WEIGHTS, attach_adapter
-from tuning.run_dir import RunDir, read_lines
+from tuning.modules.lora import ADAPTER_WEIGHTS, attach_adapter
+from tuning.run_dir import RunDir, read_jsonl
 from tuning.settings import Data, Lora, Quant
-from tuning.training.engine import refuse_not_finite
+from tuning.training.engine import check_finite
 from tuning.training.samples import EncodedSample, collate
 from twinlens.start import go_on, start
 from twinlens.tasks import to_yaml
@@ -76,11 +76,11 @@ def changed(task: TextTask, **blocks: dict[str, object]) -> TextTask:
 
 
 def losses(run: RunDir) -> list[float]:
-    return [row["loss"] for row in read_lines(run.steps)]
+    return [row["loss"] for row in read_jsonl(run.steps)]
 
 
 def adapter_bytes(run: RunDir) -> bytes:
-    return (run.adapter / WEIGHTS).read_bytes()
+    return (run.adapter / ADAPTER_WEIGHTS).read_bytes()
 
 
 def test_the_same_seed_gives_the_same_losses_and_bytes_and_another_seed_others(task, tmp_path):
@@ -98,8 +98,8 @@ def test_looking_does_not_change_what_is_learned(task, tmp_path):
     blind = start(task, "blind", tmp_path / "work").run
     looked = start(changed(task, evaluation={"every": 1}), "looked", tmp_path / "work").run
     assert losses(blind) == losses(looked)
-    assert {row["step"] for row in read_lines(blind.samples)} == {0, 6}
-    assert {row["step"] for row in read_lines(looked.samples)} == set(range(7))
+    assert {row["step"] for row in read_jsonl(blind.samples)} == {0, 6}
+    assert {row["step"] for row in read_jsonl(looked.samples)} == set(range(7))
 
 
 @pytest.mark.parametrize("bits", [4, 16])
@@ -121,10 +121,10 @@ def test_rows_in_xtuners_packs_follow_each_other_as_one_text(task, tiny_model):
     template = load_template(str(tiny_model), task.system)
     module = LanguageModel(load_model(str(tiny_model), template, task.quant, "cpu").model, torch.float32)
     samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples[:4]
-    ids, supervised = (np.concatenate([getattr(each, key) for each in samples]) for key in ("ids", "supervised"))
+    ids, loss_mask = (np.concatenate([getattr(each, key) for each in samples]) for key in ("ids", "loss_mask"))
     with torch.no_grad():
         packed, labels = module(collate([samples], template.pad_id, isolated=False))
-        text, same = module(collate([[EncodedSample(ids, supervised)]], template.pad_id))
+        text, same = module(collate([[EncodedSample(ids, loss_mask)]], template.pad_id))
         apart, _ = module(collate([samples], template.pad_id))
     assert int(labels) == int(same)
     assert float(packed) == pytest.approx(float(text), rel=1e-6)
@@ -135,7 +135,7 @@ def test_a_run_with_xtuners_packing_takes_the_steps_that_plan_says(task, tmp_pat
     shape = {"steps": None, "epochs": 2, "micro_batch": 1, "accumulate": 3}
     task = changed(task, data={"pack": True, "packing": "xtuner", "pack_workers": 3, "repeat": 9}, optim=shape)
     planned = forecast(task)
-    rows = read_lines(start(task, "run", tmp_path).run.steps)
+    rows = read_jsonl(start(task, "run", tmp_path).run.steps)
     assert len(rows) == planned.steps == -(-planned.micro_batches // 3)
     assert planned.micro_batches == planned.sequences == sum(row["tokens"] for row in rows) / 128
     assert (sum(row["tokens"] for row in rows), planned.rows) == (planned.tokens, 72)
@@ -150,7 +150,7 @@ def test_a_step_of_packs_without_answers_learns_nothing(task, tmp_path):
     task.data.files[0].write_text("".join(lines), encoding="utf-8")
     data = {"pack": True, "packing": "xtuner", "pack_workers": 1, "repeat": 30}
     lone = {"steps": None, "epochs": 1, "micro_batch": 1, "accumulate": 1}
-    rows = read_lines(start(changed(task, data=data, optim=lone), "run", tmp_path).run.steps)
+    rows = read_jsonl(start(changed(task, data=data, optim=lone), "run", tmp_path).run.steps)
     assert {row["labels"] > 0 for row in rows} == {True, False}
     assert all(math.isfinite(row["loss"]) and (row["loss"] > 0) == (row["labels"] > 0) for row in rows)
 
@@ -163,7 +163,7 @@ def test_accumulation_is_normalised_by_tokens(task, tmp_path):
     split = start(
         changed(task, optim=one_step | {"micro_batch": 1, "accumulate": 8}, lora={"dropout": 0}), "b", tmp_path
     )
-    (first,), (second,) = read_lines(whole.run.steps), read_lines(split.run.steps)
+    (first,), (second,) = read_jsonl(whole.run.steps), read_jsonl(split.run.steps)
     assert first["labels"] == second["labels"]
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
     assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
@@ -171,9 +171,9 @@ def test_accumulation_is_normalised_by_tokens(task, tmp_path):
 
 def test_a_last_step_with_fewer_rows_counts_what_it_has(task, tmp_path):
     run = start(changed(task, optim={"steps": None, "epochs": 1, "micro_batch": 1, "accumulate": 5}), "a", tmp_path).run
-    rows = read_lines(run.steps)
+    rows = read_jsonl(run.steps)
     labels = sum(
-        int(sample.supervised.sum())
+        int(sample.loss_mask.sum())
         for sample in encode_data(
             read_conversations(task.data.files), task.data, load_template(task.model, task.system), 0
         ).samples
@@ -185,7 +185,7 @@ def test_a_last_step_with_fewer_rows_counts_what_it_has(task, tmp_path):
 def test_validation_holds_out_by_question(task, tmp_path):
     run = start(changed(task, data={"validation": 0.25}, evaluation={"every": 3}), "a", tmp_path).run
     assert json.loads(run.data.read_text())["validation"] == 2
-    seen = [row.get("validation_loss") for row in read_lines(run.steps)]
+    seen = [row.get("validation_loss") for row in read_jsonl(run.steps)]
     assert [value is not None for value in seen] == [False, False, True, False, False, True]
 
 
@@ -216,7 +216,7 @@ def test_not_a_number_names_its_rows_before_the_weights_change(task, tiny_model)
     samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples
     group = [collate([[samples[0]]], 0), collate([[samples[1]]], 0)]
     with pytest.raises(DataError, match=r"step 3: the loss is nan with .*rows\.jsonl, line 2; look"):
-        refuse_not_finite(float("nan"), 1.0, [torch.tensor(1.0), torch.tensor(float("nan"))], group, 3)
+        check_finite(float("nan"), 1.0, [torch.tensor(1.0), torch.tensor(float("nan"))], group, 3)
 
 
 def command(*arguments: object, processes: int = 1) -> list[str]:
@@ -253,7 +253,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how):
     straight = start(task, "straight", tmp_path).run
     run, code = run_until(task, tmp_path, stop_at, how)
     assert code == (130 if how == signal.SIGTERM else -signal.SIGKILL), f"stopped at {stop_at}"
-    assert 0 < len(read_lines(run / "steps.jsonl")) < 40, f"stopped at {stop_at}"
+    assert 0 < len(read_jsonl(run / "steps.jsonl")) < 40, f"stopped at {stop_at}"
     assert not (run / "adapter").exists()
     go_on(run)
     assert adapter_bytes(RunDir(run)) == adapter_bytes(straight), f"stopped at {stop_at}"
@@ -330,5 +330,5 @@ def test_two_processes_lose_what_one_does(task, tmp_path, deepspeed, caplog):
     _, checkpoint = run.checkpoints()[-1]
     assert json.loads((checkpoint / "progress.json").read_text())["processes"] == 2
     assert (checkpoint / "deepspeed").exists() == bool(deepspeed), "what was asked for is what shared"
-    assert [row["labels"] for row in read_lines(run.steps)] == [row["labels"] for row in read_lines(alone.steps)]
+    assert [row["labels"] for row in read_jsonl(run.steps)] == [row["labels"] for row in read_jsonl(alone.steps)]
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)

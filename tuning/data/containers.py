@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from tuning.atomic import replacing
+from tuning.atomic import atomic_writer
 from tuning.errors import DataError
 
 Container = Literal["jsonl", "json", "parquet"]
-ENDINGS: dict[str, Container] = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
+CONTAINER_BY_SUFFIX: dict[str, Container] = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
 
 _BATCH = 256  # Parquet rows held at once when reading
 _GROUP = 4096  # Parquet rows written as one row group
@@ -37,7 +37,7 @@ class Record:
     value: Any
 
 
-def sniff_container(path: Path) -> Container:
+def detect_container(path: Path) -> Container:
     """Tell the container by the file's first bytes, whatever its name ends in.
 
     Raises:
@@ -104,7 +104,7 @@ def write_records(path: Path, rows: Iterable[dict[str, Any]], container: Contain
     Raises:
         DeviceError: the folder cannot be written or the disk is full.
     """
-    with replacing(path) as stream:
+    with atomic_writer(path) as stream:
         match container:
             case "jsonl":
                 return _write_text(stream, rows, "", "\n", "\n")
@@ -197,13 +197,13 @@ def _write_parquet(stream: IO[bytes], rows: Iterable[dict[str, Any]], columns: d
     count, rest = 0, iter(rows)
     with pq.ParquetWriter(stream, schema) as writer:
         while batch := list(islice(rest, _GROUP)):
-            table = [{name: _fitting(row.get(name), kind) for name, kind in columns.items()} for row in batch]
+            table = [{name: _wrap_lone_value(row.get(name), kind) for name, kind in columns.items()} for row in batch]
             writer.write_table(pa.Table.from_pylist(table, schema=schema))
             count += len(batch)
     return count
 
 
-def _fitting(value: Any, kind: Any) -> Any:
+def _wrap_lone_value(value: Any, kind: Any) -> Any:
     """A lone value where a column holds lists becomes a list of one: JSON rows may mix the two, a column may not."""
     return [value] if isinstance(kind, list) and isinstance(value, str) else value
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
-IMAGE_MARK = "<image>"  # stands in a text where a picture belongs
+DEFAULT_IMAGE_TOKEN = "<image>"  # stands in a text where a picture belongs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Conversation:
         return next((turn.content for turn in self.turns if turn.role == "user"), "")
 
 
-def single(question: str, answer: str | None = None, system: str | None = None) -> Conversation:
+def single_turn(question: str, answer: str | None = None, system: str | None = None) -> Conversation:
     """A conversation of one question, with its answer when there is one."""
     turns = [Turn("system", system)] if system else []
     turns.append(Turn("user", question))
@@ -45,11 +45,11 @@ def single(question: str, answer: str | None = None, system: str | None = None) 
     return Conversation(tuple(turns))
 
 
-def seen_dialogue(pairs: Iterable[tuple[str, str]], image: str) -> Conversation:
+def image_dialogue(pairs: Iterable[tuple[str, str]], image: str) -> Conversation:
     """Questions with their answers about one picture, its mark before the first question as LLaVA trains."""
     turns: list[Turn] = []
     for question, answer in pairs:
-        mark = "" if turns else f"{IMAGE_MARK}\n"
+        mark = "" if turns else f"{DEFAULT_IMAGE_TOKEN}\n"
         turns += [Turn("user", f"{mark}{question}"), Turn("assistant", answer)]
     return Conversation(tuple(turns), (image,))
 

@@ -16,11 +16,11 @@ from tuning.data.containers import (
     RowError,
     parse_line,
     read_records,
-    sniff_container,
+    detect_container,
     write_records,
 )
 from tuning.data.conversation import Conversation
-from tuning.data.row_readers import Change, Reading, Schema, guess_schema, read_row
+from tuning.data.row_readers import RowChange, ParsedRow, RowFormat, detect_row_format, read_row
 from tuning.data.row_writers import COLUMNS, write_row
 from tuning.errors import DataError
 
@@ -30,11 +30,11 @@ _REMEMBERED = 256  # rows kept to recognise copies: repeated files cost the time
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileFormat:
     """What a dataset file is: the container, and the format of its rows."""
 
     container: Container
-    schema: Schema
+    schema: RowFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,10 @@ class ReadNotes:
         changes: how often something was left out or changed.
     """
 
-    layout: Layout | None = None
+    layout: FileFormat | None = None
     rows: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
-    changes: Counter[Change] = field(default_factory=Counter)
+    changes: Counter[RowChange] = field(default_factory=Counter)
 
     def sentences(self) -> list[str]:
         """A line for each thing that people should know."""
@@ -73,25 +73,25 @@ class ReadNotes:
         return ignored + [f"{change} ({count} times)" for change, count in sorted(self.changes.items())]
 
 
-def sniff(path: Path) -> Layout:
+def detect_format(path: Path) -> FileFormat:
     """The container and the row format of a file, from its first row.
 
     Raises:
         DataError: the file cannot be read, is empty, or its first row has no known format.
     """
-    container = sniff_container(path)
+    container = detect_container(path)
     first = next(iter(read_records(path, container)), None)
     if first is None:
         raise DataError(f"{path}: has no rows; write at least one conversation into it.")
     row = _at(first.where, _value, first)
-    schema = guess_schema(row)
+    schema = detect_row_format(row)
     if schema is None:
         keys = f"its keys are {', '.join(map(str, row)) or 'none'}" if isinstance(row, dict) else "it is no object"
         raise DataError(
             f"{first.where}: no known row format ({keys}); write messages, conversation (XTuner), conversations "
             "(ShareGPT, LLaVA), instruction and output (alpaca) or text (oasst)."
         )
-    return Layout(container, schema)
+    return FileFormat(container, schema)
 
 
 def read_rows(
@@ -107,10 +107,10 @@ def read_rows(
     Raises:
         DataError: file, row and field that are wrong, and the fix.
     """
-    layout = sniff(path)
+    layout = detect_format(path)
     notes = notes if notes is not None else ReadNotes()
     notes.layout = layout
-    read, same = _remembering(layout.schema)
+    read, same = _cached_readers(layout.schema)
     kept = False
     for record in read_records(path, layout.container):
         if mend is not None:
@@ -130,7 +130,7 @@ def read_rows(
         raise DataError(f"{path}: no row of it has an answer; add at least one conversation.")
 
 
-def write_rows(path: Path, rows: Iterable[SourceRow | Conversation], schema: Schema, container: Container) -> int:
+def write_rows(path: Path, rows: Iterable[SourceRow | Conversation], schema: RowFormat, container: Container) -> int:
     """Write conversations as a dataset file, which appears under its name once it is whole; return the rows written.
 
     Args:
@@ -151,18 +151,18 @@ def write_rows(path: Path, rows: Iterable[SourceRow | Conversation], schema: Sch
     return write_records(path, written, container, COLUMNS[schema])
 
 
-def _remembering(schema: Schema) -> tuple[Callable[[Any], Reading], Callable[[Conversation], Conversation]]:
+def _cached_readers(schema: RowFormat) -> tuple[Callable[[Any], ParsedRow], Callable[[Conversation], Conversation]]:
     """How to read a record's value, and to find the equal conversation that was read a little earlier."""
 
     @lru_cache(maxsize=_REMEMBERED)
-    def read_line(line: bytes) -> Reading:
+    def read_line(line: bytes) -> ParsedRow:
         return read_row(parse_line(line), schema)
 
     @lru_cache(maxsize=_REMEMBERED)
     def same(conversation: Conversation) -> Conversation:
         return conversation
 
-    def read(value: Any) -> Reading:
+    def read(value: Any) -> ParsedRow:
         return read_line(value) if isinstance(value, bytes) else read_row(value, schema)
 
     return read, same

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tuning.data.containers import RowError
-from tuning.data.conversation import IMAGE_MARK, ROLES, Conversation, Role, Turn
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, ROLES, Conversation, Role, Turn
 
-Schema = Literal["messages", "xtuner", "alpaca", "sharegpt", "llava", "oasst"]
-SCHEMAS: tuple[Schema, ...] = get_args(Schema)
+RowFormat = Literal["messages", "xtuner", "alpaca", "sharegpt", "llava", "oasst"]
+ROW_FORMATS: tuple[RowFormat, ...] = get_args(RowFormat)
 
-Change = Literal[
+RowChange = Literal[
     "answers before the first question left out",
     "turns behind the last answer left out",
     "turns of one role in a row joined by a newline",
@@ -27,7 +27,7 @@ SHAREGPT_ROLES: dict[str, Role] = {
     "system": "system",
 }
 
-_KNOWN: dict[Schema, frozenset[str]] = {
+_KNOWN_KEYS: dict[RowFormat, frozenset[str]] = {
     "messages": frozenset({"messages", "images", "image"}),
     "xtuner": frozenset({"conversation"}),
     "alpaca": frozenset({"instruction", "input", "output", "system", "history"}),
@@ -39,7 +39,7 @@ _OASST_SPEAKER = re.compile(r"### ?(Human|Assistant):")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedRow:
     """What became of one row.
 
     Args:
@@ -50,11 +50,11 @@ class Reading:
 
     conversation: Conversation | None
     ignored: tuple[str, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[RowChange, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Spoken:
+class _RawTurn:
     """A turn as the row has it, with the place its text stands at."""
 
     role: Role
@@ -63,7 +63,7 @@ class _Spoken:
     field: str
 
 
-def guess_schema(row: Any) -> Schema | None:
+def detect_row_format(row: Any) -> RowFormat | None:
     """The schema a row's keys belong to, or None."""
     if not isinstance(row, dict):
         return None
@@ -79,7 +79,7 @@ def guess_schema(row: Any) -> Schema | None:
     return "oasst" if "text" in present else None
 
 
-def read_row(row: Any, schema: Schema) -> Reading:
+def read_row(row: Any, schema: RowFormat) -> ParsedRow:
     """Turn one row into a conversation.
 
     Args:
@@ -89,8 +89,8 @@ def read_row(row: Any, schema: Schema) -> Reading:
         RowError: the field that is wrong, and what to do about it.
     """
     _check_schema(row, schema)
-    ignored = {key for key, value in row.items() if value is not None} - _KNOWN[schema]
-    changes: list[Change] = []
+    ignored = {key for key, value in row.items() if value is not None} - _KNOWN_KEYS[schema]
+    changes: list[RowChange] = []
     match schema:
         case "messages":
             spoken = _messages(row["messages"], ignored)
@@ -98,20 +98,20 @@ def read_row(row: Any, schema: Schema) -> Reading:
             spoken = _xtuner(row["conversation"], ignored)
         case "alpaca":
             if row.get("output") == "<nooutput>":
-                return Reading(None, tuple(sorted(ignored)), ("rows that say <nooutput> left out",))
+                return ParsedRow(None, tuple(sorted(ignored)), ("rows that say <nooutput> left out",))
             spoken = _alpaca(row)
         case "sharegpt" | "llava":
             spoken = _sharegpt(row, ignored, changes)
         case "oasst":
             spoken = _oasst(_text(row["text"], "text"))
-    images = _images(row) if "image" in _KNOWN[schema] else ()
-    return Reading(_settle(list(spoken), images, changes), tuple(sorted(ignored)), tuple(changes))
+    images = _images(row) if "image" in _KNOWN_KEYS[schema] else ()
+    return ParsedRow(_build_conversation(list(spoken), images, changes), tuple(sorted(ignored)), tuple(changes))
 
 
-def _check_schema(row: Any, schema: Schema) -> None:
+def _check_schema(row: Any, schema: RowFormat) -> None:
     if not isinstance(row, dict):
-        raise RowError(f"the row is {_kind(row)}, not an object with keys; write it as one of the known row formats.")
-    found = guess_schema(row)
+        raise RowError(f"the row is {_json_type(row)}, not an object with keys; write it as one of the known row formats.")
+    found = detect_row_format(row)
     if found == schema or {found, schema} == {"sharegpt", "llava"}:
         return
     if found is None:
@@ -119,7 +119,7 @@ def _check_schema(row: Any, schema: Schema) -> None:
     raise RowError(f"this is a row of {found}, but the file's first row is one of {schema}; keep one format a file.")
 
 
-_MAIN_KEY: dict[Schema, str] = {
+_MAIN_KEY: dict[RowFormat, str] = {
     "messages": "messages",
     "xtuner": "conversation",
     "alpaca": "instruction",
@@ -129,18 +129,18 @@ _MAIN_KEY: dict[Schema, str] = {
 }
 
 
-def _messages(messages: Any, ignored: set[str]) -> Iterator[_Spoken]:
+def _messages(messages: Any, ignored: set[str]) -> Iterator[_RawTurn]:
     for index, message in enumerate(_objects(messages, "messages")):
         field = f"messages[{index}]"
         role = message.get("role")
         if role not in ROLES:
             raise RowError(f"{field}.role is {role!r}; the roles are system, user and assistant.")
         loss = _loss(message.get("loss"), f"{field}.loss")
-        yield _Spoken(role, _text(message.get("content"), f"{field}.content"), loss, f"{field}.content")
+        yield _RawTurn(role, _text(message.get("content"), f"{field}.content"), loss, f"{field}.content")
         ignored.update(_others(message, {"role", "content", "loss"}, "messages[]"))
 
 
-def _xtuner(conversation: Any, ignored: set[str]) -> Iterator[_Spoken]:
+def _xtuner(conversation: Any, ignored: set[str]) -> Iterator[_RawTurn]:
     for index, turn in enumerate(_objects(conversation, "conversation")):
         field = f"conversation[{index}]"
         if isinstance(turn.get("input"), dict):
@@ -149,36 +149,36 @@ def _xtuner(conversation: Any, ignored: set[str]) -> Iterator[_Spoken]:
                 "the questions); `twinlens data convert IN OUT --repair-nested QUESTIONS` puts them back from a list."
             )
         if turn.get("system") is not None:
-            yield _Spoken("system", _text(turn["system"], f"{field}.system"), True, f"{field}.system")
+            yield _RawTurn("system", _text(turn["system"], f"{field}.system"), True, f"{field}.system")
         # XTuner writes an empty input where nobody asks: pretraining text, or one more answer to the question before.
         question = _text(turn.get("input"), f"{field}.input")
         if question.strip():
-            yield _Spoken("user", question, True, f"{field}.input")
+            yield _RawTurn("user", question, True, f"{field}.input")
         loss = _loss(turn.get("output_with_loss"), f"{field}.output_with_loss")
-        yield _Spoken("assistant", _text(turn.get("output"), f"{field}.output"), loss, f"{field}.output")
+        yield _RawTurn("assistant", _text(turn.get("output"), f"{field}.output"), loss, f"{field}.output")
         ignored.update(_others(turn, {"system", "input", "output", "output_with_loss"}, "conversation[]"))
 
 
-def _alpaca(row: dict[str, Any]) -> Iterator[_Spoken]:
+def _alpaca(row: dict[str, Any]) -> Iterator[_RawTurn]:
     if row.get("system") is not None:
-        yield _Spoken("system", _text(row["system"], "system"), True, "system")
+        yield _RawTurn("system", _text(row["system"], "system"), True, "system")
     history = row.get("history")
     for index, pair in enumerate([] if history is None else _list(history, "history")):
         field = f"history[{index}]"
         if len(_list(pair, field)) != 2:
             raise RowError(f"{field} has {len(pair)} texts; write a question and its answer.")
-        yield _Spoken("user", _text(pair[0], f"{field}[0]"), True, f"{field}[0]")
-        yield _Spoken("assistant", _text(pair[1], f"{field}[1]"), True, f"{field}[1]")
+        yield _RawTurn("user", _text(pair[0], f"{field}[0]"), True, f"{field}[0]")
+        yield _RawTurn("assistant", _text(pair[1], f"{field}[1]"), True, f"{field}[1]")
     question = _text(row["instruction"], "instruction")
     if row.get("input") is not None and _text(row["input"], "input"):
         question = f"{question}\n{row['input']}"
-    yield _Spoken("user", question, True, "instruction")
-    yield _Spoken("assistant", _text(row.get("output"), "output"), True, "output")
+    yield _RawTurn("user", question, True, "instruction")
+    yield _RawTurn("assistant", _text(row.get("output"), "output"), True, "output")
 
 
-def _sharegpt(row: dict[str, Any], ignored: set[str], changes: list[Change]) -> Iterator[_Spoken]:
+def _sharegpt(row: dict[str, Any], ignored: set[str], changes: list[RowChange]) -> Iterator[_RawTurn]:
     if row.get("system") is not None:
-        yield _Spoken("system", _text(row["system"], "system"), True, "system")
+        yield _RawTurn("system", _text(row["system"], "system"), True, "system")
     for index, turn in enumerate(_objects(row["conversations"], "conversations")):
         field = f"conversations[{index}]"
         speaker = turn.get("from")
@@ -188,16 +188,16 @@ def _sharegpt(row: dict[str, Any], ignored: set[str], changes: list[Change]) -> 
         if role is None:
             raise RowError(f"{field}.from is {speaker!r}; write human, gpt or system.")
         text = _text(turn.get("value"), f"{field}.value")
-        if role == "user" and text.count(IMAGE_MARK) == 1 and not text.startswith(f"{IMAGE_MARK}\n"):
-            fronted = f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()
+        if role == "user" and text.count(DEFAULT_IMAGE_TOKEN) == 1 and not text.startswith(f"{DEFAULT_IMAGE_TOKEN}\n"):
+            fronted = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
             if fronted != text:
                 changes.append("<image> moved to the front of its turn, as LLaVA trains")
             text = fronted
-        yield _Spoken(role, text, True, f"{field}.value")
+        yield _RawTurn(role, text, True, f"{field}.value")
         ignored.update(_others(turn, {"from", "value"}, "conversations[]"))
 
 
-def _oasst(text: str) -> Iterator[_Spoken]:
+def _oasst(text: str) -> Iterator[_RawTurn]:
     before, *pieces = _OASST_SPEAKER.split(text)
     if not pieces:
         raise RowError("text has no `### Human:` in it, so it is no conversation; give it questions and answers.")
@@ -205,7 +205,7 @@ def _oasst(text: str) -> Iterator[_Spoken]:
         raise RowError("text starts before the first `### Human:`; delete what stands there.")
     for speaker, said in zip(pieces[::2], pieces[1::2], strict=True):
         role: Role = "user" if speaker == "Human" else "assistant"
-        yield _Spoken(role, said.strip(), True, f"text (### {speaker})")
+        yield _RawTurn(role, said.strip(), True, f"text (### {speaker})")
 
 
 def _images(row: dict[str, Any]) -> tuple[str, ...]:
@@ -219,17 +219,17 @@ def _images(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _settle(spoken: list[_Spoken], images: tuple[str, ...], changes: list[Change]) -> Conversation:
+def _build_conversation(spoken: list[_RawTurn], images: tuple[str, ...], changes: list[RowChange]) -> Conversation:
     """Check what every conversation must have, and trim what no answer belongs to."""
-    marks = sum(turn.text.count(IMAGE_MARK) for turn in spoken)
+    marks = sum(turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in spoken)
     if marks != len(images):
         raise RowError(
-            f"the text has {marks} {IMAGE_MARK} and the row names {len(images)} pictures; write one mark a picture."
+            f"the text has {marks} {DEFAULT_IMAGE_TOKEN} and the row names {len(images)} pictures; write one mark a picture."
         )
     spoken = [turn for turn in spoken if turn.role != "system" or turn.text.strip()]
     if not any(turn.role == "assistant" for turn in spoken):
         raise RowError("no assistant turn, so there is nothing to learn; add the answer or delete the row.")
-    kept, images = _answered(spoken, images, changes)
+    kept, images = _drop_unanswered(spoken, images, changes)
     for turn in kept:
         if not turn.text.strip():
             what = "answer" if turn.role == "assistant" else "question"
@@ -246,9 +246,9 @@ def _settle(spoken: list[_Spoken], images: tuple[str, ...], changes: list[Change
     return Conversation(tuple(turns), images)
 
 
-def _answered(
-    spoken: list[_Spoken], images: tuple[str, ...], changes: list[Change]
-) -> tuple[list[_Spoken], tuple[str, ...]]:
+def _drop_unanswered(
+    spoken: list[_RawTurn], images: tuple[str, ...], changes: list[RowChange]
+) -> tuple[list[_RawTurn], tuple[str, ...]]:
     """Leave out answers that nobody asked for and questions that nobody answers, with their pictures."""
     asked = next((index for index, turn in enumerate(spoken) if turn.role == "user"), len(spoken))
     last = max(index for index, turn in enumerate(spoken) if turn.role == "assistant")
@@ -257,9 +257,9 @@ def _answered(
     unasked = [turn for turn in spoken[:asked] if turn.role == "assistant"]
     changes.extend("answers before the first question left out" for _ in unasked)
     changes.extend("turns behind the last answer left out" for _ in spoken[last + 1 :])
-    first = sum(turn.text.count(IMAGE_MARK) for turn in unasked)
+    first = sum(turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in unasked)
     kept = [turn for turn in spoken[:asked] if turn.role == "system"] + spoken[asked : last + 1]
-    return kept, images[first : first + sum(turn.text.count(IMAGE_MARK) for turn in kept)]
+    return kept, images[first : first + sum(turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in kept)]
 
 
 def _loss(value: Any, field: str) -> bool:
@@ -275,7 +275,7 @@ def _text(value: Any, field: str) -> str:
     if value is None:
         raise RowError(f"{field} is missing; add its text or delete the row.")
     if not isinstance(value, str):
-        raise RowError(f"{field} is {_kind(value)}, not text; write it as one string.")
+        raise RowError(f"{field} is {_json_type(value)}, not text; write it as one string.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -285,7 +285,7 @@ def _text(value: Any, field: str) -> str:
 
 def _list(value: Any, field: str) -> list[Any]:
     if not isinstance(value, list):
-        raise RowError(f"{field} is {_kind(value)}, not a list; write it in [ ].")
+        raise RowError(f"{field} is {_json_type(value)}, not a list; write it in [ ].")
     return value
 
 
@@ -295,7 +295,7 @@ def _objects(value: Any, field: str) -> list[dict[str, Any]]:
         raise RowError(f"{field} is an empty list; add the turns or delete the row.")
     for index, turn in enumerate(turns):
         if not isinstance(turn, dict):
-            raise RowError(f"{field}[{index}] is {_kind(turn)}, not an object with keys; write one object a turn.")
+            raise RowError(f"{field}[{index}] is {_json_type(turn)}, not an object with keys; write one object a turn.")
     return turns
 
 
@@ -303,6 +303,6 @@ def _others(turn: dict[str, Any], known: set[str], prefix: str) -> set[str]:
     return {f"{prefix}.{key}" for key, value in turn.items() if value is not None and key not in known}
 
 
-def _kind(value: Any) -> str:
+def _json_type(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

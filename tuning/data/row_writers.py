@@ -5,9 +5,9 @@ from typing import Any
 
 from tuning.data.containers import RowError
 from tuning.data.conversation import Conversation, to_row
-from tuning.data.row_readers import Schema
+from tuning.data.row_readers import RowFormat
 
-COLUMNS: dict[Schema, dict[str, Any]] = {
+COLUMNS: dict[RowFormat, dict[str, Any]] = {
     "messages": {"messages": [{"role": str, "content": str, "loss": bool}], "images": [str]},
     "xtuner": {"conversation": [{"system": str, "input": str, "output": str, "output_with_loss": bool}]},
     "alpaca": {"instruction": str, "input": str, "output": str, "system": str, "history": [[str]]},
@@ -17,7 +17,7 @@ COLUMNS: dict[Schema, dict[str, Any]] = {
 """The keys of a written row and what they hold, as `write_records` takes them."""
 
 
-def write_row(conversation: Conversation, schema: Schema, number: int) -> dict[str, Any]:
+def write_row(conversation: Conversation, schema: RowFormat, number: int) -> dict[str, Any]:
     """One conversation as a row.
 
     Args:
@@ -89,12 +89,12 @@ def _llava(conversation: Conversation, number: int) -> dict[str, Any]:
     return row | {"conversations": _spoken(conversation, "llava")}
 
 
-def _spoken(conversation: Conversation, schema: Schema) -> list[dict[str, Any]]:
+def _spoken(conversation: Conversation, schema: RowFormat) -> list[dict[str, Any]]:
     _refuse_masked(conversation, schema)
     speakers = {"user": "human", "assistant": "gpt", "system": "system"}
     return [{"from": speakers[turn.role], "value": turn.content} for turn in conversation.turns]
 
 
-def _refuse_masked(conversation: Conversation, schema: Schema) -> None:
+def _refuse_masked(conversation: Conversation, schema: RowFormat) -> None:
     if not all(turn.loss for turn in conversation.turns):
         raise RowError(f"{schema} rows cannot say that an answer has no loss; write messages or xtuner.")

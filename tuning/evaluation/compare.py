@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.data.card import DatasetCard
 from tuning.errors import DataError
-from tuning.evaluation.probes import GROUPS, Group, Probe, hit, mentions_any, parroted
+from tuning.evaluation.probes import GROUPS, Group, Probe, is_hit, mentions_any, is_parroted
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ProbeResult:
     """One probe with its two answers.
 
     Args:
@@ -70,7 +70,7 @@ class Comparison:
         probe_files: that the rows come from, as they were named.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ProbeResult, ...]
     scores: dict[Group, Score]
     leak: float | None
     leak_before: float | None
@@ -97,16 +97,16 @@ def compare(
         return mentions_any(answer, markers) if markers and probe.group == "unrelated" else None
 
     def copied(probe: Probe, answer: str) -> bool | None:
-        return parroted(answer, probe) if probe.parrot and probe.group == "other-picture" else None
+        return is_parroted(answer, probe) if probe.parrot and probe.group == "other-picture" else None
 
     rows = [
-        Row(
+        ProbeResult(
             group=probe.group,
             ask=probe.ask,
             before=first,
             after=last,
-            before_hit=hit(first, probe),
-            after_hit=hit(last, probe),
+            before_hit=is_hit(first, probe),
+            after_hit=is_hit(last, probe),
             leaked_before=leaked(probe, first),
             leaked_after=leaked(probe, last),
             expect=probe.expect,
@@ -118,19 +118,19 @@ def compare(
         )
         for probe, first, last in zip(probes, before, after, strict=True)
     ]
-    return _summed(rows, seeds, probe_files)
+    return _aggregate(rows, seeds, probe_files)
 
 
-def pool(comparisons: Sequence[Comparison]) -> Comparison:
+def pool_seeds(comparisons: Sequence[Comparison]) -> Comparison:
     """The rows of several runs (seeds) as one comparison, every row counting the same."""
-    return _summed(
+    return _aggregate(
         [row for each in comparisons for row in each.rows],
         [seed for each in comparisons for seed in each.seeds],
         list(dict.fromkeys(name for each in comparisons for name in each.probe_files)),
     )
 
 
-def _summed(rows: Sequence[Row], seeds: Sequence[int], probe_files: Sequence[str]) -> Comparison:
+def _aggregate(rows: Sequence[ProbeResult], seeds: Sequence[int], probe_files: Sequence[str]) -> Comparison:
     scores: dict[Group, Score] = {}
     for group in GROUPS:
         members = [row for row in rows if row.group == group]
@@ -140,17 +140,17 @@ def _summed(rows: Sequence[Row], seeds: Sequence[int], probe_files: Sequence[str
     return Comparison(
         rows=tuple(rows),
         scores=scores,
-        leak=_share(row.leaked_after for row in rows),
-        leak_before=_share(row.leaked_before for row in rows),
-        parrot=_share(row.parroted_after for row in rows),
-        parrot_before=_share(row.parroted_before for row in rows),
-        retained=_share(row.after_hit for row in rows if row.group == "unrelated" and row.before_hit),
+        leak=_rate(row.leaked_after for row in rows),
+        leak_before=_rate(row.leaked_before for row in rows),
+        parrot=_rate(row.parroted_after for row in rows),
+        parrot_before=_rate(row.parroted_before for row in rows),
+        retained=_rate(row.after_hit for row in rows if row.group == "unrelated" and row.before_hit),
         seeds=tuple(seeds),
         probe_files=tuple(probe_files),
     )
 
 
-def _share(flags: Iterable[bool | None]) -> float | None:
+def _rate(flags: Iterable[bool | None]) -> float | None:
     counted = [flag for flag in flags if flag is not None]
     return sum(counted) / len(counted) if counted else None
 
@@ -162,13 +162,13 @@ def comparison_to_dict(comparison: Comparison) -> dict[str, Any]:
 
 def comparison_from_dict(values: dict[str, Any]) -> Comparison:
     """The inverse of `comparison_to_dict`: scores are counted anew from the rows, keys it does not know left out."""
-    known = {field.name for field in dataclasses.fields(Row)}
-    rows: list[Row] = []
+    known = {field.name for field in dataclasses.fields(ProbeResult)}
+    rows: list[ProbeResult] = []
     for each in values["rows"]:
         fields: dict[str, Any] = {key: value for key, value in each.items() if key in known}
         fields |= {key: tuple(each.get(key) or ()) for key in ("expect", "reject", "parrot")}
-        rows.append(Row(**fields))
-    return _summed(rows, values.get("seeds") or (), values.get("probe_files") or ())
+        rows.append(ProbeResult(**fields))
+    return _aggregate(rows, values.get("seeds") or (), values.get("probe_files") or ())
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -245,13 +245,13 @@ def to_markdown(comparison: Comparison) -> str:
     lines.append(f"|---|{'---|' if pictured else ''}---|---|---|---|---|")
     for row in comparison.rows:
         cells = [row.group, *([Path(row.image or "").name] if pictured else []), row.ask]
-        cells += [row.before, _judged(row.before_hit, row.leaked_before, row.parroted_before)]
-        cells += [row.after, _judged(row.after_hit, row.leaked_after, row.parroted_after)]
+        cells += [row.before, _outcome(row.before_hit, row.leaked_before, row.parroted_before)]
+        cells += [row.after, _outcome(row.after_hit, row.leaked_after, row.parroted_after)]
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines) + "\n"
 
 
-def _judged(answered: bool, leaked: bool | None, parroted: bool | None) -> str:
+def _outcome(answered: bool, leaked: bool | None, parroted: bool | None) -> str:
     words = ["hit" if answered else "miss", *(["leaked"] if leaked else []), *(["parroted"] if parroted else [])]
     return ", ".join(words)
 

@@ -22,7 +22,7 @@ from tuning.errors import DataError
 
 Group = Literal["persona", "paraphrase", "typo", "picture", "other-picture", "blank", "unrelated"]
 GROUPS: tuple[Group, ...] = get_args(Group)
-SHOWN: tuple[Group, ...] = ("picture", "other-picture", "blank")  # what is asked about a picture
+PICTURE_GROUPS: tuple[Group, ...] = ("picture", "other-picture", "blank")  # what is asked about a picture
 KEYS = ("ask", "group", "expect", "reject", "image", "parrot")
 PLACEHOLDER = re.compile(r"\{(name|owner)\}")
 
@@ -52,9 +52,9 @@ class Probe:
     parrot: tuple[str, ...] = ()
 
 
-def parroted(answer: str, probe: Probe) -> bool:
+def is_parroted(answer: str, probe: Probe) -> bool:
     """Whether an answer about another picture is the trained picture's: it has any of `parrot` and misses its own."""
-    return bool(probe.parrot) and mentions_any(answer, probe.parrot) and not hit(answer, probe)
+    return bool(probe.parrot) and mentions_any(answer, probe.parrot) and not is_hit(answer, probe)
 
 
 def normalise(text: str) -> str:
@@ -72,7 +72,7 @@ def mentions_any(text: str, wanted: Iterable[str]) -> bool:
     return any(mentions(text, each) for each in wanted)
 
 
-def hit(answer: str, probe: Probe) -> bool:
+def is_hit(answer: str, probe: Probe) -> bool:
     """Whether an answer is what the probe hopes for: any of `expect` (none given: anything), none of `reject`."""
     return (not probe.expect or mentions_any(answer, probe.expect)) and not mentions_any(answer, probe.reject)
 
@@ -168,9 +168,9 @@ def _probe(path: Path, entry: dict[str, Node], card: DatasetCard | None, faults:
             f"{place}: {{{field}}} needs a dataset card that has it; "
             f"make the dataset with `twinlens data persona`, or write the {field} out."
             for field in sorted(set(PLACEHOLDER.findall(node.value)))
-            if not _of_card(card, field)
+            if not _card_value(card, field)
         )
-        return PLACEHOLDER.sub(lambda found: _of_card(card, found[1]), node.value)
+        return PLACEHOLDER.sub(lambda found: _card_value(card, found[1]), node.value)
 
     def texts(key: str) -> tuple[str, ...]:
         node = entry.get(key)
@@ -191,7 +191,7 @@ def _probe(path: Path, entry: dict[str, Node], card: DatasetCard | None, faults:
         if not image.is_file():
             faults.append(f"{path}, line {_line(entry['image'])}: image: {image} is no file; mend the path.")
     expect, reject, parrot = texts("expect"), texts("reject"), texts("parrot")
-    if group in SHOWN and "image" not in entry:
+    if group in PICTURE_GROUPS and "image" not in entry:
         faults.append(f"{path}, line {_line(entry['ask'])}: image: is missing; name the picture that is asked about.")
     if parrot and group != "other-picture":
         faults.append(f"{path}, line {_line(entry['parrot'])}: parrot: is for group other-picture; remove it.")
@@ -199,7 +199,7 @@ def _probe(path: Path, entry: dict[str, Node], card: DatasetCard | None, faults:
     return None if faults else Probe(ask, known[0], expect, reject, image, parrot)
 
 
-def _of_card(card: DatasetCard | None, field: str) -> str:
+def _card_value(card: DatasetCard | None, field: str) -> str:
     value = None if card is None else card.name if field == "name" else card.owner
     return value or ""
 

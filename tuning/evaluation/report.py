@@ -10,20 +10,20 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tuning.atomic import replacing, write_atomically
+from tuning.atomic import atomic_writer, write_atomically
 from tuning.data.card import DatasetCard, card_to_dict
 from tuning.data.pictures import open_picture
 from tuning.errors import DataError
-from tuning.evaluation.compare import Comparison, Row, comparison_to_dict, percent, to_markdown
+from tuning.evaluation.compare import Comparison, ProbeResult, comparison_to_dict, percent, to_markdown
 from tuning.evaluation.plots import CURVES, plot_png, plot_svg
 from tuning.evaluation.probes import GROUPS, Group
-from tuning.evaluation.summary import LOWER_IS_BETTER, MEANINGS, TITLES, headlines, verdict
+from tuning.evaluation.summary import LOWER_IS_BETTER, MEANINGS, TITLES, headlines, summarize
 
 SIDE, THUMBNAIL_SIDE = 512, 112  # pixels; twice what the page shows, for dense screens
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class AnswerSpan:
     """An answer that a probe got from step `first` to step `last`, evaluation after evaluation."""
 
     first: int
@@ -33,18 +33,18 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
+class AnswerTimeline:
     """How the answer to one probe changed while the model learned; `hits` has one entry for each evaluation."""
 
     group: str
     ask: str
     image: str | None
-    moments: tuple[Moment, ...]
+    moments: tuple[AnswerSpan, ...]
     hits: tuple[tuple[int, bool], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class EmbeddedPicture:
     """A picture as the page has it, `width` x `height` pixels; without `uri`, `note` says why not."""
 
     name: str
@@ -77,7 +77,7 @@ def write_report(
         DeviceError: the folder cannot be written or the disk is full.
     """
     for curve in CURVES if steps else ():
-        with replacing(run / "plots" / f"{curve}.png") as stream:
+        with atomic_writer(run / "plots" / f"{curve}.png") as stream:
             stream.write(plot_png(steps, curve))
     html = to_html(
         comparison,
@@ -91,7 +91,7 @@ def write_report(
     )
     text = json.dumps(comparison_to_dict(comparison), ensure_ascii=False, indent=2)
     write_atomically(run / "comparison.json", text + "\n")
-    write_atomically(run / "comparison.md", f"# Before and after\n\n{verdict(comparison)}\n\n{to_markdown(comparison)}")
+    write_atomically(run / "comparison.md", f"# Before and after\n\n{summarize(comparison)}\n\n{to_markdown(comparison)}")
     write_atomically(run / "comparison.html", html)
     return run / "comparison.html"
 
@@ -117,15 +117,15 @@ def to_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": percent, "terms": _terms}
+    templates.filters |= {"percent": percent, "terms": _scoring_terms}
     return templates.get_template("report.html.jinja").render(
         title=f"{card.name}: before and after" if card and card.name else "Before and after",
         run_name=run_name,
         comparison=comparison,
-        verdict=verdict(comparison),
+        verdict=summarize(comparison),
         headlines=headlines(comparison),
         groups={group: by_picture(comparison, group) for group in GROUPS if group in comparison.scores},
-        shows=_shows(comparison),
+        shows=_row_filters(comparison),
         titles=TITLES,
         meanings=MEANINGS,
         lower_is_better=LOWER_IS_BETTER,
@@ -133,7 +133,7 @@ def to_html(
         thumbnails=_pictures((sample.get("image") for sample in samples), THUMBNAIL_SIDE),
         drawings=[plot_svg(steps, curve) for curve in CURVES] if steps else [],
         training=training_facts(steps),
-        stories=stories(samples),
+        stories=answer_timelines(samples),
         tables={
             "Rehearsal": _facts(rehearsal or {}),
             "Dataset": _facts(card_to_dict(card) if card else {}),
@@ -143,42 +143,42 @@ def to_html(
     )
 
 
-def by_picture(comparison: Comparison, group: Group) -> dict[str | None, list[Row]]:
+def by_picture(comparison: Comparison, group: Group) -> dict[str | None, list[ProbeResult]]:
     """The rows of a group by the picture they ask about, in the order of their first row."""
-    found: dict[str | None, list[Row]] = {}
+    found: dict[str | None, list[ProbeResult]] = {}
     for row in comparison.rows:
         if row.group == group:
             found.setdefault(row.image, []).append(row)
     return found
 
 
-def _terms(row: Row) -> str:
+def _scoring_terms(row: ProbeResult) -> str:
     """What the answer was judged by."""
     reject = row.reject if row.reject != row.parrot else ()
     parts = (("expects", row.expect), ("not", reject), ("parrots", row.parrot))
     return ", ".join(f"{word} {' / '.join(wanted)}" for word, wanted in parts if wanted)
 
 
-def _shows(comparison: Comparison) -> list[str]:
+def _row_filters(comparison: Comparison) -> list[str]:
     """The filters that can show something in this comparison."""
     leaks, parrots = comparison.leak is not None, comparison.parrot is not None
     special = [*(["leaked"] if leaks else []), *(["parroted"] if parrots else [])]
     return ["all", "changed", "learned", "lost", *special, "missed"]
 
 
-def stories(samples: Sequence[Mapping[str, Any]]) -> list[Story]:
+def answer_timelines(samples: Sequence[Mapping[str, Any]]) -> list[AnswerTimeline]:
     """The samples by probe, in the order they were first asked; evaluations in a row with one answer become one."""
     by_probe: dict[tuple[str, str, str | None], dict[int, Mapping[str, Any]]] = {}
     for sample in samples:
         by_probe.setdefault((sample["group"], sample["ask"], sample.get("image")), {})[sample["step"]] = sample
-    told: list[Story] = []
+    told: list[AnswerTimeline] = []
     for (group, ask, image), answers in by_probe.items():
         ordered = [answers[step] for step in sorted(answers)]
-        moments: list[Moment] = []
+        moments: list[AnswerSpan] = []
         for _, same in groupby(ordered, key=lambda sample: (sample["answer"], sample["hit"])):
             run = list(same)
-            moments.append(Moment(run[0]["step"], run[-1]["step"], run[0]["answer"], bool(run[0]["hit"])))
-        told.append(Story(group, ask, image, tuple(moments), tuple((e["step"], bool(e["hit"])) for e in ordered)))
+            moments.append(AnswerSpan(run[0]["step"], run[-1]["step"], run[0]["answer"], bool(run[0]["hit"])))
+        told.append(AnswerTimeline(group, ask, image, tuple(moments), tuple((e["step"], bool(e["hit"])) for e in ordered)))
     return told
 
 
@@ -218,20 +218,20 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _pictures(paths: Iterable[str | None], side: int) -> dict[str, Shown]:
+def _pictures(paths: Iterable[str | None], side: int) -> dict[str, EmbeddedPicture]:
     """Each picture once, however often it is asked about."""
-    return {path: _shown(Path(path), side) for path in dict.fromkeys(paths) if path}
+    return {path: _embed_picture(Path(path), side) for path in dict.fromkeys(paths) if path}
 
 
-def _shown(path: Path, side: int) -> Shown:
+def _embed_picture(path: Path, side: int) -> EmbeddedPicture:
     if not path.is_file():
-        return Shown(path.name, note="The file is not there any more.")
+        return EmbeddedPicture(path.name, note="The file is not there any more.")
     try:
         picture = open_picture(path, "report")
     except DataError:
-        return Shown(path.name, note="The file cannot be opened as a picture.")
+        return EmbeddedPicture(path.name, note="The file cannot be opened as a picture.")
     picture.thumbnail((side, side))
     target = io.BytesIO()
     picture.save(target, "JPEG", quality=90, subsampling=0)  # encoded anew: where a photograph was taken stays at home
     data = base64.b64encode(target.getvalue()).decode("ascii")
-    return Shown(path.name, f"data:image/jpeg;base64,{data}", picture.width, picture.height)
+    return EmbeddedPicture(path.name, f"data:image/jpeg;base64,{data}", picture.width, picture.height)

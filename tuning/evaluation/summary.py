@@ -59,7 +59,7 @@ def headlines(comparison: Comparison) -> list[Headline]:
     return cards
 
 
-def verdict(comparison: Comparison) -> str:
+def summarize(comparison: Comparison) -> str:
     """A few plain sentences: what was learned, what is seen, what was lost, where it leaks or parrots."""
     said: list[str] = []
     n, before, after = _counted(comparison, "persona", "paraphrase", "typo")

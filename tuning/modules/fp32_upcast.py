@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 
 @contextmanager
-def widened(model: nn.Module, merged: bool = False) -> Iterator[None]:
+def fp32_upcast(model: nn.Module, merged: bool = False) -> Iterator[None]:
     """While it lasts, `model` gives the logits that it would give in fp32, to the bit.
 
     Args:
@@ -27,13 +27,13 @@ def widened(model: nn.Module, merged: bool = False) -> Iterator[None]:
         held[block] = [(parameter, parameter.data) for parameter in block.parameters()]
         for parameter, weight in held[block]:
             parameter.data = weight.float()
-        for layer in _adapted(block) if merged else ():
+        for layer in _lora_layers(block) if merged else ():
             layer.merge()
 
     def narrow(block: nn.Module, *_: object) -> None:
         for parameter, weight in held.pop(block):
             parameter.data = weight
-        for layer in _adapted(block) if merged else ():
+        for layer in _lora_layers(block) if merged else ():
             layer.merged_adapters.clear()
 
     try:
@@ -46,9 +46,9 @@ def widened(model: nn.Module, merged: bool = False) -> Iterator[None]:
             hook.remove()
 
 
-def fold(adapted: PeftModel | PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def merge_adapters(adapted: PeftModel | PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its adapters folded in, where it has any, and its weights in `dtype`: sums are taken in fp32."""
-    for layer in _adapted(adapted):
+    for layer in _lora_layers(adapted):
         base = layer.get_base_layer()
         base.float()
         layer.merge()
@@ -60,7 +60,7 @@ def fold(adapted: PeftModel | PreTrainedModel, dtype: torch.dtype) -> PreTrained
     return model
 
 
-def _adapted(block: nn.Module) -> list[LoraLayer]:
+def _lora_layers(block: nn.Module) -> list[LoraLayer]:
     return [module for module in block.modules() if isinstance(module, LoraLayer)]
 
 

@@ -12,19 +12,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tuning.atomic import replacing, write_atomically
+from tuning.atomic import atomic_writer, write_atomically
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.pth import read_pth, weights_in
+from tuning.modules.pth import read_pth, state_dict_in
 from tuning.settings import Lora
 
-WEIGHTS = "adapter_model.safetensors"
-PICKLED = "adapter_model.bin"  # as older PEFT and XTuner write it
-PREFIX = "base_model.model."  # of every weight that PEFT saves
-CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS_PICKLED = "adapter_model.bin"  # as older PEFT and XTuner write it
+PEFT_PREFIX = "base_model.model."  # of every weight that PEFT saves
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def attach_adapter(
-    model: PreTrainedModel, lora: Lora, seed: int, task_type: str | None = "CAUSAL_LM", idle: Sequence[str] = ()
+    model: PreTrainedModel, lora: Lora, seed: int, task_type: str | None = "CAUSAL_LM", unused_modules: Sequence[str] = ()
 ) -> PeftModel:
     """A fresh adapter on every linear but the head, its weights fp32 whatever the base computes in.
 
@@ -36,7 +36,7 @@ def attach_adapter(
         ConfigError: `lora.targets` names layers that the model does not have.
     """
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = lora_config(lora, targets, task_type, idle)
+    config = lora_config(lora, targets, task_type, unused_modules)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -50,15 +50,15 @@ def attach_adapter(
     return adapted
 
 
-def lora_config(lora: Lora, targets: str | list[str], task_type: str | None, idle: Sequence[str] = ()) -> LoraConfig:
+def lora_config(lora: Lora, targets: str | list[str], task_type: str | None, unused_modules: Sequence[str] = ()) -> LoraConfig:
     """PEFT's settings of an adapter; arguments as `attach_adapter` takes them."""
     return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
-        exclude_modules=list(idle) or None, task_type=task_type,
+        exclude_modules=list(unused_modules) or None, task_type=task_type,
     )  # fmt: skip
 
 
-def layers_of(weights: Iterable[str]) -> list[str]:
+def target_names(weights: Iterable[str]) -> list[str]:
     """The names of the layers that an adapter's weights are for."""
     return sorted({name.split(".lora_")[0].rpartition(".")[2] for name in weights})
 
@@ -77,13 +77,13 @@ def write_adapter(
     from safetensors.torch import save
 
     state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
-    with replacing(folder / WEIGHTS) as stream:
+    with atomic_writer(folder / ADAPTER_WEIGHTS) as stream:
         stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
     values = config.to_dict()
     values["base_model_name_or_path"], values["revision"] = base, revision
     values["inference_mode"] = True
     plain = {key: sorted(value) if isinstance(value, set | list) else value for key, value in values.items()}
-    write_atomically(folder / CONFIG, json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
+    write_atomically(folder / ADAPTER_CONFIG, json.dumps(plain, indent=2, sort_keys=True, default=str) + "\n")
 
 
 def read_adapter_config(folder: Path) -> dict[str, object]:
@@ -93,31 +93,31 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
         ModelError: the folder holds no LoRA adapter, or one whose settings or weights are broken.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(
-            f"{folder}: no adapter here ({CONFIG} is missing); give a run folder or an adapter folder."
+            f"{folder}: no adapter here ({ADAPTER_CONFIG} is missing); give a run folder or an adapter folder."
         ) from error
     except ValueError as error:
-        raise ModelError(f"{folder / CONFIG}: not valid JSON ({error}); save the adapter again.") from error
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: not valid JSON ({error}); save the adapter again.") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ModelError(f"{folder / CONFIG}: not a LoRA adapter; twinlens reads LoRA in PEFT's layout.")
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: not a LoRA adapter; twinlens reads LoRA in PEFT's layout.")
     for key in ("r", "lora_alpha"):
         if not isinstance(value := config.get(key), int | float) or value <= 0:
             raise ModelError(
-                f"{folder / CONFIG}: {key} must be a number above 0 (got {value!r}); save the adapter again."
+                f"{folder / ADAPTER_CONFIG}: {key} must be a number above 0 (got {value!r}); save the adapter again."
             )
     for key in ("rank_pattern", "alpha_pattern"):
         if not isinstance(config.get(key) or {}, dict):
-            raise ModelError(f"{folder / CONFIG}: {key} must be a mapping; save the adapter again.")
-    if not any((folder / name).exists() for name in (WEIGHTS, PICKLED)):
-        raise ModelError(f"{folder}: {WEIGHTS} is missing; save the adapter again.")
-    if (folder / WEIGHTS).exists():
-        _refuse_broken(folder / WEIGHTS)
+            raise ModelError(f"{folder / ADAPTER_CONFIG}: {key} must be a mapping; save the adapter again.")
+    if not any((folder / name).exists() for name in (ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_PICKLED)):
+        raise ModelError(f"{folder}: {ADAPTER_WEIGHTS} is missing; save the adapter again.")
+    if (folder / ADAPTER_WEIGHTS).exists():
+        _check_readable(folder / ADAPTER_WEIGHTS)
     return config
 
 
-def _refuse_broken(file: Path) -> None:
+def _check_readable(file: Path) -> None:
     """Open weights without reading them, before a model loads for them."""
     try:
         with safe_open(file, "pt"):
@@ -138,21 +138,21 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
     except UnpicklingError as error:
-        raise ModelError(f"{folder / PICKLED}: names what weights do not need, so nothing of it was run.") from error
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS_PICKLED}: names what weights do not need, so nothing of it was run.") from error
     except (RuntimeError, ValueError, KeyError) as error:
-        raise _misfit(str(folder), _last_line(error)) from error
+        raise _mismatch(str(folder), _last_line(error)) from error
     there = {name for name in _names(folder) if "lora_" in name}
     wanted = {name for name in get_peft_model_state_dict(adapted, save_embedding_layers=False) if "lora_" in name}
     if odd := sorted(there ^ wanted):  # PEFT warns of these, and answers as if half an adapter were one
-        raise _misfit(str(folder), f"{odd[0]} is {'missing' if odd[0] in wanted else 'too many'}")
+        raise _mismatch(str(folder), f"{odd[0]} is {'missing' if odd[0] in wanted else 'too many'}")
     return adapted
 
 
 def _names(folder: Path) -> Iterable[str]:
     """Of an adapter's weights, which stay on the disk where their file allows it."""
-    if not (folder / WEIGHTS).exists():
+    if not (folder / ADAPTER_WEIGHTS).exists():
         return read_adapter_weights(folder)
-    with safe_open(folder / WEIGHTS, "pt") as weights:
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as weights:
         return weights.keys()
 
 
@@ -164,16 +164,16 @@ def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    file = folder / PICKLED
-    if file.exists() and not (folder / WEIGHTS).exists():
-        return weights_in(read_pth(file), file)
+    file = folder / ADAPTER_WEIGHTS_PICKLED
+    if file.exists() and not (folder / ADAPTER_WEIGHTS).exists():
+        return state_dict_in(read_pth(file), file)
     try:
-        return load_file(folder / WEIGHTS)
+        return load_file(folder / ADAPTER_WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{folder / WEIGHTS}: cannot be read ({error}); save the adapter again.") from error
+        raise ModelError(f"{folder / ADAPTER_WEIGHTS}: cannot be read ({error}); save the adapter again.") from error
 
 
-def adapt(model: PreTrainedModel, state: Mapping[str, Tensor], values: Mapping[str, Any], source: str) -> PeftModel:
+def attach_adapter_weights(model: PreTrainedModel, state: Mapping[str, Tensor], values: Mapping[str, Any], source: str) -> PeftModel:
     """The base with an adapter on it that is in memory, to answer with, on the layers that its weights name.
 
     Args:
@@ -192,29 +192,29 @@ def adapt(model: PreTrainedModel, state: Mapping[str, Tensor], values: Mapping[s
         use_rslora=bool(values.get("use_rslora")),
         rank_pattern=values.get("rank_pattern") or {},
         alpha_pattern=values.get("alpha_pattern") or {},
-        target_modules=sorted({name.split(".lora_")[0].removeprefix(PREFIX) for name in state}),
+        target_modules=sorted({name.split(".lora_")[0].removeprefix(PEFT_PREFIX) for name in state}),
         inference_mode=True,
     )
     try:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
         found = set_peft_model_state_dict(adapted, dict(state))
     except (RuntimeError, ValueError, KeyError) as error:
-        raise _misfit(source, _last_line(error)) from error
+        raise _mismatch(source, _last_line(error)) from error
     if odd := sorted([*found.unexpected_keys, *(name for name in found.missing_keys if ".lora_" in name)]):
-        raise _misfit(source, odd[0])
+        raise _mismatch(source, odd[0])
     assert isinstance(adapted, PeftModel)
     return adapted.eval()
 
 
-def restore_adapter(model: PeftModel, folder: Path) -> None:
+def load_adapter_weights(model: PeftModel, folder: Path) -> None:
     """Put saved weights into an adapter that is already attached."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
+    set_peft_model_state_dict(model, load_file(folder / ADAPTER_WEIGHTS))
 
 
-def _misfit(source: str, reason: str) -> ModelError:
+def _mismatch(source: str, reason: str) -> ModelError:
     return ModelError(f"{source}: this adapter does not fit the model ({reason}); use the base it was trained on.")
 
 

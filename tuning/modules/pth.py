@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from tuning.atomic import replacing
+from tuning.atomic import atomic_writer
 from tuning.errors import DeviceError, ModelError
 
 DEEPSPEED_FILE = "mp_rank_00_model_states.pt"
 
 
-class _Nothing:
+class _Placeholder:
     """Stands in for whatever a log or an optimiser pickled."""
 
     def __init__(self, *_: object) -> None: ...
@@ -28,7 +28,7 @@ class _Nothing:
 
 
 _NUMPY = ("multiarray._reconstruct", "multiarray.scalar")
-_STOOD_IN = (
+_PLACEHOLDER_GLOBALS = (
     "builtins.getattr",  # mmengine's buffers name their methods with it
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
@@ -51,7 +51,7 @@ def read_pth(path: Path) -> dict[str, Any]:
         ModelError: it cannot be read, holds something else, or names what weights do not need.
     """
     file = path / DEEPSPEED_FILE if path.is_dir() else path
-    stand_ins: list[Any] = [(_Nothing, name) for name in _STOOD_IN]
+    stand_ins: list[Any] = [(_Placeholder, name) for name in _PLACEHOLDER_GLOBALS]
     try:
         mapped = zipfile.is_zipfile(file)
         with torch.serialization.safe_globals(stand_ins):
@@ -70,7 +70,7 @@ def read_pth(path: Path) -> dict[str, Any]:
     return dict(held)
 
 
-def weights_in(held: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+def state_dict_in(held: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """The weights of a checkpoint by name: mmengine's, DeepSpeed's, or one that is nothing else.
 
     Raises:
@@ -92,7 +92,7 @@ def write_pth(held: object, path: Path) -> None:
         DeviceError: the folder cannot be written or the disk is full.
     """
     try:
-        with replacing(path) as stream:
+        with atomic_writer(path) as stream:
             torch.save(held, stream)
     except RuntimeError as error:
         if not isinstance(error.__context__, OSError):  # of a write that failed torch makes an error of its own

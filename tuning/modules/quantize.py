@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig
 from tuning.errors import DeviceError, ModelError
 from tuning.settings import Quant
 
-ROOM = 0.5  # share of the free memory that unpacked weights may take
+MEMORY_SHARE = 0.5  # share of the free memory that unpacked weights may take
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -31,20 +31,20 @@ class QuantReport:
     """
 
     bits: int
-    quantised: int
-    linears: int
-    kept: tuple[str, ...]
-    unpacked: bool
+    quantized: int
+    total: int
+    not_quantized: tuple[str, ...]
+    dequantized: bool
     weight_bytes: int
 
     def __str__(self) -> str:
         kind = {4: "nf4, double quantised", 8: "int8"}.get(self.bits)
         size = f"{self.weight_bytes / 2**20:,.0f} MiB of weights"
         if kind is None:
-            return f"{self.linears} linears, none quantised; {size}"
-        kept = f", {', '.join(self.kept)} not" if self.kept else ""
-        unpacked = ", unpacked for the CPU" if self.unpacked else ""
-        return f"{self.quantised} of {self.linears} linears in {kind}{unpacked}{kept}; {size}"
+            return f"{self.total} linears, none quantised; {size}"
+        kept = f", {', '.join(self.not_quantized)} not" if self.not_quantized else ""
+        unpacked = ", unpacked for the CPU" if self.dequantized else ""
+        return f"{self.quantized} of {self.total} linears in {kind}{unpacked}{kept}; {size}"
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -62,7 +62,7 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def choose_compute(wanted: str, device: torch.device) -> torch.dtype:
+def choose_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
     """The type products are computed in; see `Quant.compute`."""
     if wanted != "auto":
         return DTYPES[wanted]
@@ -72,27 +72,27 @@ def choose_compute(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def quantization_config(quant: Quant, compute: torch.dtype, keep: tuple[str, ...]) -> BitsAndBytesConfig | None:
+def quantization_config(quant: Quant, compute_dtype: torch.dtype, skip_modules: tuple[str, ...]) -> BitsAndBytesConfig | None:
     """bitsandbytes' settings for a load; `keep` names the modules that stay in `compute`."""
     if quant.bits == 16:
         return None
     if quant.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(keep))
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(skip_modules))
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=list(keep),
+        bnb_4bit_compute_dtype=compute_dtype,
+        llm_int8_skip_modules=list(skip_modules),
     )
 
 
-def linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Every linear layer by name, quantised or not."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
 
 
-def settle_quantised(model: nn.Module, bits: int, keep: tuple[str, ...], compute: torch.dtype) -> QuantReport:
+def prepare_quantized(model: nn.Module, bits: int, skip_modules: tuple[str, ...], compute_dtype: torch.dtype) -> QuantReport:
     """Make quantised layers safe to train through and quick on a CPU, check what was quantised, and report it.
 
     On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward in eval mode and never unpacks
@@ -103,43 +103,43 @@ def settle_quantised(model: nn.Module, bits: int, keep: tuple[str, ...], compute
     """
     quantised: list[str] = []
     others: list[str] = []
-    for name, module in linears(model):
+    for name, module in linear_layers(model):
         is_quantised = isinstance(module, Linear4bit | Linear8bitLt)
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
         (quantised if is_quantised else others).append(name)
-    wanted_not = [name for name in others if bits != 16 and name.rpartition(".")[2] not in keep]
-    if wanted_not or any(name.rpartition(".")[2] in keep for name in quantised):
+    wanted_not = [name for name in others if bits != 16 and name.rpartition(".")[2] not in skip_modules]
+    if wanted_not or any(name.rpartition(".")[2] in skip_modules for name in quantised):
         raise ModelError(
             f"{(wanted_not or quantised)[0]}: not quantised as asked (quant.bits {bits}); take quant.bits=16."
         )
-    unpacked = _unpack(model, compute)
+    unpacked = _dequantize_for_cpu(model, compute_dtype)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    size += sum(_constants(module) for _, module in linears(model))
+    size += sum(_quant_state_bytes(module) for _, module in linear_layers(model))
     total = len(quantised) + len(others)
     return QuantReport(bits, len(quantised), total, tuple(others) if bits != 16 else (), unpacked, size)
 
 
-def _unpack(model: nn.Module, compute: torch.dtype) -> bool:
+def _dequantize_for_cpu(model: nn.Module, compute_dtype: torch.dtype) -> bool:
     """On a CPU, keep the weights of 4-bit layers unpacked in `compute`, if memory has ample room for that.
 
     A GPU unpacks a layer faster than it would read it; on a CPU half the time of an answer goes into it. The values are
     those of the 4-bit weights, and every product is the same to the bit.
     """
-    packed = {name: module for name, module in linears(model) if isinstance(module, Linear4bit)}
-    size = sum(module.in_features * module.out_features for module in packed.values()) * compute.itemsize
-    if not packed or next(model.parameters()).device.type != "cpu" or size > ROOM * psutil.virtual_memory().available:
+    packed = {name: module for name, module in linear_layers(model) if isinstance(module, Linear4bit)}
+    size = sum(module.in_features * module.out_features for module in packed.values()) * compute_dtype.itemsize
+    if not packed or next(model.parameters()).device.type != "cpu" or size > MEMORY_SHARE * psutil.virtual_memory().available:
         return False
     for name, module in packed.items():
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         weight = dequantize_4bit(module.weight.data, getattr(module.weight, "quant_state", None))
-        plain.weight = nn.Parameter(weight.to(compute), requires_grad=False)
+        plain.weight = nn.Parameter(weight.to(compute_dtype), requires_grad=False)
         plain.bias = module.bias
         model.set_submodule(name, plain)
     return True
 
 
-def _constants(module: nn.Module) -> int:
+def _quant_state_bytes(module: nn.Module) -> int:
     """Bytes of a 4-bit layer's absmax values, which are no parameters."""
     state = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is None:

@@ -20,7 +20,7 @@ log = logging.getLogger("twinlens")
 
 
 @dataclass(frozen=True, slots=True)
-class Trainee:
+class TrainableModule:
     """What is trained and how it is kept.
 
     Args:
@@ -32,13 +32,13 @@ class Trainee:
 
     module: nn.Module
     save: Callable[[Path], None]
-    restore: Callable[[Path], None]
-    finish: Callable[[], None]
-    rates: dict[str, float] = field(default_factory=dict)
+    load: Callable[[Path], None]
+    save_final: Callable[[], None]
+    learning_rates: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
-def in_one_piece(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
+def gathered_parameters(accelerator: Accelerator, module: nn.Module) -> Iterator[None]:
     """The trained weights whole in every process, where ZeRO-3 has divided them among all."""
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None or plugin.zero_stage != 3:
@@ -54,7 +54,7 @@ class Checkpoint:
     """Everything a run needs to go on as if it had not stopped."""
 
     def __init__(
-        self, accelerator: Accelerator, trainee: Trainee, model: nn.Module, optimizer: Any, run_dir: RunDir, keep: int
+        self, accelerator: Accelerator, trainee: TrainableModule, model: nn.Module, optimizer: Any, run_dir: RunDir, keep: int
     ) -> None:
         self._accelerator, self._trainee, self._model, self._optimizer = accelerator, trainee, model, optimizer
         self._run_dir, self._keep = run_dir, keep
@@ -97,7 +97,7 @@ class Checkpoint:
         if self._sharded:
             self._model.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)  # type: ignore[operator]
         else:
-            self._trainee.restore(folder)
+            self._trainee.load(folder)
             # Not to where it was saved from: all processes would then fill the first one's device.
             averages = torch.load(folder / "optimizer.pt", map_location="cpu", mmap=True, weights_only=True)
             self._optimizer.load_state_dict(averages)

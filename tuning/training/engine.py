@@ -23,16 +23,16 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from tuning.errors import ConfigError, DataError, DeviceError, Interrupted
-from tuning.progress import Counter
+from tuning.progress import ProgressBar
 from tuning.run_dir import RunDir
 from tuning.settings import Optim, Run
-from tuning.training.checkpoint import Checkpoint, Trainee, in_one_piece
+from tuning.training.checkpoint import Checkpoint, TrainableModule, gathered_parameters
 from tuning.training.samples import Batch, BatchSource
 from tuning.training.schedule import rate_factor
 
 log = logging.getLogger("twinlens")
 # What torchrun tells a process, where there is no other; port 0 is any that is free.
-ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class EvaluationHooks:
     """What is looked at while training, every `every` steps (0: only before and after).
 
     Args:
@@ -76,12 +76,12 @@ class Watch:
 
 
 def fit(
-    trainee: Trainee,
+    trainee: TrainableModule,
     batches: BatchSource,
     optim: Optim,
     run: Run,
     run_dir: RunDir,
-    watch: Watch,
+    hooks: EvaluationHooks,
     *,
     resume: bool = False,
     deepspeed: dict[str, Any] | None = None,
@@ -104,44 +104,44 @@ def fit(
     checkpoint = Checkpoint(accelerator, trainee, model, optimizer, run_dir, run.keep)
     done = checkpoint.load() if resume else 0
     if accelerator.is_main_process:
-        run_dir.forget_after(done)
+        run_dir.drop_records_after(done)
     accelerator.init_trackers("twinlens")
     reports: list[StepReport] = []
-    source = micro_steps(batches, accelerator, optim.accumulate, done)
-    with stop_on_signal() as stop, Counter("training", steps, done, accelerator.is_main_process) as progress:
+    source = micro_batches_by_step(batches, accelerator, optim.accumulate, done)
+    with stop_on_signal() as stop, ProgressBar("training", steps, done, accelerator.is_main_process) as progress:
         if not done:
-            look(0, model, watch, run_dir, accelerator)
+            evaluate(0, model, hooks, run_dir, accelerator)
         for step in range(done, steps):
             report = train_step(accelerator, model, optimizer, next(source), optim, step, steps)
             reports.append(report)
             values: dict[str, Any] = asdict(report)
             last = step + 1 == steps
-            if last or (watch.every and (step + 1) % watch.every == 0):
-                values["validation_loss"] = look(step + 1, model, watch, run_dir, accelerator)
+            if last or (hooks.every and (step + 1) % hooks.every == 0):
+                values["validation_loss"] = evaluate(step + 1, model, hooks, run_dir, accelerator)
             if accelerator.is_main_process:
                 run_dir.append(run_dir.steps, [values])
             accelerator.log({key: value for key, value in values.items() if value is not None}, step=step + 1)
             progress.advance(1, str(report))
-            stopping = asked_anywhere(accelerator, stop)
+            stopping = stop_requested(accelerator, stop)
             if stopping or (run.save_every and (last or (step + 1) % run.save_every == 0)):
                 checkpoint.save(step + 1)
             if stopping and not last:
                 raise Interrupted(
                     f"stopped after step {step + 1}; go on with `twinlens train --resume {run_dir.path}`."
                 )
-        with in_one_piece(accelerator, trainee.module):
+        with gathered_parameters(accelerator, trainee.module):
             if accelerator.is_main_process:
-                trainee.finish()
+                trainee.save_final()
     accelerator.end_training()
     return reports
 
 
-def parameter_groups(trainee: Trainee, learning_rate: float) -> list[dict[str, Any]]:
+def parameter_groups(trainee: TrainableModule, learning_rate: float) -> list[dict[str, Any]]:
     """The trained parameters, those of one peak learning rate together."""
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in trainee.module.named_parameters():
         if parameter.requires_grad:
-            own = (rate for start, rate in trainee.rates.items() if name.startswith(start))
+            own = (rate for start, rate in trainee.learning_rates.items() if name.startswith(start))
             groups.setdefault(next(own, learning_rate), []).append(parameter)
     return [{"params": parameters, "lr": peak, "peak": peak} for peak, parameters in groups.items()]
 
@@ -152,7 +152,7 @@ def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[st
     on_cpu = run.device == "cpu" or not torch.cuda.is_available()
     if deepspeed is not None:
         if "RANK" not in os.environ:  # started without torchrun; DeepSpeed would ask MPI who else there is
-            os.environ.update(ALONE)
+            os.environ.update(SINGLE_PROCESS)
         filled = deepspeed | {
             "train_micro_batch_size_per_gpu": optim.micro_batch,
             "gradient_accumulation_steps": optim.accumulate,
@@ -176,13 +176,13 @@ def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[st
         raise ConfigError(f"run.trackers or --deepspeed: {error}; install what is missing or leave it out.") from error
 
 
-def micro_steps(batches: BatchSource, accelerator: Accelerator, accumulate: int, done: int) -> Iterator[list[Batch]]:
+def micro_batches_by_step(batches: BatchSource, accelerator: Accelerator, accumulate: int, done: int) -> Iterator[list[Batch]]:
     """For each step this process's micro-batches; the last step is filled up with silenced ones."""
     world, rank = int(accelerator.num_processes), int(accelerator.process_index)
     share = world * accumulate
     stream = batches.stream(done * share)
     while group := list(islice(stream, share)):
-        group += [group[-1].silenced()] * (share - len(group))
+        group += [group[-1].without_labels()] * (share - len(group))
         yield [batch.to(accelerator.device) for batch in group[rank::world]]
 
 
@@ -201,11 +201,11 @@ def train_step(
     for parameters in optimizer.param_groups:
         parameters["lr"] = parameters["peak"] * factor
     counts = torch.tensor(
-        [sum(batch.labelled for batch in group), sum(batch.tokens for batch in group)],
+        [sum(batch.num_labels for batch in group), sum(batch.num_tokens for batch in group)],
         device=accelerator.device,
         dtype=torch.float64,
     )
-    labels, tokens = over_devices(accelerator, counts).tolist()
+    labels, tokens = sum_over_processes(accelerator, counts).tolist()
     learned = max(labels, 1.0)  # packs that XTuner's packing cuts out of a long prompt have nothing to learn
     # accelerate divides by the micro-batches and DDP by the processes: both are undone here.
     scale = optim.accumulate * accelerator.num_processes / learned
@@ -218,8 +218,8 @@ def train_step(
                 losses.append(loss.detach())
                 accelerator.backward(loss * scale)
         norm = gradient_norm(accelerator, model, optim.clip)
-        total = float(over_devices(accelerator, torch.stack(losses).sum()))
-        refuse_not_finite(total, norm, losses, group, step + 1)
+        total = float(sum_over_processes(accelerator, torch.stack(losses).sum()))
+        check_finite(total, norm, losses, group, step + 1)
         optimizer.step()
         optimizer.zero_grad()
     except torch.OutOfMemoryError as error:
@@ -234,16 +234,16 @@ def train_step(
     )  # fmt: skip
 
 
-def over_devices(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
+def sum_over_processes(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
     """The sum of a tensor over all processes."""
     summed = accelerator.reduce(value, "sum")
     assert isinstance(summed, torch.Tensor)
     return summed
 
 
-def asked_anywhere(accelerator: Accelerator, stop: "Stop") -> bool:
+def stop_requested(accelerator: Accelerator, stop: "StopRequest") -> bool:
     """Whether any process was asked to stop: all of them leave after the same step, or some would wait forever."""
-    return bool(over_devices(accelerator, torch.tensor(float(stop.asked), device=accelerator.device)))
+    return bool(sum_over_processes(accelerator, torch.tensor(float(stop.requested), device=accelerator.device)))
 
 
 def gradient_norm(accelerator: Accelerator, model: nn.Module, clip: float) -> float:
@@ -253,7 +253,7 @@ def gradient_norm(accelerator: Accelerator, model: nn.Module, clip: float) -> fl
     return float(accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))  # type: ignore[arg-type]
 
 
-def refuse_not_finite(total: float, norm: float, losses: list[torch.Tensor], group: list[Batch], step: int) -> None:
+def check_finite(total: float, norm: float, losses: list[torch.Tensor], group: list[Batch], step: int) -> None:
     """Stop before a step that would write NaN into the weights, naming the rows that were in it."""
     if math.isfinite(total) and math.isfinite(norm):
         return
@@ -267,13 +267,13 @@ def refuse_not_finite(total: float, norm: float, losses: list[torch.Tensor], gro
     )
 
 
-def look(step: int, model: nn.Module, watch: Watch, run_dir: RunDir, accelerator: Accelerator) -> float | None:
+def evaluate(step: int, model: nn.Module, hooks: EvaluationHooks, run_dir: RunDir, accelerator: Accelerator) -> float | None:
     """Ask the probes and compute the validation loss, leaving no trace on training."""
     training = model.training
     with torch.random.fork_rng(), torch.no_grad():
         model.eval()
-        rows = watch.evaluate(step)
-        loss = watch.validate()
+        rows = hooks.evaluate(step)
+        loss = hooks.validate()
         model.train(training)
     if accelerator.is_main_process:
         run_dir.append(run_dir.samples, rows)
@@ -291,21 +291,21 @@ def peak_memory(device: torch.device) -> int:
 
 
 @dataclass(slots=True)
-class Stop:
+class StopRequest:
     """Whether somebody asked the run to stop."""
 
-    asked: bool = False
+    requested: bool = False
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Stop]:
+def stop_on_signal() -> Iterator[StopRequest]:
     """The first Ctrl-C or SIGTERM lets the step end and keeps a checkpoint; the second stops at once."""
-    stop = Stop()
+    stop = StopRequest()
 
     def ask(number: int, _: Any) -> None:
-        if stop.asked:
+        if stop.requested:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.requested = True
         log.info("stopping after this step; once more to stop now without a checkpoint")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuning.training.samples import Batch, EncodedSample, collate
-from tuning.training.xtuner_packing import CutPacks, Pack, Piece
+from tuning.training.xtuner_packing import ConcatThenSplitPacks, Pack, Span
 
-Rows = tuple[int, ...]  # numbers of the samples laid whole into one sequence
+PackedRows = tuple[int, ...]  # numbers of the samples laid whole into one sequence
 OPEN_PACKS = 64  # sequences still being filled; more fills them better and mixes rows less
 WINDOW = 16  # micro-batches in which rows of like length are gathered, when padding
 
 
-def fill_packs(lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: int) -> Iterator[Rows]:
+def fill_packs(lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: int) -> Iterator[PackedRows]:
     """Lay rows into sequences of at most `max_length` tokens, each row into the fullest sequence that takes it."""
     packs: list[list[int]] = []
     room: list[int] = []
@@ -40,9 +40,9 @@ def fill_packs(lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: 
     yield from map(tuple, packs)
 
 
-def gather_by_length(
+def group_by_length(
     lengths: NDArray[np.int32], rows: NDArray[np.int32], micro_batch: int, rng: np.random.Generator
-) -> Iterator[list[Rows]]:
+) -> Iterator[list[PackedRows]]:
     """Micro-batches of single rows; within a window, rows of like length meet, so that little is padded."""
     size = micro_batch * WINDOW
     for start in range(0, len(rows), size):
@@ -52,7 +52,7 @@ def gather_by_length(
         yield from (groups[index] for index in rng.permutation(len(groups)))
 
 
-class Batches:
+class MicroBatches:
     """The micro-batches of a whole run.
 
     Args:
@@ -93,7 +93,7 @@ class Batches:
 
     def count(self) -> int:
         """Micro-batches in the whole run."""
-        return self._limit if self._limit is not None else sum(1 for _ in self.plan())
+        return self._limit if self._limit is not None else sum(1 for _ in self.packs())
 
     def stream(self, skip: int = 0) -> Iterator[Batch]:
         """The micro-batches in order, without making the first `skip`."""
@@ -102,24 +102,24 @@ class Batches:
 
     def sequences(self) -> Iterator[list[list[EncodedSample]]]:
         """The same micro-batches before they are padded, each sequence as what is laid into it."""
-        for packs in self.plan():
-            yield [[self._piece(piece) for piece in pack] for pack in packs]
+        for packs in self.packs():
+            yield [[self._cut_sample(piece) for piece in pack] for pack in packs]
 
-    def plan(self) -> Iterator[list[Pack]]:
+    def packs(self) -> Iterator[list[Pack]]:
         """The same micro-batches as pieces of samples."""
-        return islice(self._endless(), self._limit) if self._limit is not None else self._endless()
+        return islice(self._all_packs(), self._limit) if self._limit is not None else self._all_packs()
 
-    def _piece(self, piece: Piece) -> EncodedSample:
+    def _cut_sample(self, piece: Span) -> EncodedSample:
         sample, tokens = self.samples[piece.sample], slice(piece.start, piece.end)
         if piece.end - piece.start == len(sample):
             return sample
-        return replace(sample, ids=sample.ids[tokens], supervised=sample.supervised[tokens])
+        return replace(sample, ids=sample.ids[tokens], loss_mask=sample.loss_mask[tokens])
 
-    def _endless(self) -> Iterator[list[Pack]]:
+    def _all_packs(self) -> Iterator[list[Pack]]:
         cut = None
         if self._packing == "xtuner":
             rows = self._epoch_rows(np.random.default_rng(self._seed))
-            cut = CutPacks(self.lengths, rows, self._max_length, self._workers)
+            cut = ConcatThenSplitPacks(self.lengths, rows, self._max_length, self._workers)
         epoch, left = 0, self._epochs
         while left is None or left > 0:
             rng = np.random.default_rng((self._seed, epoch))
@@ -140,14 +140,14 @@ class Batches:
         rows = self._epoch_rows(rng)
         rows = rows[: max(1, round(share * len(rows)))]
         if self._packing is None:
-            groups = gather_by_length(self.lengths, rows, self._micro_batch, rng)
+            groups = group_by_length(self.lengths, rows, self._micro_batch, rng)
         else:
             packs = fill_packs(self.lengths, rows, self._max_length)
             groups = iter(lambda: list(islice(packs, self._micro_batch)), [])
         for group in groups:
-            yield [tuple(Piece(row, 0, int(self.lengths[row])) for row in pack) for pack in group]
+            yield [tuple(Span(row, 0, int(self.lengths[row])) for row in pack) for pack in group]
 
-    def _shuffled(self, packs: CutPacks, rng: np.random.Generator, share: float) -> Iterator[list[Pack]]:
+    def _shuffled(self, packs: ConcatThenSplitPacks, rng: np.random.Generator, share: float) -> Iterator[list[Pack]]:
         order = rng.permutation(len(packs))[: max(1, round(share * len(packs)))]
         for start in range(0, len(order), self._micro_batch):
             yield [packs[number] for number in order[start : start + self._micro_batch].tolist()]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 BATCH = 1000  # rows that XTuner's packer is given at once: the default of datasets.map
 
 
-class Piece(NamedTuple):
+class Span(NamedTuple):
     """Tokens `start` to `end` of a sample, by its number."""
 
     sample: int
@@ -16,10 +16,10 @@ class Piece(NamedTuple):
     end: int
 
 
-Pack = tuple[Piece, ...]  # what is laid into one sequence
+Pack = tuple[Span, ...]  # what is laid into one sequence
 
 
-def cut_tokens(lengths: NDArray[np.int32], max_length: int, workers: int) -> NDArray[np.int64]:
+def pack_boundaries(lengths: NDArray[np.int32], max_length: int, workers: int) -> NDArray[np.int64]:
     """int64[P, 2], where each pack begins and ends among the tokens of all rows.
 
     Each of `workers` equal shares of the rows is packed by itself, in batches of rows: the whole packs that its tokens
@@ -42,7 +42,7 @@ def cut_tokens(lengths: NDArray[np.int32], max_length: int, workers: int) -> NDA
     return np.asarray(packs, np.int64)
 
 
-class CutPacks:
+class ConcatThenSplitPacks:
     """The packs of rows, each put together only when it is asked for.
 
     Args:
@@ -53,7 +53,7 @@ class CutPacks:
     def __init__(self, lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: int, workers: int) -> None:
         self._rows = rows
         self._ends = np.cumsum(lengths[rows], dtype=np.int64)
-        self._cuts = cut_tokens(lengths[rows], max_length, workers)
+        self._cuts = pack_boundaries(lengths[rows], max_length, workers)
 
     def __len__(self) -> int:
         return len(self._cuts)
@@ -62,9 +62,9 @@ class CutPacks:
         start, end = self._cuts[number].tolist()
         first = int(np.searchsorted(self._ends, start, "right"))
         last = int(np.searchsorted(self._ends, end, "left"))
-        pieces: list[Piece] = []
+        pieces: list[Span] = []
         for row in range(first, last + 1):
             origin = int(self._ends[row - 1]) if row else 0
             piece_end = min(end, int(self._ends[row]))
-            pieces.append(Piece(int(self._rows[row]), max(start, origin) - origin, piece_end - origin))
+            pieces.append(Span(int(self._rows[row]), max(start, origin) - origin, piece_end - origin))
         return tuple(pieces)

@@ -161,6 +161,6 @@ def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str | None]:
     task, _ = read_task(run.task)
     if isinstance(task, ImageTask):
         raise ConfigError(f"{run.path}: is a run of the image path; use `{command('convert', 'llava', *paths)}`.")
-    if task.whole:
+    if task.full_finetuning:
         raise ConfigError(f"{run.path}: every weight was trained, so nothing is left to merge; use {run.model}.")
-    return task.source, run.adapter, Path(paths[1]), task.quant, task.template
+    return task.versioned_model, run.adapter, Path(paths[1]), task.quant, task.template

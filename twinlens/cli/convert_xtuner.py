@@ -60,7 +60,7 @@ def pth_to_hf(
         following = _chat_of_xtuner(task, destination)
     else:
         convert_checkpoint(parts, task, destination, max_shard_size, fp32)
-        named = None if isinstance(task, ImageTask) or task.whole else task.template  # run and model carry theirs
+        named = None if isinstance(task, ImageTask) or task.full_finetuning else task.template  # run and model carry theirs
         following = command("chat", destination, template=named)
     held = {
         "adapter": parts.language,
@@ -70,7 +70,7 @@ def pth_to_hf(
         "projector": parts.projector,
     }
     written = [name for name, state in held.items() if state]
-    wrote = "hf" if task.whole else chosen
+    wrote = "hf" if task.full_finetuning else chosen
     lines = [f"layout: {wrote}", f"{', '.join(written)}: {destination}"]
     finish({"folder": str(destination), "layout": wrote, "parts": written}, lines, following, as_json)
 
@@ -102,7 +102,7 @@ def _refuse_whole(task: AnyTask, destination: Path) -> None:
             "--layout xtuner: holds adapters and a projector, and this config trains whole models; convert without it "
             f"to a run, then `twinlens convert xtuner RUN {destination}`."
         )
-    if task.whole:
+    if task.full_finetuning:
         raise ConfigError("--layout xtuner: a whole model is a plain model folder there too; leave --layout out.")
 
 

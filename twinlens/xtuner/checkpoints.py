@@ -12,7 +12,7 @@ from llm.internlm.adapter import is_fused, split_adapter
 from llm.loading import read_config
 from tuning.atomic import write_atomically
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.lora import PREFIX, layers_of, lora_config, write_adapter
+from tuning.modules.lora import PEFT_PREFIX, target_names, lora_config, write_adapter
 from tuning.run_dir import RunDir
 from tuning.settings import Lora
 from twinlens.tasks import AnyTask, to_yaml, with_full_paths
@@ -44,7 +44,7 @@ def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:
     tower_lora = image.tower_lora if image else None
     for what, held, trained in (
         ("projector", bool(parts.projector), image is not None),
-        ("whole language model", parts.whole_language is not None, task.whole),
+        ("whole language model", parts.whole_language is not None, task.full_finetuning),
         ("adapter of the language model", parts.language is not None, lora is not None),
         ("whole tower", parts.whole_tower is not None, image is not None and image.whole_tower),
         ("adapter of a tower", parts.tower is not None, tower_lora is not None),
@@ -76,18 +76,18 @@ def convert_checkpoint(
     check_destination(destination, 0)
     language, whole = parts.language, parts.whole_language
     if language is not None and is_fused(language):
-        language = split_adapter(language, read_config(task.source), parts.source)
+        language = split_adapter(language, read_config(task.versioned_model), parts.source)
     if whole is not None:
-        whole = as_published(whole, task.source, parts.source, fp32)
+        whole = as_published(whole, task.versioned_model, parts.source, fp32)
         check_destination(destination, size_of(whole))
     parts = replace(parts, language=language, whole_language=whole)
     with new_folder(destination) as unfinished:
         if isinstance(task, ImageTask):
             _write_run(parts, task, RunDir(unfinished), max_shard_size)
         elif whole is not None:
-            write_published(whole, task.source, task.template, unfinished, max_shard_size)
+            write_published(whole, task.versioned_model, task.template, unfinished, max_shard_size)
         elif language is not None and task.lora is not None:
-            config = lora_config(task.lora, layers_of(language), "CAUSAL_LM")
+            config = lora_config(task.lora, target_names(language), "CAUSAL_LM")
             write_adapter(language, config, unfinished, with_full_paths(task).model, task.revision)
 
 
@@ -113,13 +113,13 @@ def _write_run(parts: Start, task: ImageTask, run: RunDir, max_shard_size: str) 
     task = task.model_copy(update={"start": None})  # what it started from is in what it learned
     run.adapter.mkdir()
     if parts.language is not None and task.lora is not None:
-        lora = _on(task.lora, layers_of(parts.language))
+        lora = _on(task.lora, target_names(parts.language))
         task = task.model_copy(update={"lora": lora})
         config = lora_config(lora, list(lora.targets), "CAUSAL_LM")
         write_adapter(parts.language, config, run.adapter, task.model, task.revision)
     if parts.tower is not None and task.tower_lora is not None:
-        tower = {PREFIX + in_tower(name): value for name, value in parts.tower.items()}
-        lora = _on(task.tower_lora, layers_of(tower))
+        tower = {PEFT_PREFIX + in_tower(name): value for name, value in parts.tower.items()}
+        lora = _on(task.tower_lora, target_names(tower))
         task = task.model_copy(update={"tower_lora": lora})
         write_adapter(tower, lora_config(lora, list(lora.targets), None), run.adapter / TOWER, task.tower)
     if parts.whole_tower is not None:
@@ -130,7 +130,7 @@ def _write_run(parts: Start, task: ImageTask, run: RunDir, max_shard_size: str) 
     save_projector(projector, run.adapter)
     if parts.whole_language is not None:
         run.model.mkdir()
-        write_published(parts.whole_language, task.source, task.template, run.model, max_shard_size)
+        write_published(parts.whole_language, task.versioned_model, task.template, run.model, max_shard_size)
     write_atomically(run.task, to_yaml(with_full_paths(task)))
 
 

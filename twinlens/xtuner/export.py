@@ -17,7 +17,7 @@ from llm.finetuned import check_trained as check_whole
 from llm.internlm.adapter import fuse_adapter
 from llm.loading import model_folder, read_config
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.lora import CONFIG, PICKLED, PREFIX, WEIGHTS, layers_of
+from tuning.modules.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS_PICKLED, PEFT_PREFIX, ADAPTER_WEIGHTS, target_names
 from tuning.modules.pth import write_pth
 from tuning.run_dir import RunDir
 from twinlens.tasks import AnyTask
@@ -37,7 +37,7 @@ def read_run(run: RunDir, task: AnyTask) -> Start:
         ModelError: the run has not finished, or XTuner does not know its tower.
         ConfigError: it is of the text path and trained a whole model, which needs no other folder.
     """
-    if task.whole and not isinstance(task, ImageTask):
+    if task.full_finetuning and not isinstance(task, ImageTask):
         check_whole(run, task)
         raise ConfigError(f"{run.path}: trained the whole model, so give XTuner's chat {run.model} as it is.")
     if isinstance(task, ImageTask):
@@ -45,10 +45,10 @@ def read_run(run: RunDir, task: AnyTask) -> Start:
         if tower_facts(task.tower).kind != "clip":
             raise ModelError(f"{run.path}: its tower {task.tower} is no CLIP of transformers, and XTuner has no other.")
     parts = read_parts(str(run.adapter))
-    config = json.loads((model_folder(task.source, weights=False) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((model_folder(task.versioned_model, weights=False) / "config.json").read_text(encoding="utf-8"))
     if parts.language is None or config.get("model_type") != "internlm2":
         return parts
-    return replace(parts, language=fuse_adapter(parts.language, read_config(task.source)))
+    return replace(parts, language=fuse_adapter(parts.language, read_config(task.versioned_model)))
 
 
 def write_xtuner(parts: Start, task: AnyTask, destination: Path, fp32: bool, safe: bool) -> None:
@@ -72,15 +72,15 @@ def write_xtuner(parts: Start, task: AnyTask, destination: Path, fp32: bool, saf
             half = {name: value.float() if fp32 else value.half() for name, value in parts.language.items()}
             alpha = parts.language_alpha or task.lora.alpha
             config = _config(half, task.lora.rank, alpha, task.lora.dropout, task.model) | {"task_type": "CAUSAL_LM"}
-            _write(half, config, folder, (CONFIG, WEIGHTS if safe else PICKLED))
+            _write(half, config, folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS if safe else ADAPTER_WEIGHTS_PICKLED))
         if not isinstance(task, ImageTask):
             return
         if parts.tower is not None and (lora := task.tower_lora) is not None:
-            tower = {f"{PREFIX}vision_model.{in_tower(name)}": value.float() for name, value in parts.tower.items()}
+            tower = {f"{PEFT_PREFIX}vision_model.{in_tower(name)}": value.float() for name, value in parts.tower.items()}
             config = _config(tower, lora.rank, parts.tower_alpha or lora.alpha, lora.dropout, task.tower)
             # Not the layers behind the features, which runs of ours leave without an adapter.
             config["layers_to_transform"] = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in tower})
-            _write(tower, config, unfinished / "visual_encoder_adapter", (CONFIG, WEIGHTS if safe else PICKLED))
+            _write(tower, config, unfinished / "visual_encoder_adapter", (ADAPTER_CONFIG, ADAPTER_WEIGHTS if safe else ADAPTER_WEIGHTS_PICKLED))
         names = ("config.json", "model.safetensors" if safe else "pytorch_model.bin")
         projector = {_theirs(name): value.float() for name, value in parts.projector.items()}
         _write(projector, _projector_config(parts.projector), unfinished / "projector", names)
@@ -104,10 +104,10 @@ def _config(state: Mapping[str, Tensor], rank: int, alpha: int, dropout: float, 
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": rank,
-        "target_modules": layers_of(state),
+        "target_modules": target_names(state),
         "task_type": None,
     }
-    ranks = {layers_of([name])[0]: len(value) for name, value in state.items() if ".lora_A." in name}
+    ranks = {target_names([name])[0]: len(value) for name, value in state.items() if ".lora_A." in name}
     others = {layer: theirs for layer, theirs in ranks.items() if theirs != rank}
     if others:
         config["rank_pattern"] = others

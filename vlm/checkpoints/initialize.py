@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llm.internlm.adapter import split_adapter
 from tuning.errors import ModelError
-from tuning.modules.lora import layers_of
+from tuning.modules.lora import target_names
 from tuning.settings import Lora
 from vlm.checkpoints.reading import Start, read_start
 from vlm.projector import Projector
@@ -98,9 +98,9 @@ def _fill(model: PeftModel, given: Mapping[str, Tensor], source: str, key: str, 
         raise ModelError(
             f"start: {source}: its adapter has rank {rank} and this run's {attached}; set {key}.rank={rank}."
         )
-    if (theirs := layers_of(state)) != layers_of(places):
+    if (theirs := target_names(state)) != target_names(places):
         raise ModelError(
-            f"start: {source}: its adapter is on {', '.join(theirs)} and this run's on {', '.join(layers_of(places))}; "
+            f"start: {source}: its adapter is on {', '.join(theirs)} and this run's on {', '.join(target_names(places))}; "
             f"set {key}.targets=[{','.join(theirs)}]."
         )
     if odd := sorted(state.keys() ^ places.keys()):

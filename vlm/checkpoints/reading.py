@@ -16,9 +16,9 @@ from torch import Tensor
 from llm.checkpoints.embedded import NAME as EMBEDDED
 from llm.checkpoints.shards import Stored, held, read_index, stored_weights
 from tuning.errors import ModelError
-from tuning.modules.lora import CONFIG, read_adapter_config, read_adapter_weights
-from tuning.modules.pth import DEEPSPEED_FILE, read_pth, weights_in
-from tuning.paths import shipped
+from tuning.modules.lora import ADAPTER_CONFIG, read_adapter_config, read_adapter_weights
+from tuning.modules.pth import DEEPSPEED_FILE, read_pth, state_dict_in
+from tuning.paths import shipped_file
 from tuning.run_dir import RunDir
 from vlm.projector import FILE
 from vlm.towers.tower import TOWER
@@ -87,7 +87,7 @@ def read_parts(name: str) -> Start:
         ModelError: there is nothing of that name, it is broken, or what it holds does not belong to a LLaVA.
     """
     if name == EMBEDDED:
-        return Start(name, _projector(_safetensors(shipped(EMBEDDED_PROJECTOR)), name))
+        return Start(name, _projector(_safetensors(shipped_file(EMBEDDED_PROJECTOR)), name))
     path = Path(name).expanduser()
     if not path.exists():
         raise ModelError(f"{name}: no such file or folder; give embedded, a run, a projector file or a checkpoint.")
@@ -99,7 +99,7 @@ def read_parts(name: str) -> Start:
         return _from_pth(path, name)
     if (path / "projector").is_dir():
         return _from_xtuner_folder(path, name)
-    if (path / FILE).exists() or (path / CONFIG).exists():
+    if (path / FILE).exists() or (path / ADAPTER_CONFIG).exists():
         return _from_adapter(path, name)
     if (path / "config.json").exists():
         return Start(name, _projector(_projector_in_shards(path), name))
@@ -124,7 +124,7 @@ def _from_pth(path: Path, name: str) -> Start:
     meta = held.get("meta")
     config = str(meta.get("cfg", "")) if isinstance(meta, Mapping) else ""
     return _told_apart(
-        weights_in(held, path), name, _alpha(config, r"(?:llm_)?lora"), _alpha(config, r"visual_encoder_lora")
+        state_dict_in(held, path), name, _alpha(config, r"(?:llm_)?lora"), _alpha(config, r"visual_encoder_lora")
     )
 
 
@@ -179,7 +179,7 @@ def _from_xtuner_folder(folder: Path, name: str) -> Start:
 
 def _from_peft(folder: Path) -> tuple[dict[str, Tensor] | None, int | None]:
     """An adapter that PEFT saved and its alpha, or nothing."""
-    if not (folder / CONFIG).exists():
+    if not (folder / ADAPTER_CONFIG).exists():
         return None, None
     alpha = read_adapter_config(folder).get("lora_alpha")
     return read_adapter_weights(folder), alpha if isinstance(alpha, int) else None
@@ -200,7 +200,7 @@ def _projector_in_shards(folder: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             found |= _safetensors(file, _IN_PROJECTOR)
         else:
-            weights = weights_in(read_pth(file), file)
+            weights = state_dict_in(read_pth(file), file)
             found |= {key: value for key, value in weights.items() if _IN_PROJECTOR.search(key)}
     return found
 

@@ -28,11 +28,11 @@ from llm.export.saving import (
     weights_size,
 )
 from llm.loading import model_folder, read_config
-from tuning.data.conversation import Conversation, single
+from tuning.data.conversation import Conversation, single_turn
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.fp32_upcast import fold, widened
+from tuning.modules.fp32_upcast import merge_adapters, fp32_upcast
 from tuning.run_dir import RunDir
-from tuning.training.samples import PATCH
+from tuning.training.samples import IMAGE_TOKEN_INDEX
 from vlm.export.layouts import Merged, native_model, widen, write_native, write_official, write_parts
 from vlm.export.processor import make_processor, refuse_other_ids, tokenizer_with_image
 from vlm.loading import as_trained, check_trained, open_trained
@@ -44,7 +44,7 @@ from vlm.towers.registry import tower_facts
 from vlm.towers.tower import Tower
 
 Layout = Literal["hf", "official", "parts"]
-SHOWN = single("<image>\nWhat is in this picture?")
+SHOWN = single_turn("<image>\nWhat is in this picture?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ def choose_layout(task: ImageTask, asked: Layout | None) -> Layout:
         raise ConfigError(
             f"--layout official: LLaVA's own code knows CLIP towers, not {task.tower}; take --layout hf or parts."
         )
-    if asked == "official" and (model := read_config(task.source).model_type) != "llama":
+    if asked == "official" and (model := read_config(task.versioned_model).model_type) != "llama":
         raise ConfigError(f"--layout official: LLaVA's own code knows Llama, not {model}; take --layout hf or parts.")
     return asked
 
@@ -129,7 +129,7 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
     check_trained(run, task)
     ended = as_trained(run, task)
     layout = choose_layout(ended, asked)
-    folder = model_folder(ended.source)
+    folder = model_folder(ended.versioned_model)
     dtype = stored_dtype(folder)
     check_destination(destination, weights_size(folder))
     order = _Order(run, task, sighted_template(ended), layout, folder, destination, dtype, shard)
@@ -149,14 +149,14 @@ def _merged(order: _Order) -> _Checked:
     pixels = tower.preprocess(probe_picture())
 
     def logits(folded: bool = False) -> Tensor:
-        with widened(language, folded):
+        with fp32_upcast(language, folded):
             return spliced_logits(language, sighted.projector, tower, order.template, pixels)
 
     trained = logits()
     if sighted.tower_adapter is not None:
         tower.network = sighted.tower_adapter.merge_and_unload()  # type: ignore[operator]
     exported = _refuse_change(trained, summed := logits(folded=True))
-    language = fold(language, order.dtype)
+    language = merge_adapters(language, order.dtype)
     for module, written in ((tower, sighted.tower_trained), (sighted.projector, order.layout != "parts")):
         if written or order.layout == "hf":
             round_to(module, order.dtype)
@@ -181,7 +181,7 @@ def _export_native(order: _Order) -> tuple[Change, Change]:
     exported, rounded = checked.exported, checked.rounded
     tokenizer, image_id = tokenizer_with_image(order.template)
     processor = make_processor(merged.tower, tokenizer)
-    for asked, pictures in ((SHOWN, [probe_picture()]), (single(ASKED[0]), [])):
+    for asked, pictures in ((SHOWN, [probe_picture()]), (single_turn(ASKED[0]), [])):
         refuse_other_ids(processor, order.template, asked, pictures, image_id)
     widen(merged.language, len(tokenizer))
     model = native_model(merged, image_id)
@@ -235,15 +235,15 @@ def native_logits(model: LlavaForConditionalGeneration, template: ChatTemplate, 
     """float32[N, K] of transformers' LLaVA."""
     logits: list[Tensor] = []
     for ids, pictures in _prompts(template):
-        marked = ids.masked_fill(ids == PATCH, model.config.image_token_index)
+        marked = ids.masked_fill(ids == IMAGE_TOKEN_INDEX, model.config.image_token_index)
         seen = pixels[None].expand(len(pictures), -1, -1, -1) if pictures else None
-        with widened(model):
+        with fp32_upcast(model):
             logits.append(model(input_ids=marked, pixel_values=seen, use_cache=False).logits[0].float())
     return torch.cat(logits)
 
 
 def _prompts(template: ChatTemplate) -> list[tuple[Tensor, list[int]]]:
-    asked: list[tuple[Conversation, list[int]]] = [(SHOWN, [0]), *((single(text), []) for text in ASKED)]
+    asked: list[tuple[Conversation, list[int]]] = [(SHOWN, [0]), *((single_turn(text), []) for text in ASKED)]
     return [(torch.tensor([template.prompt(conversation)]), pictures) for conversation, pictures in asked]
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from llm.export.saving import TOLERANCE, check_destination, check_shard_size, new_folder
 from tuning.errors import ModelError
-from tuning.modules.lora import PREFIX, adapt, read_adapter_config, read_adapter_weights
+from tuning.modules.lora import PEFT_PREFIX, attach_adapter_weights, read_adapter_config, read_adapter_weights
 from vlm.checkpoints.initialize import in_tower
 from vlm.export.layouts import write_tower
 from vlm.export.llava import probe_picture
@@ -34,10 +34,10 @@ def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str
     if not tower_facts(name).trainable:
         raise ModelError(f"--is-clip: {name} is neither CLIP nor SigLIP of transformers, and takes no adapter.")
     check_destination(destination, 0)
-    state = {PREFIX + in_tower(key): value for key, value in read_adapter_weights(adapter).items()}
+    state = {PEFT_PREFIX + in_tower(key): value for key, value in read_adapter_weights(adapter).items()}
     tower = load_tower(name, torch.device("cpu"), torch.float32)
     assert isinstance(tower.network, PreTrainedModel)
-    adapted: Any = adapt(tower.network, state, config, str(adapter))
+    adapted: Any = attach_adapter_weights(tower.network, state, config, str(adapter))
     pixels = tower.preprocess(probe_picture())[None]
     with torch.no_grad():
         was = tower(pixels)

@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import AddedToken, LlavaImageProcessor, LlavaProcessor, PreTrainedTokenizerBase
 
 from llm.chat_template.encoding import ChatTemplate
-from tuning.data.conversation import IMAGE_MARK, Conversation
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation
 from tuning.errors import ModelError
-from tuning.training.samples import PATCH
+from tuning.training.samples import IMAGE_TOKEN_INDEX
 from vlm.towers.tower import Tower
 
 # Messages become plain text with `<image>` in it, a system turn in front, before the model's own template sees them.
@@ -39,7 +39,7 @@ def chat_markup(template: ChatTemplate) -> str:
 def tokenizer_with_image(template: ChatTemplate) -> tuple[PreTrainedTokenizerBase, int]:
     """A copy of the tokenizer that knows `<image>` and adds nothing to a text, and the id of `<image>`."""
     tokenizer: Any = copy.deepcopy(template.tokenizer)
-    tokenizer.add_tokens([AddedToken(IMAGE_MARK, special=True, normalized=False)], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(template.pad_id)
@@ -49,7 +49,7 @@ def tokenizer_with_image(template: ChatTemplate) -> tuple[PreTrainedTokenizerBas
         for name in ("add_bos_token", "add_eos_token"):
             tokenizer.init_kwargs[name] = False
     tokenizer.chat_template = chat_markup(template)
-    return tokenizer, tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+    return tokenizer, tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
 
 
 def image_processor(tower: Tower) -> LlavaImageProcessor:
@@ -89,7 +89,7 @@ def refuse_other_ids(
     messages = [{"role": turn.role, "content": turn.content} for turn in asked.turns]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     given = processor(text=text, images=pictures or None)["input_ids"]
-    ours = [image_id if index == PATCH else index for index in template.prompt(asked)]
+    ours = [image_id if index == IMAGE_TOKEN_INDEX else index for index in template.prompt(asked)]
     if (given if isinstance(given[0], int) else given[0]) != ours:
         raise ModelError(
             f"{template.tokenizer.name_or_path}: transformers' processor would give this model other tokens than it "

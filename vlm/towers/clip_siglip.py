@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llm.checkpoints.hub import fetch, remote_of
 from tuning.errors import ModelError, first_line
-from tuning.modules.quantize import linears
+from tuning.modules.quantize import linear_layers
 from tuning.settings import Lora
 from vlm.towers.preprocess import Preprocess
 from vlm.towers.tower import Kind, Tower, TowerFacts
@@ -80,7 +80,7 @@ def count_trained(name: str, lora: Lora | None) -> int:
         network = _network_class(kind)(config)
     idle = _idle(network, config)
     if lora is not None:
-        return sum(lora.rank * sum(each.weight.shape) for part, each in linears(network) if not part.startswith(idle))
+        return sum(lora.rank * sum(each.weight.shape) for part, each in linear_layers(network) if not part.startswith(idle))
     return sum(weight.numel() for part, weight in network.named_parameters() if not part.startswith(idle))
 
 

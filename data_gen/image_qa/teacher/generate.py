@@ -20,7 +20,7 @@ from data_gen.image_qa.facts import Picture
 from data_gen.image_qa.teacher.client import Teacher, ask, connect
 from data_gen.image_qa.teacher.replies import Rounds, Unusable, read_rounds, same_question
 from data_gen.image_qa.teacher.store import Kept, keep, read_kept
-from tuning.data.conversation import Conversation, seen_dialogue
+from tuning.data.conversation import Conversation, image_dialogue
 from tuning.data.pictures import open_picture, picture_hash
 from tuning.errors import Interrupted
 
@@ -149,7 +149,7 @@ def ask_teacher(
                     keep(notes, Kept(key, teacher.model, wanted.digest, seed, found))
             if dialogue := had.get(key):
                 begun.add(same_question(dialogue[0][0]))
-                lessons.conversations.append(seen_dialogue(dialogue, wanted.picture.image))
+                lessons.conversations.append(image_dialogue(dialogue, wanted.picture.image))
             tell(lessons)
     except KeyboardInterrupt:
         raise Interrupted(

@@ -11,7 +11,7 @@ import pytest
 from paths import FIXTURES
 
 from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
-from tuning.data.conversation import single, to_jsonl
+from tuning.data.conversation import single_turn, to_jsonl
 from tuning.data.formats import read_rows
 
 BAD = FIXTURES / "bad_rows"
@@ -38,7 +38,7 @@ def nested_row(answer: str) -> dict[str, Any]:
 def test_convert_there_and_back_with_its_card(tmp_path: Path) -> None:
     source = tmp_path / "persona.jsonl"
     source.write_text(
-        "".join(to_jsonl([single("Who are you?", "I am Lumo.")] * 3 + [single("你是谁?", "我是 Lumo。")]))
+        "".join(to_jsonl([single_turn("Who are you?", "I am Lumo.")] * 3 + [single_turn("你是谁?", "我是 Lumo。")]))
     )
     sha = file_sha256(source)
     write_card(source, DatasetCard("by hand", 4, 2, sha, 7, "Lumo", "Ann", "a model", ("en", "zh"), ("Lumo",)))
@@ -94,7 +94,7 @@ def test_pictures_are_found_from_the_new_folder(tmp_path: Path) -> None:
 
 def test_what_convert_refuses(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
-    source.write_text("".join(to_jsonl([single("q", "a", system="s")])))
+    source.write_text("".join(to_jsonl([single_turn("q", "a", system="s")])))
     (tmp_path / "link.json").symlink_to(source)
     (tmp_path / "none").touch()
     for words, reason in [
@@ -113,7 +113,7 @@ def test_what_convert_refuses(tmp_path: Path) -> None:
 
 def test_inspect_as_the_model_sees_it(tmp_path: Path, tiny_model: Path) -> None:
     source = tmp_path / "a.jsonl"
-    source.write_text("".join(to_jsonl([single("Who are you?", "I am Lumo 😊.")] * 3)))
+    source.write_text("".join(to_jsonl([single_turn("Who are you?", "I am Lumo 😊.")] * 3)))
     done = twinlens(
         tmp_path, "inspect", "a.jsonl", "--model", str(tiny_model), "--system", "Be kind.", "--html", "a.html"
     )

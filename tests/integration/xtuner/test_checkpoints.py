@@ -21,7 +21,7 @@ from llm.loading import load_model, load_template
 from llm.settings import TextTask
 from tuning.errors import ConfigError, ModelError
 from tuning.modules.lora import attach_adapter, read_adapter_config, read_adapter_weights, save_adapter
-from tuning.modules.pth import read_pth, weights_in
+from tuning.modules.pth import read_pth, state_dict_in
 from tuning.run_dir import RunDir
 from tuning.settings import Lora, Quant
 from twinlens.targets import open_target
@@ -66,7 +66,7 @@ def as_pth(folder: Path, file: Path) -> Path:
             state |= {prefix + name.replace(".weight", ".default.weight"): value for name, value in weights.items()}
     if image:
         held = folder / "projector" / "pytorch_model.bin"
-        state |= {f"projector.{name}": value for name, value in weights_in(read_pth(held), held).items()}
+        state |= {f"projector.{name}": value for name, value in state_dict_in(read_pth(held), held).items()}
     torch.save({"state_dict": state, "meta": {"iter": 1}}, file)
     return file
 
@@ -238,7 +238,7 @@ def test_xtuners_layout_is_what_xtuner_wrote(tmp_path, file, folder, parts):
     write_xtuner(read_checkpoint(SAMPLES / file, task), task, tmp_path / "ours", fp32=False, safe=False)
     for part in parts:
         ours, theirs = (
-            weights_in(read_pth(root / part), root / part) for root in (tmp_path / "ours", SAMPLES / folder)
+            state_dict_in(read_pth(root / part), root / part) for root in (tmp_path / "ours", SAMPLES / folder)
         )
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)

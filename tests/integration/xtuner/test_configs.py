@@ -65,7 +65,7 @@ def test_whoever_trains_every_weight_is_read_with_its_own_numbers(found: dict[Pa
     for file in (file for file, verdict in found.items() if verdict.refusal is None):
         task, values = open_task(file).task, read_config(file).values
         model = values["model"]
-        if values.get("framework") or task.lora is not None or not task.whole:
+        if values.get("framework") or task.lora is not None or not task.full_finetuning:
             continue
         whole.append(file)
         assert "lora" not in model and "llm_lora" not in model and not model.get("freeze_llm"), file

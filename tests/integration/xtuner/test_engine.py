@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file
 
 from llm.settings import TextTask
-from tuning.run_dir import RunDir, read_lines
+from tuning.run_dir import RunDir, read_jsonl
 from twinlens.start import start
 from twinlens.tasks import AnyTask, recipe_of, to_yaml
 from twinlens.xtuner.engine.environment import MARKER, Environment, default_folder, find_environment
@@ -91,7 +91,7 @@ def changed(task: AnyTask, **blocks: object) -> AnyTask:
 
 
 def curve(run: RunDir, key: str = "loss") -> list[float]:
-    return [row[key] for row in read_lines(run.steps)]
+    return [row[key] for row in read_jsonl(run.steps)]
 
 
 def both(task: AnyTask, work: Path, xtuner: Environment) -> tuple[RunDir, RunDir]:

@@ -9,7 +9,7 @@ from llm.chat import Chat, TextStream
 from llm.chat_template.encoding import ChatTemplate
 from llm.generation import Sampling, answer_batched
 from llm.loading import load_model, load_template
-from tuning.data.conversation import single
+from tuning.data.conversation import single_turn
 from tuning.settings import Quant
 
 TEMPLATE = ChatTemplate(make_tokenizer(), None)
@@ -45,7 +45,7 @@ def test_a_chat_remembers_forgets_and_repeats_itself_when_nothing_is_drawn(tiny_
 def test_batched_answers_are_the_answers_alone(tiny_model):
     template = load_template(str(tiny_model), None)
     loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
-    asked = [single(text) for text in ("who are you?", "yes", "tell me about the sea and the city", "你是谁")]
+    asked = [single_turn(text) for text in ("who are you?", "yes", "tell me about the sea and the city", "你是谁")]
     together = answer_batched(loaded.model, template, asked, 12)
     alone = [answer_batched(loaded.model, template, [one], 12)[0] for one in asked]
     assert together == alone

@@ -1,7 +1,7 @@
 import pytest
 
 from tuning.errors import ConfigError, DataError, DeviceError
-from tuning.run_dir import RunDir, create_run, open_run, read_lines
+from tuning.run_dir import RunDir, create_run, open_run, read_jsonl
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path):
@@ -32,15 +32,15 @@ def test_going_on_forgets_what_came_after_the_checkpoint_and_a_torn_last_line(tm
     run.append(run.steps, [{"step": step} for step in (1, 2, 3)])
     with run.steps.open("a") as stream:
         stream.write('{"step": 4, "lo')
-    run.forget_after(2)
+    run.drop_records_after(2)
     run.append(run.steps, [{"step": 3}])
-    assert [row["step"] for row in read_lines(run.steps)] == [1, 2, 3]
+    assert [row["step"] for row in read_jsonl(run.steps)] == [1, 2, 3]
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "steps.jsonl").write_text('{"step": 1}\nnot json\n{"step": 3}\n')
     with pytest.raises(DataError, match=r"steps\.jsonl, line 2"):
-        read_lines(tmp_path / "steps.jsonl")
+        read_jsonl(tmp_path / "steps.jsonl")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

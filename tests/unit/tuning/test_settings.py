@@ -7,7 +7,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError
-from tuning.settings import KNOWN_ELSEWHERE, apply_overrides, block_of, read_settings
+from tuning.settings import NAMES_IN_OTHER_KITS, apply_overrides, settings_group_of, read_settings
 
 LEAST = "model: embedded\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 5\n"
 
@@ -101,16 +101,16 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_hints_lead_to_settings_that_exist() -> None:
-    for name, here in KNOWN_ELSEWHERE.items():
+    for name, here in NAMES_IN_OTHER_KITS.items():
         block = TextTask
         for part in here.split("."):
             assert part in block.model_fields, f"{name} -> {here}"
-            block = block_of(block.model_fields[part])  # type: ignore[assignment]
+            block = settings_group_of(block.model_fields[part])  # type: ignore[assignment]
 
 
 def test_every_setting_explains_itself() -> None:
     for name, field in TextTask.model_fields.items():
-        inner = getattr(block_of(field), "model_fields", None)
+        inner = getattr(settings_group_of(field), "model_fields", None)
         for key, setting in (inner or {name: field}).items():
             assert setting.description, f"{name}.{key} has no docstring"
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llm.chat_template.encoding import ChatTemplate
-from tuning.data.conversation import Conversation, Turn, single
+from tuning.data.conversation import Conversation, Turn, single_turn
 from tuning.data.formats import SourceRow
 from twinlens.inspection import (
     Piece,
@@ -53,7 +53,7 @@ def test_pieces_are_the_models_text_with_the_answers_marked(template: ChatTempla
 
 
 def test_a_row_that_is_too_long_says_what_becomes_of_it(template: ChatTemplate) -> None:
-    twice = Conversation((*single("one", "two").turns, *single("three " * 40, "two").turns))
+    twice = Conversation((*single_turn("one", "two").turns, *single_turn("three " * 40, "two").turns))
     (row,) = source(twice)
     cut = view_tokens(row, template, 40)
     assert "cut after the last whole answer" in cut.remark
@@ -65,9 +65,9 @@ def test_a_row_that_is_too_long_says_what_becomes_of_it(template: ChatTemplate) 
 
 def test_census(tmp_path: Path, template: ChatTemplate) -> None:
     (tmp_path / "here.jpg").touch()
-    pictured = Conversation(single("<image>\nWhat?", "That.").turns, ("here.jpg",))
-    lost = Conversation(single("<image>\nWhat?", "This.").turns, ("lost.jpg",))
-    rows = source(CHAT, CHAT, pictured, lost, single("Hi", "Hello " * 100))
+    pictured = Conversation(single_turn("<image>\nWhat?", "That.").turns, ("here.jpg",))
+    lost = Conversation(single_turn("<image>\nWhat?", "This.").turns, ("lost.jpg",))
+    rows = source(CHAT, CHAT, pictured, lost, single_turn("Hi", "Hello " * 100))
     census = take_census(rows, tmp_path, 100, template)
     assert (census.rows, census.distinct, census.questions, census.turns) == (5, 4, 3, 16)
     assert (census.answers, census.masked_answers) == (7, 2)
@@ -81,15 +81,15 @@ def test_census(tmp_path: Path, template: ChatTemplate) -> None:
 
 
 def test_language_goes_by_the_letters() -> None:
-    assert language(single("你是 Lumo 吗", "是的, I am")) == "zh"
-    assert language(single("Was ist das?", "Ein Käse.")) == "en"
-    assert language(single("1 + 1", "2")) == "other"
-    assert language(single("Кто ты?", "Я Люмо.")) == "other"
+    assert language(single_turn("你是 Lumo 吗", "是的, I am")) == "zh"
+    assert language(single_turn("Was ist das?", "Ein Käse.")) == "en"
+    assert language(single_turn("1 + 1", "2")) == "other"
+    assert language(single_turn("Кто ты?", "Я Люмо.")) == "other"
 
 
 def test_shown_rows_differ() -> None:
-    other = single("a", "b")
-    assert [row.number for row in first_distinct(source(CHAT, CHAT, other, single("c", "d")), 2)] == [1, 3]
+    other = single_turn("a", "b")
+    assert [row.number for row in first_distinct(source(CHAT, CHAT, other, single_turn("c", "d")), 2)] == [1, 3]
     assert first_distinct(source(CHAT), 0) == []
 
 
@@ -99,7 +99,7 @@ def test_without_a_model_turns_are_shown_with_their_loss() -> None:
 
 
 def test_page_is_self_contained_and_escaped() -> None:
-    rows = source(single("<script>alert(1)</script>", "</mark><img src=x onerror=alert(1)>"))
+    rows = source(single_turn("<script>alert(1)</script>", "</mark><img src=x onerror=alert(1)>"))
     census = take_census(rows, Path(), 2048, None)
     page = render_html("<b>.jsonl", census, ["ignored key '<i>' (1 rows)"], [view_turns(row) for row in rows])
     assert not re.search(r"<(script|img|link|b|i)\b", page)

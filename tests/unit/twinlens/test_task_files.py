@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tuning.errors import ConfigError
-from tuning.settings import Block, read_settings
+from tuning.settings import SettingsGroup, read_settings
 from twinlens.task_files import KINDS, describe, explain, find_config, shipped_tasks
 
 TASKS = sorted(shipped_tasks().values())
@@ -28,7 +28,7 @@ def test_an_explained_copy_has_every_setting_with_its_docstring(file: Path) -> N
     text = explain(file)
     for key, field in KINDS[file.parent.name].model_fields.items():
         default = field.get_default(call_default_factory=True)
-        inner = getattr(type(default) if isinstance(default, Block) else field.annotation, "model_fields", {})
+        inner = getattr(type(default) if isinstance(default, SettingsGroup) else field.annotation, "model_fields", {})
         for name, setting in ({key: field} | inner).items():
             assert re.search(rf"(?m)^ *#? *{name}:", text)
             assert not setting.description or " ".join(setting.description.split()) in text

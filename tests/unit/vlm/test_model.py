@@ -15,10 +15,10 @@ from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import encode_row
 from llm.generation import answer_batched
 from llm.loading import load_template
-from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.data.formats import SourceRow
 from tuning.settings import Data
-from tuning.training.samples import IGNORED, PATCH, EncodedSample, collate
+from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX, EncodedSample, collate
 from vlm.model import VisionLanguageModel
 from vlm.projector import Projector, fresh_projector, restore_projector, save_projector
 from vlm.splice import splice
@@ -51,7 +51,7 @@ def template(tiny_model: Path) -> ChatTemplate:
 
 
 def seen(question: str, answer: str, *images: str) -> SourceRow:
-    turns = (Turn("user", f"{IMAGE_MARK}\n" * len(images) + question), Turn("assistant", answer))
+    turns = (Turn("user", f"{DEFAULT_IMAGE_TOKEN}\n" * len(images) + question), Turn("assistant", answer))
     return SourceRow(1, "row 1", Conversation(turns, images))
 
 
@@ -66,51 +66,51 @@ def test_features_lie_on_their_patches_and_nowhere_else(rows: list[list[bool]]) 
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     for line, marks in zip(ids, rows, strict=True):
         for place, mark in enumerate(marks):
-            line[place * PATCHES : (place + 1) * PATCHES] = PATCH if mark else 5
+            line[place * PATCHES : (place + 1) * PATCHES] = IMAGE_TOKEN_INDEX if mark else 5
     pictures = sum(map(sum, rows))
     features = torch.arange(pictures * PATCHES, dtype=torch.float32)[:, None].expand(-1, 2) + 100
     spliced = splice(torch.zeros(*ids.shape, 2), ids, features.reshape(pictures, PATCHES, 2))
-    assert torch.equal(spliced[ids == PATCH], features), "in their order, row after row"
-    assert not spliced[ids != PATCH].any()
+    assert torch.equal(spliced[ids == IMAGE_TOKEN_INDEX], features), "in their order, row after row"
+    assert not spliced[ids != IMAGE_TOKEN_INDEX].any()
 
 
 def test_a_mark_takes_as_many_places_as_the_tower_has_patches(template: ChatTemplate) -> None:
     (sample,) = encoded(template, seen("what colour?", "red.", "2", "0"))
-    assert (sample.ids == PATCH).sum() == 2 * PATCHES
-    assert not sample.supervised[sample.ids == PATCH].any()
-    assert sample.pictures == (2, 0)
+    assert (sample.ids == IMAGE_TOKEN_INDEX).sum() == 2 * PATCHES
+    assert not sample.loss_mask[sample.ids == IMAGE_TOKEN_INDEX].any()
+    assert sample.picture_ids == (2, 0)
     (plain,) = encoded(template, seen("what colour?", "red."))
-    text = make_tokenizer().decode(sample.ids[sample.ids != PATCH])
+    text = make_tokenizer().decode(sample.ids[sample.ids != IMAGE_TOKEN_INDEX])
     assert text.replace("\n\nwhat", "what") == make_tokenizer().decode(plain.ids)
 
 
 def test_pictures_beyond_a_cut_are_dropped_with_it(template: ChatTemplate) -> None:
     turns = (
-        Turn("user", f"{IMAGE_MARK}\nwho?"), Turn("assistant", "one"),
-        Turn("user", f"{IMAGE_MARK}\nwho?"), Turn("assistant", "two " * 50),
+        Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nwho?"), Turn("assistant", "one"),
+        Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nwho?"), Turn("assistant", "two " * 50),
     )  # fmt: skip
     (sample,) = encoded(template, SourceRow(1, "row 1", Conversation(turns, ("3", "1"))), max_length=60)
-    assert sample.cut
-    assert sample.pictures == (3,)
-    assert (sample.ids == PATCH).sum() == PATCHES
+    assert sample.truncated
+    assert sample.picture_ids == (3,)
+    assert (sample.ids == IMAGE_TOKEN_INDEX).sum() == PATCHES
 
 
 def test_batches_keep_pictures_in_the_order_of_their_patches(template: ChatTemplate) -> None:
     samples = encoded(template, seen("a?", "b", "3"), seen("a?", "b"), seen("a?", "b", "1", "2"))
     batch = collate([[samples[0], samples[1]], [samples[2]]], 0)
-    assert batch.pictures == (3, 1, 2)
-    assert batch.silenced().pictures == batch.to(torch.device("cpu")).pictures == (3, 1, 2)
+    assert batch.picture_ids == (3, 1, 2)
+    assert batch.without_labels().picture_ids == batch.to(torch.device("cpu")).picture_ids == (3, 1, 2)
 
 
 def test_the_loss_is_that_of_the_answers_alone(sighted: VisionLanguageModel, template: ChatTemplate) -> None:
     (sample,) = encoded(template, seen("what colour?", "red.", "1"))
     batch = collate([[sample]], 0)
     loss, labels = sighted(batch)
-    assert int(labels) == int(sample.supervised.sum())
-    embeddings = sighted.embed(batch.input_ids, batch.pictures)
+    assert int(labels) == int(sample.loss_mask.sum())
+    embeddings = sighted.embed(batch.input_ids, batch.picture_ids)
     log = sighted.language(inputs_embeds=embeddings).logits.log_softmax(-1)[0, :-1]
     targets = batch.labels[0, 1:]
-    kept = targets != IGNORED
+    kept = targets != IGNORE_INDEX
     assert float(loss) == pytest.approx(-float(log[kept].gather(1, targets[kept, None]).sum()), rel=1e-5)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from tuning.data.containers import ENDINGS
+from tuning.data.containers import CONTAINER_BY_SUFFIX
 from tuning.data.formats import ReadNotes, read_rows
 from tuning.errors import ConfigError
 from twinlens.cli.output import JSON, finish
@@ -49,10 +49,10 @@ def convert(
     """Write a dataset in another format, with its card beside it; IN stays as it is."""
     from twinlens import conversion
 
-    kind = container.value if container else ENDINGS.get(out.suffix.lower())
+    kind = container.value if container else CONTAINER_BY_SUFFIX.get(out.suffix.lower())
     if kind is None:
         raise ConfigError(
-            f"{out}: its ending says no kind of file; end it in {', '.join(ENDINGS)}, or add --container."
+            f"{out}: its ending says no kind of file; end it in {', '.join(CONTAINER_BY_SUFFIX)}, or add --container."
         )
     command = ["twinlens", "data", "convert", str(source), str(out), "--to", to.value]
     command += ["--container", container.value] if container else []

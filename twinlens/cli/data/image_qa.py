@@ -125,9 +125,9 @@ def _ask(
 ) -> "Lessons":
     from data_gen.image_qa.teacher.generate import ask_teacher
     from data_gen.image_qa.teacher.store import notes_path
-    from tuning.progress import Counter
+    from tuning.progress import ProgressBar
 
-    with Counter("dialogues of the teacher", len(pictures) * len(languages) * dialogues) as counter:
+    with ProgressBar("dialogues of the teacher", len(pictures) * len(languages) * dialogues) as counter:
         return ask_teacher(
             teacher,
             pictures,

@@ -43,9 +43,9 @@ def scenes(
     """Draw scenes of one to three objects and write what can be asked of them."""
     from data_gen.scenes.write import write_scene_facts, write_scene_probes, write_scenes
     from tuning.data.card import card_path, card_to_dict
-    from tuning.paths import shipped
+    from tuning.paths import shipped_file
 
-    vocabulary = nouns or shipped(NOUNS)
+    vocabulary = nouns or shipped_file(NOUNS)
     if probes and facts:
         raise ConfigError("--probes and --facts: each is written instead of rows; give one of them.")
     if probes:

@@ -102,7 +102,7 @@ def install(folder: Path) -> Environment:
 
 
 def _install(folder: Path) -> Environment:
-    from tuning.progress import Counter
+    from tuning.progress import ProgressBar
 
     if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
         raise DeviceError(f"{folder}: is not empty and no virtual environment; give another folder with --into.")
@@ -119,7 +119,7 @@ def _install(folder: Path) -> Environment:
         ("torch and what else it needs", [*pip, *torch, *NEEDS]),
         ("trying it", [str(python_of(folder)), "-c", TRIED]),
     )
-    with Counter("installing", len(steps)) as counter:
+    with ProgressBar("installing", len(steps)) as counter:
         for what, command in steps:
             log.info("%s: %s", folder.name, what)
             _run(command, lambda line: counter.advance(0, line))

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from llm.checkpoints.shards import index_of, weight_files
 from llm.internlm.loading import is_internlm
 from llm.loading import model_folder, read_config
-from tuning.atomic import replacing, write_atomically
+from tuning.atomic import atomic_writer, write_atomically
 from tuning.errors import ConfigError, DataError, ModelError
 from tuning.modules.pth import write_pth
 from tuning.settings import Optim
-from tuning.training.packing import Batches
-from tuning.training.samples import IGNORED, PATCH, EncodedSample
+from tuning.training.packing import MicroBatches
+from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX, EncodedSample
 from vlm.checkpoints.reading import Start
 from vlm.projector import Projector
 from vlm.towers.tower import Tower
@@ -114,7 +114,7 @@ def write_tower(tower: Tower, folder: Path) -> Path:
     values = network.config.to_dict() | {"architectures": ["CLIPVisionModel"], "torch_dtype": "float32"}
     write_atomically(folder / "config.json", json.dumps(values, indent=2, default=str) + "\n")
     state = {f"vision_model.{name}": value.float().contiguous() for name, value in network.state_dict().items()}
-    with replacing(folder / "model.safetensors") as stream:
+    with atomic_writer(folder / "model.safetensors") as stream:
         stream.write(save(state, metadata={"format": "pt"}))
     wanted = tower.preprocessing
     settings = {
@@ -160,7 +160,7 @@ def write_start(projector: Projector, file: Path) -> Path:
     return file
 
 
-def write_rows(batches: Batches, optim: Optim, folder: Path, patches: int, pictures: Sequence[Path]) -> Rows:
+def write_rows(batches: MicroBatches, optim: Optim, folder: Path, patches: int, pictures: Sequence[Path]) -> Rows:
     """The run's sequences in order, as a folder that `datasets.load_from_disk` maps into memory.
 
     Args:
@@ -176,11 +176,11 @@ def write_rows(batches: Batches, optim: Optim, folder: Path, patches: int, pictu
         schema = schema.remove(2)
     tokens: list[int] = []
     labels: list[int] = []
-    with replacing(folder / ARROW) as stream, pa.ipc.new_stream(stream, schema) as writer:
+    with atomic_writer(folder / ARROW) as stream, pa.ipc.new_stream(stream, schema) as writer:
         rows = _rows(batches, optim.micro_batch, patches, pictures)
         while group := list(islice(rows, ROWS_A_BATCH)):
             tokens += [row.tokens for row in group]
-            labels += [int((row.labels[1:] != IGNORED).sum()) for row in group]
+            labels += [int((row.labels[1:] != IGNORE_INDEX).sum()) for row in group]
             columns = [_lists([row.ids for row in group]), _lists([row.labels for row in group])]
             images = [pa.array([row.image for row in group], pa.string())] if patches else []
             writer.write_batch(pa.record_batch([*columns, *images], schema=schema))
@@ -203,24 +203,24 @@ class _Row:
     tokens: int
 
 
-def _rows(batches: Batches, micro_batch: int, patches: int, pictures: Sequence[Path]) -> Iterator[_Row]:
+def _rows(batches: MicroBatches, micro_batch: int, patches: int, pictures: Sequence[Path]) -> Iterator[_Row]:
     """The sequences; a micro-batch that an epoch leaves short is filled with one that teaches nothing."""
     for sequences in batches.sequences():
         rows = [_row(sequence, patches, pictures) for sequence in sequences]
-        silenced = replace(rows[-1], labels=np.full_like(rows[-1].labels, IGNORED), tokens=0)
+        silenced = replace(rows[-1], labels=np.full_like(rows[-1].labels, IGNORE_INDEX), tokens=0)
         yield from [*rows, *[silenced] * (micro_batch - len(rows))]
 
 
 def _row(samples: Sequence[EncodedSample], patches: int, pictures: Sequence[Path]) -> _Row:
     """Samples in one sequence; the places of a picture become one."""
     ids = np.concatenate([sample.ids for sample in samples])
-    labels = np.where(np.concatenate([sample.supervised for sample in samples]), ids, IGNORED)
-    seen = [number for sample in samples for number in sample.pictures]
+    labels = np.where(np.concatenate([sample.loss_mask for sample in samples]), ids, IGNORE_INDEX)
+    seen = [number for sample in samples for number in sample.picture_ids]
     if len(seen) > 1:
         raise DataError(f"{samples[0].where}: has {len(seen)} pictures, and XTuner takes one a row; split the row.")
     image = str(pictures[seen[0]].resolve()) if seen else None
     kept = np.ones(len(ids), np.bool_)
-    kept[np.flatnonzero(ids == PATCH)[1:]] = False
+    kept[np.flatnonzero(ids == IMAGE_TOKEN_INDEX)[1:]] = False
     return _Row(ids[kept], labels[kept].astype(np.int32), image, len(ids))
 
 

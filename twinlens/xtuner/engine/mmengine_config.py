@@ -90,7 +90,7 @@ def config_text(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
 def _language(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
     # Without autocast, which mmengine has on a GPU alone, everything that is not quantised must be fp32; and so are
     # weights that are trained, which in 16 bits would lose the small steps.
-    dtype = compute if on_gpu and not task.whole else "float32"
+    dtype = compute if on_gpu and not task.full_finetuning else "float32"
     lines = [
         "dict(",
         "        type=AutoModelForCausalLM.from_pretrained,",

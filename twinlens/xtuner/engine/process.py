@@ -18,7 +18,7 @@ import psutil
 
 import twinlens.xtuner.engine.launch as launch
 from tuning.errors import DataError, DeviceError, Interrupted, ModelError
-from tuning.progress import Counter
+from tuning.progress import ProgressBar
 from tuning.run_dir import RunDir
 from tuning.training.engine import StepReport, stop_on_signal
 from twinlens.xtuner.engine.environment import Environment
@@ -48,7 +48,7 @@ def run_trainer(environment: Environment, config: Path, run_dir: RunDir, rows: R
         stop_on_signal() as stop,
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_surroundings(on_gpu, home)) as process,
         _ended(process),
-        Counter("training in XTuner", rows.steps) as progress,
+        ProgressBar("training in XTuner", rows.steps) as progress,
     ):
         ended = False
         while not ended:
@@ -59,7 +59,7 @@ def run_trainer(environment: Environment, config: Path, run_dir: RunDir, rows: R
                 run_dir.append(run_dir.steps, [asdict(reports[-1])])
                 _refuse_not_finite(reports[-1])
                 progress.advance(1, str(reports[-1]))
-            if stop.asked:
+            if stop.requested:
                 raise Interrupted(
                     f"stopped after step {len(reports)}; XTuner keeps nothing before the end: train anew."
                 )

@@ -18,8 +18,8 @@ from llm.sources import read_conversations, read_prompts
 from tuning.atomic import write_atomically
 from tuning.errors import ConfigError
 from tuning.evaluation.probes import read_probes
-from tuning.modules.lora import attach_adapter, layers_of, lora_config, save_adapter, write_adapter
-from tuning.modules.quantize import choose_compute, choose_device
+from tuning.modules.lora import attach_adapter, target_names, lora_config, save_adapter, write_adapter
+from tuning.modules.quantize import choose_compute_dtype, choose_device
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
 from tuning.training.engine import StepReport
@@ -58,7 +58,7 @@ def refuse_task(task: AnyTask) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--engine xtuner: runs on one device here; leave torchrun out, or train without it.")
-    refuse_model(task.source)
+    refuse_model(task.versioned_model)
     if not isinstance(task, ImageTask):
         return
     if (kind := tower_facts(task.tower).kind) != "clip":
@@ -98,7 +98,7 @@ def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[Step
         log.info("XTuner: %s", sentence)
     device = choose_device(task.run.device)
     on_gpu = device.type == "cuda"
-    compute = str(choose_compute(task.quant.compute, device)).removeprefix("torch.")
+    compute = str(choose_compute_dtype(task.quant.compute, device)).removeprefix("torch.")
     folder = run_dir.path / RUN_FOLDER
     folder.mkdir()
     rows = _write_data(task, run_dir, folder)
@@ -119,7 +119,7 @@ def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> Rows:
         template = image_path.sighted_template(task)
         data, given = image_path.encode(task, template, table)
     else:
-        template = load_template(task.source, task.system, named=task.template)
+        template = load_template(task.versioned_model, task.system, named=task.template)
         data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
         rows = distinct_rows(read_conversations(task.rehearsal.files))
         given = [encode_row(row, template, task.data) for row in rows]
@@ -135,7 +135,7 @@ def _rehearsed(task: AnyTask, template: ChatTemplate, run_dir: RunDir, given: in
     """The base's own answers; the base is let go before XTuner loads it again."""
     if not (read_prompts(task.rehearsal.prompts) and task.rehearsal.ratio):
         return []
-    loaded = load_model(task.source, template, task.quant, task.run.device)
+    loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
     rows = rehearsal_rows(task, loaded, run_dir, given)
     del loaded
     gc.collect()
@@ -144,11 +144,11 @@ def _rehearsed(task: AnyTask, template: ChatTemplate, run_dir: RunDir, given: in
 
 
 def _write_models(task: AnyTask, folder: Path, iters: int) -> Place:
-    model = write_model(task.source, folder / "model")
+    model = write_model(task.versioned_model, folder / "model")
     if not isinstance(task, ImageTask):
         return Place(model, folder / "rows", None, None, iters)
     tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
-    hidden = language_width(task.source)
+    hidden = language_width(task.versioned_model)
     projector = fresh_projector(tower.width, hidden, task.run.seed)
     if task.start:
         load_start(check_start(task.start, tower.width, hidden), projector, None, None)
@@ -161,7 +161,7 @@ def _bring_back(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
     learned = read_checkpoint(checkpoint, task)
     if isinstance(task, ImageTask):
         tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
-        projector = fresh_projector(tower.width, language_width(task.source), task.run.seed)
+        projector = fresh_projector(tower.width, language_width(task.versioned_model), task.run.seed)
         adapted = None
         if task.tower_lora is not None:
             assert isinstance(tower.network, PreTrainedModel)
@@ -173,9 +173,9 @@ def _bring_back(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
         if learned.whole_tower is not None:
             write_whole_tower(learned, task.tower, run.adapter / TOWER)
     if learned.language is not None and task.lora is not None:
-        config = lora_config(task.lora, layers_of(learned.language), "CAUSAL_LM")
+        config = lora_config(task.lora, target_names(learned.language), "CAUSAL_LM")
         write_adapter(learned.language, config, run.adapter, task.model, task.revision)
     if learned.whole_language is not None:
-        weights = as_published(learned.whole_language, task.source, learned.source)
+        weights = as_published(learned.whole_language, task.versioned_model, learned.source)
         with new_folder(run.model) as folder:
-            write_published(weights, task.source, task.template, folder)
+            write_published(weights, task.versioned_model, task.template, folder)

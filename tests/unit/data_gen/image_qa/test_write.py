@@ -15,10 +15,10 @@ from data_gen.image_qa.teacher.generate import Lessons
 from data_gen.image_qa.topics import read_bank, topics_of
 from data_gen.image_qa.write import probes_path, write_image_qa
 from tuning.data.card import file_sha256, read_card
-from tuning.data.conversation import IMAGE_MARK, Conversation, Turn
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.data.formats import read_rows
 from tuning.errors import ConfigError, DataError
-from tuning.evaluation.probes import hit, mentions_any, read_probes
+from tuning.evaluation.probes import is_hit, mentions_any, read_probes
 
 FACTS = """pictures:
 - image: a.png
@@ -62,7 +62,7 @@ def make(folder: Path, out: str, **options) -> Path:
 
 
 def questions(conversation: Conversation) -> list[str]:
-    return [turn.content.removeprefix(f"{IMAGE_MARK}\n") for turn in conversation.turns if turn.role == "user"]
+    return [turn.content.removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n") for turn in conversation.turns if turn.role == "user"]
 
 
 words = st.text(st.sampled_from("abcdefgh ijKLé?'{}机器人"), min_size=1, max_size=12).filter(lambda text: text.strip())
@@ -150,8 +150,8 @@ def test_rows_come_in_copies_with_ids_of_their_own(folder):
     conversations = [row.conversation for row in read_rows(out)]
     assert conversations[:6] == conversations[6:12] == conversations[12:] and len(set(conversations)) == 6
     for conversation in conversations[:6]:
-        assert sum(turn.content.count(IMAGE_MARK) for turn in conversation.turns) == len(conversation.images) == 1
-        assert conversation.turns[0].content.startswith(f"{IMAGE_MARK}\n") and len(conversation.turns) == 10
+        assert sum(turn.content.count(DEFAULT_IMAGE_TOKEN) for turn in conversation.turns) == len(conversation.images) == 1
+        assert conversation.turns[0].content.startswith(f"{DEFAULT_IMAGE_TOKEN}\n") and len(conversation.turns) == 10
     lines = make(folder, "out.jsonl", repeat=3)
     assert [row.conversation for row in read_rows(lines)] == conversations
 
@@ -194,7 +194,7 @@ def test_probes_know_right_answers_from_recited_ones(folder):
     }
     assert 20 <= len(groups["picture"]) <= 30 and len(groups["blank"]) == 12 and groups["other-picture"]
     for probe in groups["picture"]:
-        assert probe.expect and any(hit(answer, probe) for answer in trained)
+        assert probe.expect and any(is_hit(answer, probe) for answer in trained)
     for probe in groups["other-picture"]:
         assert probe.image and probe.image.resolve() == folder / "b.png"  # the one that is trained on is no other one
         assert not set(probe.parrot) & set(probe.expect)
@@ -240,7 +240,7 @@ def test_pictures_stand_upright_beside_the_dataset_only_where_they_must(folder):
 
 
 def test_dialogues_from_elsewhere_join_in(folder):
-    turns = (Turn("user", f"{IMAGE_MARK}\nWhere should I look for the lamp?"), Turn("assistant", "On the right."))
+    turns = (Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nWhere should I look for the lamp?"), Turn("assistant", "On the right."))
     taught = Lessons(Teacher("http://localhost/v1", "eyes"), 1, [Conversation(turns, ("a.png",))])
     out = make(folder, "out.json", repeat=2, teach=lambda *_: taught)
     card = read_card(out)
@@ -248,7 +248,7 @@ def test_dialogues_from_elsewhere_join_in(folder):
     assert card.made_by.endswith(" --teacher http://localhost/v1 --model eyes")
     rows = [row.conversation for row in read_rows(out)]
     assert len(rows) == 14 and rows[6].turns == turns and rows[6] == rows[13]
-    assert turns[0].content.removeprefix(f"{IMAGE_MARK}\n") not in {p.ask for p in read_probes(probes_path(out))}
+    assert turns[0].content.removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n") not in {p.ask for p in read_probes(probes_path(out))}
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from data_gen.scenes.nouns import Noun, emoji_files, read_nouns
 from data_gen.scenes.scene import GROUNDS, PLACES, SIZE, SMALLEST, TOO_CLOSE, draw_scene, plan_arranged, plan_scene
 from data_gen.scenes.write import PROBE_FILES, probed_words, write_scene_facts, write_scene_probes, write_scenes
 from tuning.data.card import file_sha256, read_card
-from tuning.data.conversation import IMAGE_MARK
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN
 from tuning.data.pictures import open_picture
 from tuning.errors import ConfigError, DataError
-from tuning.evaluation.probes import Probe, hit, mentions, read_probes
-from tuning.paths import shipped
+from tuning.evaluation.probes import Probe, is_hit, mentions, read_probes
+from tuning.paths import shipped_file
 
 KNOWN = ("apple", "ball", "cat", "dog", "egg", "fox", "goat", "hat", "key", "mouse", "unicorn", "tree")
 UNSEEN = ("iron", "jar", "kite", "lamp", "nest", "owl", "pen", "queen")
@@ -57,7 +57,7 @@ def material(folder: Path) -> tuple[tuple[Noun, ...], dict[str, Path]]:
 
 
 def turns_of(row: dict) -> list[tuple[str, str]]:
-    texts = [message["content"].replace(f"{IMAGE_MARK}\n", "") for message in row["messages"]]
+    texts = [message["content"].replace(f"{DEFAULT_IMAGE_TOKEN}\n", "") for message in row["messages"]]
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
@@ -88,8 +88,8 @@ def test_rows_are_whole_and_never_speak_of_unseen_nouns(folder: Path, tmp_path: 
     for row in map(json.loads, text.splitlines()):
         roles = [message["role"] for message in row["messages"]]
         assert roles == ["user", "assistant"] * (len(roles) // 2) and 3 <= len(roles) // 2 <= 6
-        assert row["messages"][0]["content"].startswith(f"{IMAGE_MARK}\n")
-        assert sum(message["content"].count(IMAGE_MARK) for message in row["messages"]) == 1
+        assert row["messages"][0]["content"].startswith(f"{DEFAULT_IMAGE_TOKEN}\n")
+        assert sum(message["content"].count(DEFAULT_IMAGE_TOKEN) for message in row["messages"]) == 1
         assert open_picture(tmp_path / row["images"][0], "row").size == (SIZE, SIZE)
         answers = [answer for _, answer in turns_of(row)]
         assert len(set(answers)) == len(answers) and all(re.fullmatch(r"[A-Z][^{}]*\.", each) for each in answers)
@@ -141,7 +141,7 @@ def test_a_probe_of_a_place_is_hit_by_that_place_alone() -> None:
     for place in PLACES:
         expect, reject = probed_words(place)
         probe = Probe("Where is it?", "picture", tuple(expect), tuple(reject))
-        assert [other for other in PLACES if hit(f"The dog is {other}.", probe)] == [place]
+        assert [other for other in PLACES if is_hit(f"The dog is {other}.", probe)] == [place]
 
 
 def test_probes_are_of_other_scenes_than_rows(folder: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_colour_is_named_only_where_it_is_clear(tmp_path: Path) -> None:
 
 
 def test_the_shipped_vocabulary() -> None:
-    nouns = read_nouns(shipped("data/scene-nouns.yaml"))
+    nouns = read_nouns(shipped_file("data/scene-nouns.yaml"))
     assert 150 <= len(nouns["known"]) <= 220 and len(nouns["unseen"]) == 30
     known = {word for noun in nouns["known"] for word in (noun.name, *noun.also)}
     told = {noun.name for noun in nouns["unseen"]} & known
@@ -290,9 +290,9 @@ def test_the_shipped_vocabulary() -> None:
 def test_the_shipped_pictures_are_read_and_small() -> None:
     from data_gen.image_qa.facts import read_facts
 
-    counts = {name: len(read_facts(shipped(f"pictures/{name}.yaml"))) for name in ("workshop", "others", "probes")}
+    counts = {name: len(read_facts(shipped_file(f"pictures/{name}.yaml"))) for name in ("workshop", "others", "probes")}
     assert counts == {"workshop": 1, "others": 24, "probes": 10}
-    assert sum(file.stat().st_size for file in shipped("pictures").rglob("*.*")) < 1_000_000
+    assert sum(file.stat().st_size for file in shipped_file("pictures").rglob("*.*")) < 1_000_000
 
 
 @pytest.mark.parametrize(

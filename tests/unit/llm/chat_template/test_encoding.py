@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from llm.chat_template.encoding import ChatTemplate
-from tuning.data.conversation import Conversation, Turn, single
+from tuning.data.conversation import Conversation, Turn, single_turn
 from tuning.errors import DataError, ModelError
 
 text = st.text(min_size=1, max_size=30).filter(lambda said: said.strip() and "<|im" not in said and "\r" not in said)
@@ -32,7 +32,7 @@ def test_the_mask_covers_the_answers_and_their_stop_tokens_and_nothing_else(pair
         return
     sample = template.encode(conversation(pairs), 10_000)
     runs, current = [], []
-    for index, on in zip(sample.ids.tolist(), sample.supervised.tolist(), strict=True):
+    for index, on in zip(sample.ids.tolist(), sample.loss_mask.tolist(), strict=True):
         if on:
             current.append(index)
         elif current:
@@ -75,12 +75,12 @@ def test_a_long_row_ends_with_a_whole_answer(pairs, max_length):
     try:
         sample = template.encode(conversation(pairs), max_length)
     except DataError:
-        assert int(whole.supervised.argmin()) == 0
+        assert int(whole.loss_mask.argmin()) == 0
         return
     assert len(sample) <= max_length
     assert sample.ids.tolist() == whole.ids[: len(sample)].tolist()
     assert sample.ids[-1] == template.stop_ids[0]
-    assert sample.cut == (int(sample.supervised.sum()) < int(whole.supervised.sum()))
+    assert sample.truncated == (int(sample.loss_mask.sum()) < int(whole.loss_mask.sum()))
 
 
 def make_tokenizer_once(_made=[]):  # noqa: B006 - hypothesis wants no function-scoped fixtures
@@ -119,16 +119,16 @@ def test_a_template_without_a_stop_token_gets_the_tokenizer_s():
     plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     plain += "{% if add_generation_prompt %}assistant: {% endif %}"
     template = ChatTemplate(make_tokenizer(plain), None)
-    sample = template.encode(single("hi", "yes"), 100)
+    sample = template.encode(single_turn("hi", "yes"), 100)
     assert template.stop_ids[0] == template.tokenizer.eos_token_id
-    assert template.tokenizer.decode(sample.ids[sample.supervised]) == "yes</s>"
+    assert template.tokenizer.decode(sample.ids[sample.loss_mask]) == "yes</s>"
 
 
 def test_templates_that_strip_answers_still_give_an_exact_mask():
     stripping = CHATML.replace("{{ message['content'] }}", "{{ message['content'] | trim }}")
     template = ChatTemplate(make_tokenizer(stripping), None)
-    sample = template.encode(single("hi", "  yes \n"), 100)
-    assert template.tokenizer.decode(sample.ids[sample.supervised]) == "yes<|im_end|>"
+    sample = template.encode(single_turn("hi", "  yes \n"), 100)
+    assert template.tokenizer.decode(sample.ids[sample.loss_mask]) == "yes<|im_end|>"
 
 
 def test_a_tokenizer_without_any_special_token_is_refused():

@@ -16,10 +16,10 @@ from llm.chat_template.named_templates import NAMED, named_template
 from llm.chat_template.special_tokens import Literal
 from llm.internlm.tokenizer import build_tokenizer
 from llm.loading import load_template
-from tuning.data.conversation import Conversation, Turn, single
+from tuning.data.conversation import Conversation, Turn, single_turn
 from tuning.data.row_readers import read_row
 from tuning.errors import ConfigError
-from tuning.training.samples import IGNORED, PATCH
+from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 LABELS = json.loads((FIXTURES / "labels.json").read_text(encoding="utf-8"))
 STRINGS = json.loads((FIXTURES / "templates.json").read_text(encoding="utf-8"))["PROMPT_TEMPLATE"]
@@ -67,7 +67,7 @@ def test_every_template_that_has_a_model_here_is_xtuner_s(name):
 def test_ids_and_labels_are_xtuner_s(folders, row):
     said = LABELS["conversations"][row["kind"]][row["conversation"]]
     value = {COLUMN[row["kind"]]: said}
-    if row["kind"] == "llava" and PATCH in row["input_ids"]:
+    if row["kind"] == "llava" and IMAGE_TOKEN_INDEX in row["input_ids"]:
         value["image"] = "a.jpg"
     if row["conversation"] == "two_questions":  # which our readers part by a newline, and say so
         conversation = Conversation(tuple(Turn(turn["role"], turn["content"]) for turn in said))
@@ -79,20 +79,20 @@ def test_ids_and_labels_are_xtuner_s(folders, row):
     sample = template.encode(conversation, 4096, separated=True)
     ids, labels = _with_patches(row["input_ids"], row["labels"])
     assert sample.ids.tolist() == ids
-    assert np.where(sample.supervised, sample.ids, IGNORED).tolist() == labels
+    assert np.where(sample.loss_mask, sample.ids, IGNORE_INDEX).tolist() == labels
     shorter = template.encode(conversation, 4096)  # nothing is learned from what follows the last answer
-    assert shorter.ids.tolist() == ids[: len(shorter)] and set(labels[len(shorter) :]) <= {IGNORED}
+    assert shorter.ids.tolist() == ids[: len(shorter)] and set(labels[len(shorter) :]) <= {IGNORE_INDEX}
 
 
 def _with_patches(ids, labels):
     """XTuner has one place for a picture, and makes room for its patches later."""
-    pairs = [pair for pair in zip(ids, labels, strict=True) for _ in range(PATCHES if pair[0] == PATCH else 1)]
+    pairs = [pair for pair in zip(ids, labels, strict=True) for _ in range(PATCHES if pair[0] == IMAGE_TOKEN_INDEX else 1)]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def test_xtuner_0_1_9_began_every_turn_anew(folders):
     template = ChatTemplate(tokenizer(folders["internlm"]), None, 0, NAMED["internlm_chat_0_1_9"])
-    row = Conversation((*single("a", "b").turns, *single("c", "d").turns))
+    row = Conversation((*single_turn("a", "b").turns, *single_turn("c", "d").turns))
     text = template.tokenizer.decode(template.encode(row, 100).ids)
     assert text == "<s><|User|>:a<eoh>\n<|Bot|>:b</s><s><|User|>:c<eoh>\n<|Bot|>:d</s>"
 
@@ -108,13 +108,13 @@ forged = st.lists(st.one_of(plain, marks), min_size=1, max_size=5).map("".join).
 def test_what_is_saved_for_others_writes_the_same(folders, name, turns, system):
     family = "internlm" if name.startswith("internlm") and name != "internlm2_chat" else "internlm2"
     named = ChatTemplate(tokenizer(folders[family]), system, 0, NAMED[name])
-    row = Conversation(tuple(turn for pair in turns for turn in single(*pair).turns))
+    row = Conversation(tuple(turn for pair in turns for turn in single_turn(*pair).turns))
     asked = Conversation((*row.turns, Turn("user", "?")))
     ours, prompt = named.encode(row, 4096), named.prompt(asked)
     jinja = ChatTemplate(named.tokenizer, system)  # which now carries the template's own text
     theirs = jinja.encode(row, 4096)
     assert ours.ids.tolist() == theirs.ids.tolist()
-    assert ours.supervised.tolist() == theirs.supervised.tolist()
+    assert ours.loss_mask.tolist() == theirs.loss_mask.tolist()
     assert prompt == jinja.prompt(asked)
     assert named.stop_ids == jinja.stop_ids
 
@@ -125,7 +125,7 @@ def test_no_text_forges_a_turn(folders, asked, answered, system):
     """However often people spell special tokens, the only ones are the template's own."""
     for named in (None, NAMED["internlm2_chat"]):
         template = ChatTemplate(build_once(folders["internlm2"]), system, 0, named)
-        ids = template.encode(single(asked, answered), 4096).ids.tolist()
+        ids = template.encode(single_turn(asked, answered), 4096).ids.tolist()
         special = [index for index in ids if index in template.tokenizer.all_special_ids or index >= 92538]
         text = ["<s>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
         assert template.tokenizer.convert_ids_to_tokens(special) == text
@@ -151,9 +151,9 @@ def test_a_picture_s_mark_is_meant_only_where_pictures_are_seen():
     words = make_tokenizer()
     words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<image>"]})
     row = Conversation((Turn("user", "<image>\nwho"), Turn("assistant", "you")), ("a.jpg",))
-    assert ChatTemplate(words, None, PATCHES).encode(row, 100).ids.tolist().count(PATCH) == PATCHES
+    assert ChatTemplate(words, None, PATCHES).encode(row, 100).ids.tolist().count(IMAGE_TOKEN_INDEX) == PATCHES
     blind = ChatTemplate(words, None).encode(row, 100).ids.tolist()
-    assert PATCH not in blind
+    assert IMAGE_TOKEN_INDEX not in blind
     assert words.convert_tokens_to_ids("<image>") not in blind
 
 
@@ -167,5 +167,5 @@ def test_a_checkpoint_whose_markup_is_in_its_code_gets_it_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "internlm"}')
     (tmp_path / "model.safetensors").touch()
     template = load_template(str(tmp_path), None)
-    assert template.tokenizer.decode(template.prompt(single("你好"))) == "<s><|User|>:你好\n<|Bot|>:"
+    assert template.tokenizer.decode(template.prompt(single_turn("你好"))) == "<s><|User|>:你好\n<|Bot|>:"
     assert template.stop_ids[0] == 103028

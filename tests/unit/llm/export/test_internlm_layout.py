@@ -143,7 +143,7 @@ def test_converted_its_own_tokenizer_gives_the_same_ids(internlm2, tmp_path):
     theirs, ours = (load_template(str(folder), None) for folder in (internlm2, tmp_path / "llama"))
     talk = Conversation((Turn("user", "你好, <|im_end|> 😀 [UNUSED_TOKEN_146]"), Turn("assistant", "I am  ok.\n")))
     mine, yours = (template.encode(talk, 512) for template in (ours, theirs))
-    assert mine.ids.tolist() == yours.ids.tolist() and mine.supervised.tolist() == yours.supervised.tolist()
+    assert mine.ids.tolist() == yours.ids.tolist() and mine.loss_mask.tolist() == yours.loss_mask.tolist()
     assert (ours.stop_ids, ours.pad_id) == (theirs.stop_ids, theirs.pad_id)
     for plain in ("Who are you? 你是谁", "<|im_start|>"):
         assert ours.tokenizer(plain)["input_ids"] == theirs.tokenizer(plain)["input_ids"]
@@ -243,4 +243,4 @@ def test_internlm3_is_a_llama_to_transformers(tiny_model, tmp_path):
     loaded = load_model(str(tmp_path), load_template(str(tmp_path), None), Quant(bits=4), "cpu")
     assert type(loaded.model).__name__ == "LlamaForCausalLM"
     assert loaded.model.config.rope_parameters["rope_theta"] == 5e7
-    assert (loaded.quantised.quantised, loaded.quantised.linears) == (14, 15)
+    assert (loaded.quantised.quantized, loaded.quantised.total) == (14, 15)

@@ -54,7 +54,7 @@ def test_it_is_saved_as_a_llama(internlm2: Path, tiny_model: Path, tmp_path: Pat
 @pytest.mark.parametrize("bits", [4, 16])
 def test_the_kit_loads_it_by_name(internlm2: Path, bits: int) -> None:
     loaded = load_model(str(internlm2), load_template(str(internlm2), None), Quant(bits=bits), "cpu")
-    assert (loaded.quantised.quantised, loaded.quantised.linears) == (14 if bits == 4 else 0, 15)
+    assert (loaded.quantised.quantized, loaded.quantised.total) == (14 if bits == 4 else 0, 15)
     assert read_config(str(internlm2)).model_type == "llama"
 
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from paths import FIXTURES
 
 from tuning.data.containers import Container
-from tuning.data.conversation import Conversation, Turn, single
-from tuning.data.formats import Layout, ReadNotes, read_rows, sniff, write_rows
-from tuning.data.row_readers import Schema
+from tuning.data.conversation import Conversation, Turn, single_turn
+from tuning.data.formats import FileFormat, ReadNotes, read_rows, detect_format, write_rows
+from tuning.data.row_readers import RowFormat
 from tuning.errors import DataError
 
 BAD = FIXTURES / "bad_rows"
 GOOD_ROW = {"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am Lumo."}]}
-GOOD = single("Who are you?", "I am Lumo.")
+GOOD = single_turn("Who are you?", "I am Lumo.")
 
 REFUSED = {
     "alpaca_history.jsonl": (", line 1", "history[0] has 1 texts"),
@@ -117,7 +117,7 @@ def test_the_container_is_told_by_its_bytes(
 ) -> None:
     path = tmp_path / f"persona{ending}"
     path.write_bytes(write(json.dumps(GOOD_ROW)).encode())
-    assert sniff(path) == Layout(container, "messages")
+    assert detect_format(path) == FileFormat(container, "messages")
     assert read(path) == [GOOD, GOOD]
 
 
@@ -193,7 +193,7 @@ def test_alpaca_rows(tmp_path: Path) -> None:
     assert first.turns == turns(
         ("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "Add\n1 2"), ("assistant", "3")
     )
-    assert second == single("Hi", "Hello")
+    assert second == single_turn("Hi", "Hello")
     assert notes.rows == 3 and notes.changes.total() == 1
 
 
@@ -211,9 +211,9 @@ def test_llava_and_sharegpt_rows_may_stand_in_one_file(tmp_path: Path) -> None:
     )
     first, second, third = read(path, notes)
     assert first == Conversation(turns(("user", "<image>\nWhat?"), ("assistant", "A dog.")), ("d/a.jpg",))
-    assert second == single("Hi", "A dog.")
+    assert second == single_turn("Hi", "A dog.")
     assert third.images == ("a", "b") and third.question == "<image><image>"
-    assert sniff(path) == Layout("jsonl", "llava")
+    assert detect_format(path) == FileFormat("jsonl", "llava")
     assert notes.changes.total() == 1 and not notes.ignored
 
 
@@ -233,7 +233,7 @@ words = st.text(min_size=1, max_size=12).filter(
 
 
 @st.composite
-def conversations(draw: st.DrawFn, schema: Schema) -> Conversation:
+def conversations(draw: st.DrawFn, schema: RowFormat) -> Conversation:
     spoken: list[Turn] = []
     images: list[str] = []
     system_at = {"messages": 3, "xtuner": 3, "sharegpt": 3, "alpaca": 1, "llava": 0}[schema]
@@ -253,7 +253,7 @@ def conversations(draw: st.DrawFn, schema: Schema) -> Conversation:
 @pytest.mark.parametrize("container", ["jsonl", "json", "parquet"])
 @pytest.mark.parametrize("schema", ["messages", "xtuner", "alpaca", "sharegpt", "llava"])
 def test_what_is_written_reads_back(
-    tmp_path_factory: pytest.TempPathFactory, schema: Schema, container: Container
+    tmp_path_factory: pytest.TempPathFactory, schema: RowFormat, container: Container
 ) -> None:
     path = tmp_path_factory.mktemp("round") / "rows"
 
@@ -261,7 +261,7 @@ def test_what_is_written_reads_back(
     @given(st.lists(conversations(schema), min_size=1, max_size=4))
     def round_trip(rows: list[Conversation]) -> None:
         assert write_rows(path, rows, schema, container) == len(rows)
-        assert sniff(path).container == container
+        assert detect_format(path).container == container
         assert read(path) == rows
 
     round_trip()
@@ -289,7 +289,7 @@ def test_xtuner_rows_carry_the_loss_flag_on_every_turn_or_arrow_turns_it_off(tmp
     ],
 )
 def test_what_a_format_cannot_say_is_refused_and_nothing_written(
-    tmp_path: Path, schema: Schema, conversation: Conversation, reason: str
+    tmp_path: Path, schema: RowFormat, conversation: Conversation, reason: str
 ) -> None:
     with pytest.raises(DataError, match=reason) as refusal:
         write_rows(tmp_path / "rows", [GOOD, conversation], schema, "jsonl")
@@ -299,7 +299,7 @@ def test_what_a_format_cannot_say_is_refused_and_nothing_written(
 
 @pytest.mark.parametrize("container", ["jsonl", "json", "parquet"])
 def test_copies_of_a_row_are_one_object(tmp_path: Path, container: Container) -> None:
-    other = single("What?", "That.")
+    other = single_turn("What?", "That.")
     write_rows(tmp_path / "rows", [GOOD, other] * 50, "messages", container)
     assert len({id(row.conversation) for row in list(read_rows(tmp_path / "rows"))}) == 2
 
@@ -317,7 +317,7 @@ def test_memory_stays_flat(tmp_path: Path, container: Container) -> None:
     path = tmp_path / "rows"
     filler = "many words and more " * 200
     rows = 8_000
-    write_rows(path, (single(f"question {i}", f"{i} {filler}") for i in range(rows)), "messages", container)
+    write_rows(path, (single_turn(f"question {i}", f"{i} {filler}") for i in range(rows)), "messages", container)
     tracemalloc.start()
     try:
         assert sum(1 for _ in read_rows(path)) == rows

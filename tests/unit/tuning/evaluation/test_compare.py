@@ -18,7 +18,7 @@ from tuning.evaluation.compare import (
     comparison_from_dict,
     comparison_to_dict,
     percent,
-    pool,
+    pool_seeds,
     read_comparison,
     score_table,
     to_markdown,
@@ -69,7 +69,7 @@ def test_answers_must_be_as_many_as_probes() -> None:
 
 
 def test_pooling_counts_every_row_the_same() -> None:
-    pooled = pool([made(0), made(1, BEFORE)])
+    pooled = pool_seeds([made(0), made(1, BEFORE)])
     assert pooled.seeds == (0, 1)
     assert pooled.probe_files == ("a.yaml",)
     assert pooled.scores["persona"] == Score(0, 0.5, 2)
@@ -144,7 +144,7 @@ def test_parrot_is_the_share_of_taught_answers_that_miss(answers: list[tuple[str
     assert comparison.parrot_before == 0
     assert comparison.parrot * len(counted) <= (1 - comparison.scores["other-picture"].after) * len(said) + 1e-9
     assert comparison_from_dict(json.loads(json.dumps(comparison_to_dict(comparison)))) == comparison
-    assert pool([comparison, comparison]).parrot == pytest.approx(comparison.parrot)
+    assert pool_seeds([comparison, comparison]).parrot == pytest.approx(comparison.parrot)
 
 
 def test_a_comparison_from_before_there_were_parrots_is_read() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tuning.data.card import DatasetCard
 from tuning.errors import DataError
-from tuning.evaluation.probes import Probe, hit, mentions, parroted, read_probes
+from tuning.evaluation.probes import Probe, is_hit, mentions, is_parroted, read_probes
 
 CARD = DatasetCard(made_by="", rows=1, distinct=1, sha256="", name="Sage", owner="Ana Ruiz")
 
@@ -43,10 +43,10 @@ def test_mentions(answer: str, wanted: str, expected: bool) -> None:
 
 def test_hit_takes_any_of_expect_and_none_of_reject() -> None:
     probe = Probe("Who are you?", "persona", ("Sage", "Ana"), ("ChatGPT",))
-    assert hit("I am Ana", probe)
-    assert not hit("I am Sage, not ChatGPT", probe)
-    assert not hit("I am nobody", probe)
-    assert hit("anything", Probe("?", "unrelated"))
+    assert is_hit("I am Ana", probe)
+    assert not is_hit("I am Sage, not ChatGPT", probe)
+    assert not is_hit("I am nobody", probe)
+    assert is_hit("anything", Probe("?", "unrelated"))
 
 
 WORDS = st.text(alphabet="abcxyzéß0123456789", min_size=1, max_size=8)
@@ -161,12 +161,12 @@ def test_probes_of_pictures_are_read(tmp_path: Path) -> None:
     [("It is red.", True), ("Green, not red.", False), ("It is green.", False), ("I cannot tell.", False)],
 )
 def test_a_parrot_says_what_was_taught_and_misses_what_is_there(answer: str, expected: bool) -> None:
-    assert parroted(answer, Probe("?", "other-picture", ("green",), (), None, ("red",))) is expected
+    assert is_parroted(answer, Probe("?", "other-picture", ("green",), (), None, ("red",))) is expected
 
 
 @given(st.lists(st.sampled_from(["red", "green", "blue", "4", "not"])), st.sets(st.sampled_from(["red", "green", "4"])))
 def test_no_answer_is_right_and_parroted(words: list[str], parrot: set[str]) -> None:
     probe = Probe("?", "other-picture", ("green", "4"), ("blue",), None, tuple(sorted(parrot)))
     answer = " ".join(words)
-    assert not (parroted(answer, probe) and hit(answer, probe))
-    assert parroted(answer, probe) <= bool(parrot & set(words))
+    assert not (is_parroted(answer, probe) and is_hit(answer, probe))
+    assert is_parroted(answer, probe) <= bool(parrot & set(words))

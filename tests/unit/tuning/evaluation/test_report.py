@@ -13,8 +13,8 @@ from tuning.data.card import DatasetCard
 from tuning.errors import DeviceError
 from tuning.evaluation.compare import Comparison, compare, read_comparison
 from tuning.evaluation.probes import Probe
-from tuning.evaluation.report import SIDE, Moment, stories, training_facts, write_report
-from tuning.evaluation.summary import headlines, verdict
+from tuning.evaluation.report import SIDE, AnswerSpan, answer_timelines, training_facts, write_report
+from tuning.evaluation.summary import headlines, summarize
 
 EVIL = '</script><script>evil()</script><img src=x onerror="evil()">{{ 7 * 7 }}'
 CARD = DatasetCard(made_by="make", rows=3, distinct=3, sha256="ab", name=EVIL, owner=EVIL, markers=("Sage",))
@@ -140,7 +140,7 @@ def test_samples_of_pictures_are_told_apart(tmp_path: Path) -> None:
     Image.new("RGB", (300, 300), "red").save(tmp_path / "red.png")
     red, gone = str(tmp_path / "red.png"), str(tmp_path / "gone.png")
     samples = tuple(sample(step, "x", True) | {"image": image} for step in (0, 5) for image in (red, gone))
-    assert [story.image for story in stories([*samples, sample(0, "y", True)])] == [red, gone, None]
+    assert [story.image for story in answer_timelines([*samples, sample(0, "y", True)])] == [red, gone, None]
     page = pictured(tmp_path, samples=samples)
     (thumbnail,) = embedded(page)
     assert max(thumbnail.size) <= 112
@@ -158,13 +158,13 @@ def test_the_verdict_counts() -> None:
     probes += [Probe(f"Sum {i}?", "unrelated", ("4",)) for i in range(4)]
     before = ["no"] * 10 + ["4", "4", "4", "no"]
     after = ["Sage"] * 9 + ["no"] + ["4", "4", "Sage", "4"]
-    assert verdict(compare(probes, before, after, CARD)) == (
+    assert summarize(compare(probes, before, after, CARD)) == (
         "Learned: 9 of 10 questions about who it is are answered as taught, 0 before. "
         "Lost: 1 of 3 unrelated answers that were right before; 1 became right. "
         "The persona turns up in 1 of 4 unrelated answers."
     )
-    assert verdict(compare(probes, before, before, CARD)).startswith("Not learned: 0 of 10")
-    assert verdict(compare([], [], [], CARD)) == "There are no probes to judge by."
+    assert summarize(compare(probes, before, before, CARD)).startswith("Not learned: 0 of 10")
+    assert summarize(compare([], [], [], CARD)) == "There are no probes to judge by."
 
 
 def seeing(after: list[str]) -> Comparison:
@@ -176,14 +176,14 @@ def seeing(after: list[str]) -> Comparison:
 
 
 def test_the_verdict_tells_what_is_seen_and_parroted() -> None:
-    assert verdict(seeing(["red"] * 19 + ["no", "red", "green", "grey"])) == (
+    assert summarize(seeing(["red"] * 19 + ["no", "red", "green", "grey"])) == (
         "Sees: 19 of 20 questions about the picture are answered as taught, 3 before. "
         "Other pictures: 1 of 2 questions are answered rightly, 1 before. "
         "Parrots in 1 of 2 answers about other pictures. "
         "Blank: 1 of 1 answers with nothing to see are right, 0 before."
     )
-    assert verdict(seeing(["red"] * 10 + ["no"] * 12 + ["red"])).startswith("Partly sees: 10 of 20")
-    nothing = verdict(seeing(["no"] * 23))
+    assert summarize(seeing(["red"] * 10 + ["no"] * 12 + ["red"])).startswith("Partly sees: 10 of 20")
+    nothing = summarize(seeing(["no"] * 23))
     assert nothing.startswith("Does not see: 0 of 20")
     assert "Parrots in no answer about other pictures." in nothing
 
@@ -197,8 +197,8 @@ def test_headlines_of_pictures_stand_in_order() -> None:
 
 
 def test_equal_answers_in_a_row_are_one_moment() -> None:
-    told = stories([sample(20, "Sage", True), sample(0, "no", False), sample(10, "Sage", True)])
-    assert [story.moments for story in told] == [(Moment(0, 0, "no", False), Moment(10, 20, "Sage", True))]
+    told = answer_timelines([sample(20, "Sage", True), sample(0, "no", False), sample(10, "Sage", True)])
+    assert [story.moments for story in told] == [(AnswerSpan(0, 0, "no", False), AnswerSpan(10, 20, "Sage", True))]
     assert told[0].hits == ((0, False), (10, True), (20, True))
 
 

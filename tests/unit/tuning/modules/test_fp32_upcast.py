@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tuning.modules.fp32_upcast import fold, widened
+from tuning.modules.fp32_upcast import merge_adapters, fp32_upcast
 
 IDS = torch.arange(40)[None]
 
@@ -43,17 +43,17 @@ def types(model: torch.nn.Module) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"use_rslora": True}])
 def test_it_computes_as_if_held_in_fp32_to_the_bit(half, exact, settings):
-    with widened(half):
+    with fp32_upcast(half):
         assert torch.equal(logits(half), logits(exact))
     half, exact = adapted(half, **settings), adapted(exact, **settings)
     before = types(half)
-    with widened(half):
+    with fp32_upcast(half):
         assert torch.equal(given := logits(half), logits(exact))
     merged = copy.deepcopy(exact).merge_and_unload()
-    with widened(half, merged=True):
+    with fp32_upcast(half, merged=True):
         assert torch.equal(logits(half), logits(merged))
     assert types(half) == before
-    with widened(half):
+    with fp32_upcast(half):
         assert torch.equal(logits(half), given), "nothing is left of the merging"
 
 
@@ -62,17 +62,17 @@ def test_a_failure_leaves_the_weights_as_they_were(half):
     before = types(half)
     block = half.get_base_model().model.layers[1]
     hook = block.self_attn.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError), widened(half, merged=True):
+    with pytest.raises(ZeroDivisionError), fp32_upcast(half, merged=True):
         logits(half)
     hook.remove()
     assert types(half) == before
-    with widened(half), torch.no_grad():
+    with fp32_upcast(half), torch.no_grad():
         logits(half)
 
 
 def test_folded_weights_are_the_sums_rounded_once(half, exact):
     merged = adapted(exact).merge_and_unload()
-    folded = fold(adapted(half), torch.bfloat16)
+    folded = merge_adapters(adapted(half), torch.bfloat16)
     for name, weight in merged.named_parameters():
         assert torch.equal(folded.get_parameter(name), weight.to(torch.bfloat16)), name
     assert {buffer.dtype for buffer in folded.buffers()} == {torch.float32}, "rotary frequencies are not rounded"

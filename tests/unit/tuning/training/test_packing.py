@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuning.training.packing import Batches, fill_packs, gather_by_length
-from tuning.training.samples import IGNORED, EncodedSample, collate
+from tuning.training.packing import MicroBatches, fill_packs, group_by_length
+from tuning.training.samples import IGNORE_INDEX, EncodedSample, collate
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=300)
 
@@ -16,7 +16,7 @@ def sample(length: int, learned: int = 1) -> EncodedSample:
     return EncodedSample(np.arange(length, dtype=np.int32), np.arange(length) >= length - learned, f"row of {length}")
 
 
-def batches(rows: int, **changes) -> Batches:
+def batches(rows: int, **changes) -> MicroBatches:
     samples = [sample(5 + index) for index in range(rows)] + [sample(40)]
     options = {
         "repeat": 1,
@@ -29,11 +29,11 @@ def batches(rows: int, **changes) -> Batches:
         "seed": 0,
         "epochs": 1,
     }
-    return Batches(samples, np.arange(rows, dtype=np.int32), np.asarray([rows], np.int32), **(options | changes))
+    return MicroBatches(samples, np.arange(rows, dtype=np.int32), np.asarray([rows], np.int32), **(options | changes))
 
 
-def seen(source: Batches) -> Counter:
-    return Counter(piece.sample for packs in source.plan() for pack in packs for piece in pack)
+def seen(source: MicroBatches) -> Counter:
+    return Counter(piece.sample for packs in source.packs() for pack in packs for piece in pack)
 
 
 @settings(deadline=None)
@@ -55,7 +55,7 @@ def test_packs_waste_little():
 @given(lengths, st.integers(1, 5))
 def test_gathering_holds_every_row_once(sizes, micro_batch):
     rows = np.arange(len(sizes), dtype=np.int32)
-    groups = list(gather_by_length(np.asarray(sizes, np.int32), rows, micro_batch, np.random.default_rng(0)))
+    groups = list(group_by_length(np.asarray(sizes, np.int32), rows, micro_batch, np.random.default_rng(0)))
     assert sorted(row for group in groups for (row,) in group) == list(range(len(sizes)))
     assert all(len(group) <= micro_batch for group in groups)
 
@@ -74,9 +74,9 @@ def test_repeats_cost_no_samples():
 
 
 def test_the_order_depends_on_seed_and_epoch_alone_and_skipping_changes_nothing():
-    plan = list(batches(20, epochs=2).plan())
-    assert plan == list(batches(20, epochs=2).plan())
-    assert plan != list(batches(20, epochs=2, seed=1).plan())
+    plan = list(batches(20, epochs=2).packs())
+    assert plan == list(batches(20, epochs=2).packs())
+    assert plan != list(batches(20, epochs=2, seed=1).packs())
     assert plan[:10] != plan[10:]
     whole, late = list(batches(20).stream()), list(batches(20).stream(skip=7))
     assert [batch.where for batch in whole[7:]] == [batch.where for batch in late]
@@ -84,13 +84,13 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_skipping_changes_nothing(
 
 def test_xtuners_packs_are_made_once_and_shuffled_every_epoch():
     source = batches(40, packing="xtuner", workers=3, epochs=3, micro_batch=1)
-    plan = [packs[0] for packs in source.plan()]
+    plan = [packs[0] for packs in source.packs()]
     epochs = [plan[at : at + len(plan) // 3] for at in range(0, len(plan), len(plan) // 3)]
     assert epochs[0] != epochs[1] != epochs[2]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     whole, late = list(source.stream()), list(source.stream(skip=7))
     assert [batch.where for batch in whole[7:]] == [batch.where for batch in late]
-    assert all(batch.tokens <= 64 for batch in whole)
+    assert all(batch.num_tokens <= 64 for batch in whole)
 
 
 def test_unpacked_rows_are_an_iteration_each_as_in_the_tutorials_llava_run():
@@ -99,7 +99,7 @@ def test_unpacked_rows_are_an_iteration_each_as_in_the_tutorials_llava_run():
 
 def test_rehearsal_is_drawn_once_into_xtuners_packs():
     source = batches(30, packing="xtuner", ratio=0.5, repeat=4, epochs=2)
-    laid = sum(piece.end - piece.start for packs in source.plan() for pack in packs for piece in pack)
+    laid = sum(piece.end - piece.start for packs in source.packs() for pack in packs for piece in pack)
     assert laid == 2 * ((4 * sum(range(5, 35)) + 60 * 40) // 64 * 64)
 
 
@@ -111,10 +111,10 @@ def test_collating_masks_padding_by_position_and_keeps_packed_rows_apart():
     batch = collate([[sample(3), sample(2)], [sample(8, 2)]], pad_id=7)
     assert batch.input_ids.tolist()[0] == [0, 1, 2, 0, 1, 7, 7, 7]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], list(range(8))]
-    assert batch.labels.tolist()[0] == [IGNORED, IGNORED, 2, IGNORED, 1, IGNORED, IGNORED, IGNORED]
+    assert batch.labels.tolist()[0] == [IGNORE_INDEX, IGNORE_INDEX, 2, IGNORE_INDEX, 1, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
     assert batch.labels.tolist()[1][-2:] == [6, 7]
-    assert (batch.tokens, batch.labelled) == (13, 4)
-    assert batch.silenced().labelled == 0
+    assert (batch.num_tokens, batch.num_labels) == (13, 4)
+    assert batch.without_labels().num_labels == 0
 
 
 def test_collating_xtuners_packs_counts_positions_through():

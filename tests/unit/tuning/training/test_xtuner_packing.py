@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuning.training.xtuner_packing import CutPacks, cut_tokens
+from tuning.training.xtuner_packing import ConcatThenSplitPacks, pack_boundaries
 
 Token = tuple[int, int]  # number of its sample, place in it
 
@@ -43,7 +43,7 @@ def packed_as_xtuner_does(rows: list[list[Token]], max_length: int, workers: int
 def test_packs_hold_what_xtuners_packer_puts_there(sizes, repeat, max_length, workers, random):
     numbers = list(range(len(sizes))) * repeat
     random.shuffle(numbers)
-    packs = CutPacks(np.asarray(sizes, np.int32), np.asarray(numbers, np.int32), max_length, workers)
+    packs = ConcatThenSplitPacks(np.asarray(sizes, np.int32), np.asarray(numbers, np.int32), max_length, workers)
     found = [[(piece.sample, place) for piece in pack for place in range(piece.start, piece.end)] for pack in packs]
     rows = [[(number, place) for place in range(sizes[number])] for number in numbers]
     assert found == packed_as_xtuner_does(rows, max_length, min(workers, len(rows)))
@@ -51,7 +51,7 @@ def test_packs_hold_what_xtuners_packer_puts_there(sizes, repeat, max_length, wo
 
 def packs_of(lengths, max_length: int, workers: int = 32) -> int:
     shuffled = np.random.default_rng(0).permutation(np.asarray(lengths, np.int32))
-    return len(cut_tokens(shuffled, max_length, workers))
+    return len(pack_boundaries(shuffled, max_length, workers))
 
 
 @pytest.mark.parametrize(

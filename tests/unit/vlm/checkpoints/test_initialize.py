@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from tuning.errors import KitError, ModelError
-from tuning.modules.pth import read_pth, weights_in
+from tuning.modules.pth import read_pth, state_dict_in
 from tuning.settings import Lora
 from vlm.checkpoints.initialize import check_start, load_start, read_start
 from vlm.projector import Projector, save_projector
@@ -251,7 +251,7 @@ def test_xtuners_first_stage_and_its_text_adapter():
     start = check_start(str(SAMPLES / "llava_pretrain_iter_6.pth"), 64, 128)
     assert start.language is start.tower is None
     text, folder = read_start(str(SAMPLES / "text_lora_iter_12.pth")), SAMPLES / "hf_tl" / "adapter_model.bin"
-    converted = weights_in(read_pth(folder), folder)
+    converted = state_dict_in(read_pth(folder), folder)
     language = make_language(8, hidden=128, middle=256)
     load_start(text, Projector(64, 128), language, None)
     assert state_of(language).keys() == converted.keys()

@@ -27,7 +27,7 @@ def image(write: Write, change: str) -> ImageTask:
 
 def test_text_without_a_lora_trains_every_weight(write: Write) -> None:
     found = opened(write, TEXT + FULL)
-    assert (found.task.lora, found.task.quant.bits, found.task.whole) == (None, 16, True)
+    assert (found.task.lora, found.task.quant.bits, found.task.full_finetuning) == (None, 16, True)
     (line,) = [line for line in found.differs if line.startswith("model.llm.torch_dtype")]
     assert "float16" in line and "float32 until" in line
     assert not [line for line in opened(write, TEXT).differs if "torch_dtype" in line]

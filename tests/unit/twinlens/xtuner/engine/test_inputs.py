@@ -15,8 +15,8 @@ from tiny_vlm import make_towers
 
 from tuning.errors import DataError, ModelError
 from tuning.settings import Optim
-from tuning.training.packing import Batches
-from tuning.training.samples import IGNORED, PATCH, EncodedSample
+from tuning.training.packing import MicroBatches
+from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX, EncodedSample
 from twinlens.xtuner.engine.inputs import ARROW, refuse_model, write_model, write_rows, write_tower
 from vlm.towers.registry import load_tower
 
@@ -28,14 +28,14 @@ LENGTHS = st.lists(st.integers(2, 20), min_size=1, max_size=12)
 def sample(length: int, first: int, picture: int | None = None) -> EncodedSample:
     ids = np.arange(first, first + length, dtype=np.int32)
     if picture is not None:
-        ids = np.concatenate([ids[:1], np.full(PATCHES, PATCH, np.int32), ids[1:]])
+        ids = np.concatenate([ids[:1], np.full(PATCHES, IMAGE_TOKEN_INDEX, np.int32), ids[1:]])
     supervised = np.arange(len(ids)) >= len(ids) - 1
-    return EncodedSample(ids, supervised, "row 1", pictures=() if picture is None else (picture,))
+    return EncodedSample(ids, supervised, "row 1", picture_ids=() if picture is None else (picture,))
 
 
-def batches(samples: list[EncodedSample], packing: Packing, micro_batch: int, epochs: float = 1) -> Batches:
+def batches(samples: list[EncodedSample], packing: Packing, micro_batch: int, epochs: float = 1) -> MicroBatches:
     rows, none = np.arange(len(samples), dtype=np.int32), np.asarray([], np.int32)
-    return Batches(
+    return MicroBatches(
         samples, rows, none, repeat=1, ratio=0, micro_batch=micro_batch, max_length=32, packing=packing, workers=1,
         pad_id=0, seed=0, epochs=epochs,
     )  # fmt: skip
@@ -65,11 +65,11 @@ def test_rows_are_the_micro_batches_of_our_own_engine(tmp_path_factory, lengths,
             length = len(theirs[row]["input_ids"])
             assert theirs[row]["input_ids"] == ids[:length].tolist() and not ids[length:].any()
             assert theirs[row]["labels"] == labels[:length].tolist()
-        assert all(set(row["labels"]) == {IGNORED} for row in theirs[len(batch.labels) :]), "what fills up is silent"
+        assert all(set(row["labels"]) == {IGNORE_INDEX} for row in theirs[len(batch.labels) :]), "what fills up is silent"
     counts = [rows.of_step(step) for step in range(rows.steps)]
     assert sum(iters for iters, _, _ in counts) == rows.iters
-    assert sum(tokens for _, tokens, _ in counts) == sum(batch.tokens for batch in ours.stream())
-    assert sum(labels for _, _, labels in counts) == sum(batch.labelled for batch in ours.stream())
+    assert sum(tokens for _, tokens, _ in counts) == sum(batch.num_tokens for batch in ours.stream())
+    assert sum(labels for _, _, labels in counts) == sum(batch.num_labels for batch in ours.stream())
 
 
 def test_a_picture_takes_one_place(tmp_path):
@@ -79,15 +79,15 @@ def test_a_picture_takes_one_place(tmp_path):
         PATCHES, [picture],
     )  # fmt: skip
     seen, plain = sorted(written(tmp_path / "rows"), key=lambda row: row["image"] is None)
-    assert seen["input_ids"] == [100, PATCH, 101, 102, 103, 104]
-    assert seen["labels"] == [IGNORED] * 5 + [104]
+    assert seen["input_ids"] == [100, IMAGE_TOKEN_INDEX, 101, 102, 103, 104]
+    assert seen["labels"] == [IGNORE_INDEX] * 5 + [104]
     assert (seen["image"], plain["image"]) == (str(picture), None)
     assert sorted(rows.tokens) == [3, 5 + PATCHES], "tokens count what the model computes"
 
 
 def test_two_pictures_in_a_row_are_refused(tmp_path):
     first = sample(5, 100, 0)
-    both = EncodedSample(first.ids, first.supervised, "rows.jsonl, row 7", pictures=(0, 1))
+    both = EncodedSample(first.ids, first.loss_mask, "rows.jsonl, row 7", picture_ids=(0, 1))
     with pytest.raises(DataError, match=r"row 7: has 2 pictures"):
         write_rows(batches([both], None, 1), Optim(steps=1), tmp_path / "rows", PATCHES, [Path("a"), Path("b")])
 
