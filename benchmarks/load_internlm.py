@@ -29,7 +29,7 @@ def write_checkpoints(folder: Path, shape: str) -> None:
     """The same weights as `folder/internlm2` and `folder/llama`, in shards."""
     import torch
 
-    from llm.internlm.loading import split_fused
+    from llm.internlm.loading import split_qkv
 
     hidden, inner, layers, heads, groups, words = SHAPES[shape]
     width = hidden // heads
@@ -49,7 +49,7 @@ def write_checkpoints(folder: Path, shape: str) -> None:
         old, new = f"model.layers.{layer}.", f"model.layers.{layer}."
         fused = random((heads + 2 * groups) * width, hidden)
         ours.add(f"{old}attention.wqkv.weight", fused)
-        for name, part in zip("qkv", split_fused(fused, heads, groups), strict=True):
+        for name, part in zip("qkv", split_qkv(fused, heads, groups), strict=True):
             llama.add(f"{new}self_attn.{name}_proj.weight", part)
         both(f"{old}attention.wo.weight", f"{new}self_attn.o_proj.weight", hidden, hidden)
         both(f"{old}feed_forward.w1.weight", f"{new}mlp.gate_proj.weight", inner, hidden)

@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 from data_gen.scenes.write import write_scene_probes
-from llm.evaluation import asking
+from llm.evaluation import make_answer_function
 from tuning.evaluation.probes import is_hit, read_probes
 from tuning.paths import shipped_file
-from twinlens.targets import embedded_sight, open_sighted
+from twinlens.targets import embedded_vlm_task, open_vlm
 
 ASKED = {"names the object": "objects.yaml", "its colour": "colours.yaml", "its place": "places.yaml"}
 
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("--start", default="embedded")
     parser.add_argument("--samples", type=int, default=20)
     options = parser.parse_args()
-    target = open_sighted(embedded_sight(start=options.start), None)
-    ask = asking(target.model, target.template, target.compute, 32, embed=target.embed)
+    target = open_vlm(embedded_vlm_task(start=options.start), None)
+    ask = make_answer_function(target.model, target.template, target.compute_dtype, 32, embed=target.embed)
     print("| | objects of training | objects never seen |\n|---|---:|---:|")
     shares: dict[str, list[str]] = {what: [] for what in ASKED}
     samples: list[str] = []

@@ -8,10 +8,10 @@ from torch import nn
 from transformers.generation.streamers import BaseStreamer
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.generation import Embed, Sampling, computing_in
+from llm.generation import EmbedFunction, Sampling, autocast_to
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 
-TORN = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
+REPLACEMENT_CHARACTER = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 
 class TextStream(BaseStreamer):
@@ -34,7 +34,7 @@ class TextStream(BaseStreamer):
             self._prompt = False
             return
         self._ids += [index for index in value.flatten().tolist() if index not in self._template.stop_ids]
-        self._tell(self._decoded().rstrip(TORN))
+        self._tell(self._decoded().rstrip(REPLACEMENT_CHARACTER))
 
     def end(self) -> None:
         """Tell what was held back."""
@@ -61,13 +61,13 @@ class Chat:
         self,
         model: nn.Module,
         template: ChatTemplate,
-        compute: torch.dtype,
+        compute_dtype: torch.dtype,
         sampling: Sampling,
         max_new_tokens: int,
         images: Sequence[str] = (),
-        embed: Embed | None = None,
+        embed: EmbedFunction | None = None,
     ) -> None:
-        self._model, self._template, self._compute = model, template, compute
+        self._model, self._template, self._compute_dtype = model, template, compute_dtype
         self._sampling, self._max_new_tokens = sampling, max_new_tokens
         self._images, self._embed = tuple(images), embed
         self._turns: tuple[Turn, ...] = ()
@@ -78,14 +78,14 @@ class Chat:
 
     def reply(self, text: str, on_text: Callable[[str], None]) -> str:
         """Answer a user's words, telling the answer piece by piece, and remember both."""
-        if self._template.patches:
+        if self._template.tokens_per_image:
             text = text.replace(DEFAULT_IMAGE_TOKEN, "")  # typed, it shows nothing
         shown = f"{DEFAULT_IMAGE_TOKEN}\n" * len(self._images) if not self._turns else ""
         asked = (*self._turns, Turn("user", shown + text))
         conversation = Conversation(asked, self._images)
         ids = torch.tensor([self._template.prompt(conversation)], device=next(self._model.parameters()).device)
         stream = TextStream(self._template, on_text)
-        with torch.no_grad(), computing_in(self._compute, ids.device):
+        with torch.no_grad(), autocast_to(self._compute_dtype, ids.device):
             seen = {"inputs_embeds": self._embed(ids, [conversation])} if self._embed else {"input_ids": ids}
             self._model.generate(  # type: ignore[operator]
                 **seen,

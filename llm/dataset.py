@@ -16,7 +16,7 @@ from tuning.settings import Data
 from tuning.training.samples import IMAGE_TOKEN_INDEX, EncodedSample
 
 log = logging.getLogger("twinlens")
-Numbering = Callable[[str], int]  # the path of a picture -> its number in the run
+PictureNumbering = Callable[[str], int]  # the path of a picture -> its number in the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,11 @@ class EncodedData:
 
 
 def encode_data(
-    rows: Iterable[SourceRow], data: Data, template: ChatTemplate, seed: int, number: Numbering | None = None
+    rows: Iterable[SourceRow],
+    data: Data,
+    template: ChatTemplate,
+    seed: int,
+    picture_number: PictureNumbering | None = None,
 ) -> EncodedData:
     """Encode and split. Copies of a row are encoded once and take four bytes each.
 
@@ -51,7 +55,7 @@ def encode_data(
     for row in rows:
         sample = distinct.setdefault(row.conversation, len(samples))
         if sample == len(samples):
-            samples.append(encode_row(row, template, data, number))
+            samples.append(encode_row(row, template, data, picture_number))
         numbers.append(sample)
     if cut := sum(sample.truncated for sample in samples):
         log.info(
@@ -73,7 +77,9 @@ def encode_data(
     )
 
 
-def encode_row(row: SourceRow, template: ChatTemplate, data: Data, number: Numbering | None = None) -> EncodedSample:
+def encode_row(
+    row: SourceRow, template: ChatTemplate, data: Data, picture_number: PictureNumbering | None = None
+) -> EncodedSample:
     """One row in tokens, with the numbers of the pictures that were not cut off with its end.
 
     Raises:
@@ -81,10 +87,10 @@ def encode_row(row: SourceRow, template: ChatTemplate, data: Data, number: Numbe
     """
     separated = data.pack and data.packing == "xtuner"  # there a row sees what the row before it ended with
     sample = template.encode(row.conversation, data.max_length, row.where, separated)
-    if number is None or not row.conversation.images:
+    if picture_number is None or not row.conversation.images:
         return sample
-    seen = int((sample.ids == IMAGE_TOKEN_INDEX).sum()) // template.patches
-    return replace(sample, pictures=tuple(number(image) for image in row.conversation.images[:seen]))
+    seen = int((sample.ids == IMAGE_TOKEN_INDEX).sum()) // template.tokens_per_image
+    return replace(sample, picture_ids=tuple(picture_number(image) for image in row.conversation.images[:seen]))
 
 
 def held_out(questions: Iterable[str], share: float, seed: int) -> set[str]:

@@ -9,49 +9,49 @@ import torch
 from torch import nn
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.generation import Embed, answer_batched
+from llm.generation import EmbedFunction, generate_answers
 from tuning.data.card import DatasetCard, card_from_dict
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.evaluation.compare import Comparison, compare
 from tuning.evaluation.probes import Probe, is_hit, read_probes
 from tuning.evaluation.report import write_report
-from tuning.paths import resolve_path, display_path
+from tuning.paths import display_path, resolve_path
 from tuning.progress import ProgressBar
 from tuning.run_dir import RunDir, read_jsonl
 from tuning.settings import Task
 from tuning.training.samples import EncodedSample, collate
 
-Asking = Callable[[Sequence[Probe]], list[str]]
+AnswerFunction = Callable[[Sequence[Probe]], list[str]]
 
 
-def as_conversation(probe: Probe) -> Conversation:
+def probe_conversation(probe: Probe) -> Conversation:
     """What a probe asks, its picture before the words as LLaVA trains."""
     if probe.image is None:
         return Conversation((Turn("user", probe.ask),))
     return Conversation((Turn("user", f"{DEFAULT_IMAGE_TOKEN}\n{probe.ask}"),), (str(probe.image),))
 
 
-def asking(
+def make_answer_function(
     model: nn.Module,
     template: ChatTemplate,
-    compute: torch.dtype,
+    compute_dtype: torch.dtype,
     max_new_tokens: int,
     *,
-    embed: Embed | None = None,
+    embed: EmbedFunction | None = None,
     shown: bool = False,
     batch_size: int = 64,
-) -> Asking:
+) -> AnswerFunction:
     """A function that answers probes in batches, the likeliest words each time."""
 
     def answers(probes: Sequence[Probe]) -> list[str]:
         with ProgressBar("answers", len(probes), shown=shown) as counter:
-            said = answer_batched(
+            said = generate_answers(
                 model,
                 template,
-                [as_conversation(probe) for probe in probes],
+                [probe_conversation(probe) for probe in probes],
                 max_new_tokens,
                 batch_size,
-                compute=compute,
+                compute_dtype=compute_dtype,
                 on_progress=counter.advance,
                 embed=embed,
             )
@@ -60,7 +60,7 @@ def asking(
     return answers
 
 
-def few_of_each(probes: Sequence[Probe], number: int) -> list[Probe]:
+def first_of_each_group(probes: Sequence[Probe], number: int) -> list[Probe]:
     """The first probes of each group, groups in their order of appearance."""
     groups: dict[str, list[Probe]] = {}
     for probe in probes:
@@ -85,7 +85,7 @@ def mean_loss(module: nn.Module, samples: Sequence[EncodedSample], pad_id: int, 
     return float(sum(loss for loss, _ in losses)) / int(sum(labels for _, labels in losses))
 
 
-def probes_of_run(
+def load_probes(
     run_dir: RunDir, task: Task, probe_files: Sequence[Path]
 ) -> tuple[list[Probe], list[Path], DatasetCard | None]:
     """The probes to judge a run by, the files they come from, and the card of what it was trained on.
@@ -99,7 +99,7 @@ def probes_of_run(
     return [probe for file in files for probe in read_probes(file, card)], files, card
 
 
-def judge_answers(
+def compare_answers(
     run_dir: RunDir,
     task: Task,
     probes: Sequence[Probe],
@@ -120,12 +120,12 @@ def judge_answers(
         task_yaml=run_dir.task.read_text(encoding="utf-8"),
         card=card,
         environment=json.loads(run_dir.environment.read_text(encoding="utf-8")),
-        rehearsal=rehearsal | what_stayed(comparison) if rehearsal else None,
+        rehearsal=rehearsal | rehearsal_effect(comparison) if rehearsal else None,
     )
     return comparison
 
 
-def what_stayed(comparison: Comparison) -> dict[str, str]:
+def rehearsal_effect(comparison: Comparison) -> dict[str, str]:
     """What rehearsal is there for, in counts: unrelated answers that stayed right, and those the persona is in."""
     unrelated = [row for row in comparison.rows if row.group == "unrelated"]
     known = [row for row in unrelated if row.before_hit]

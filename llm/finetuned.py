@@ -8,16 +8,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llm.checkpoints.shards import weight_files
-from llm.export.saving import folder_anew, stored_dtype, write_model
+from llm.export.saving import checkpoint_dtype, folder_anew, save_model
 from llm.loading import LoadedModel, load_model, model_folder
 from tuning.errors import ModelError
-from tuning.modules.full_finetuning import load_full_weights, save_full_weights, enable_full_finetuning
-from tuning.modules.lora import attach_adapter, load_adapter, read_adapter_config, load_adapter_weights, save_adapter
+from tuning.modules.full_finetuning import enable_full_finetuning, load_full_weights, save_full_weights
+from tuning.modules.lora import attach_adapter, load_adapter, load_adapter_weights, read_adapter_config, save_adapter
 from tuning.run_dir import RunDir
 from tuning.settings import Task
 
 log = logging.getLogger("twinlens")
-STEEP = 1e-4  # learning rates above it suit adapters; whole models are tuned at a tenth of that, and forget otherwise
+HIGH_LEARNING_RATE = (
+    1e-4  # learning rates above it suit adapters; whole models are tuned at a tenth of that, and forget otherwise
+)
 Network = PreTrainedModel | PeftModel
 
 
@@ -28,10 +30,10 @@ def check_base(task: Task) -> None:
         ModelError: it is stored quantised.
     """
     if task.full_finetuning:
-        stored_dtype(model_folder(task.versioned_model, weights=False))
+        checkpoint_dtype(model_folder(task.versioned_model, weights=False))
 
 
-def begin(loaded: LoadedModel, task: Task) -> Network:
+def make_trainable(loaded: LoadedModel, task: Task) -> Network:
     """A fresh adapter on the model, or the model itself with every weight trained."""
     if task.lora is not None:
         return attach_adapter(loaded.model, task.lora, task.run.seed)
@@ -39,16 +41,16 @@ def begin(loaded: LoadedModel, task: Task) -> Network:
     return loaded.model
 
 
-def say_trained(module: nn.Module, task: Task, what: str) -> None:
+def log_trainable(module: nn.Module, task: Task, what: str) -> None:
     """Log how much of a model is trained, and warn of a rate that would undo what a whole one knows."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     types = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in trained}))
     log.info("%s: %s trainable parameters in %s", what, f"{sum(each.numel() for each in trained):,}", types)
-    if task.full_finetuning and task.optim.learning_rate > STEEP:
+    if task.full_finetuning and task.optim.learning_rate > HIGH_LEARNING_RATE:
         log.warning("optim.learning_rate %g is steep for a whole model; 1e-5 is usual", task.optim.learning_rate)
 
 
-def save_trained(network: Network, folder: Path, task: Task) -> None:
+def save_checkpoint(network: Network, folder: Path, task: Task) -> None:
     """Into a checkpoint, all that is trained, in fp32."""
     if isinstance(network, PeftModel):
         save_adapter(network, folder, task.model, task.revision)
@@ -56,24 +58,24 @@ def save_trained(network: Network, folder: Path, task: Task) -> None:
         save_full_weights(network, folder)
 
 
-def restore_trained(network: Network, folder: Path) -> None:
-    """Put back what `save_trained` wrote."""
+def load_checkpoint(network: Network, folder: Path) -> None:
+    """Put back what `save_checkpoint` wrote."""
     if isinstance(network, PeftModel):
         load_adapter_weights(network, folder)
     else:
         load_full_weights(network, folder)
 
 
-def write_trained(network: Network, loaded: LoadedModel, run: RunDir, task: Task) -> None:
+def save_finetuned(network: Network, loaded: LoadedModel, run: RunDir, task: Task) -> None:
     """What a run is for: its adapter, or the whole model in the 16 bits that its base is stored in, to load as one."""
     if isinstance(network, PeftModel):
         save_adapter(network, run.adapter, task.model, task.revision)
         return
     with folder_anew(run.model) as unfinished:
-        write_model(network, loaded.template, unfinished, stored_dtype(loaded.folder))
+        save_model(network, loaded.template, unfinished, checkpoint_dtype(loaded.folder))
 
 
-def check_trained(run: RunDir, task: Task) -> None:
+def check_finetuned(run: RunDir, task: Task) -> None:
     """Look at what a run learned before anything loads.
 
     Raises:
@@ -87,14 +89,14 @@ def check_trained(run: RunDir, task: Task) -> None:
     weight_files(run.model)
 
 
-def trained_name(run: RunDir, task: Task) -> str:
+def finetuned_model(run: RunDir, task: Task) -> str:
     """The language model that a run's adapter goes on, or that a run made in place of it."""
     return str(run.model) if task.full_finetuning else task.versioned_model
 
 
-def learned(loaded: LoadedModel, run: RunDir, task: Task) -> Network:
+def load_finetuned(loaded: LoadedModel, run: RunDir, task: Task) -> Network:
     """A base as a run left it: with the run's adapter on it, or with the run's weights in place of its own."""
     if not task.full_finetuning:
         return load_adapter(loaded.model, run.adapter)
     loaded.release()
-    return load_model(trained_name(run, task), loaded.template, task.quant, task.run.device).model
+    return load_model(finetuned_model(run, task), loaded.template, task.quant, task.run.device).model

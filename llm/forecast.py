@@ -9,8 +9,8 @@ from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
 
 from llm.dataset import EncodedData
-from llm.loading import read_config
-from llm.mixture import mix, rehearsal_wanted
+from llm.loading import load_model_config
+from llm.mixture import make_batches, rehearsal_prompt_limit
 from llm.sources import read_prompts
 from tuning.modules.quantize import linear_layers
 from tuning.settings import Task
@@ -54,18 +54,18 @@ def forecast_run(
         frozen: whether nothing of the language model is trained; `others` are the trained parameters beside it.
     """
     prompts = len(read_prompts(task.rehearsal.prompts)) if task.rehearsal.ratio else 0
-    prompts = min(prompts, rehearsal_wanted(task, processes) or prompts)
+    prompts = min(prompts, rehearsal_prompt_limit(task, processes) or prompts)
     mean = round(np.mean([len(data.samples[row]) for row in data.rows]))
     learned = round(np.mean([int(data.samples[row].loss_mask.sum()) for row in data.rows]))
     stand_in = EncodedSample(np.zeros(mean, np.int32), np.arange(mean) >= mean - learned)
-    batches = mix(task, data, [*rehearsal, *[stand_in] * prompts], pad_id, processes)
+    batches = make_batches(task, data, [*rehearsal, *[stand_in] * prompts], pad_id, processes)
     plan = list(batches.packs())
     pieces = [piece for packs in plan for pack in packs for piece in pack]
     tokens = sum(piece.end - piece.start for piece in pieces)
     labels = sum(int(batches.samples[row].loss_mask[start:end].sum()) for row, start, end in pieces)
     steps = task.optim.steps or -(-len(plan) // (processes * task.optim.accumulate))
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(read_config(task.versioned_model), attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(load_model_config(task.versioned_model), attn_implementation="sdpa")
     model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
     head = model.get_output_embeddings()
     matrices = [module.weight for _, module in linear_layers(model) if module is not head]

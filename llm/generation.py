@@ -10,7 +10,7 @@ from llm.chat_template.encoding import ChatTemplate
 from tuning.data.conversation import Conversation
 
 # int64[B, T] with `IMAGE_TOKEN_INDEX` among the ids, and the B conversations -> float[B, T, D]
-Embed = Callable[[torch.Tensor, Sequence[Conversation]], torch.Tensor]
+EmbedFunction = Callable[[torch.Tensor, Sequence[Conversation]], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
-def answer_batched(
+def generate_answers(
     model: nn.Module,
     template: ChatTemplate,
     conversations: Sequence[Conversation],
     max_new_tokens: int,
     batch_size: int = 64,
-    compute: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype = torch.float32,
     on_progress: Callable[[int], None] | None = None,
-    embed: Embed | None = None,
+    embed: EmbedFunction | None = None,
 ) -> list[Answer]:
     """The likeliest answer to each conversation, in their order.
 
@@ -59,7 +59,7 @@ def answer_batched(
         for start in range(0, len(by_length), batch_size):
             group = by_length[start : start + batch_size]
             ids, mask = _pad_left([prompts[index] for index in group], template.pad_id, device)
-            with torch.no_grad(), computing_in(compute, device):
+            with torch.no_grad(), autocast_to(compute_dtype, device):
                 seen = {"inputs_embeds": embed(ids, [conversations[index] for index in group])} if embed else {}
                 output = model.generate(  # type: ignore[operator]
                     **(seen or {"input_ids": ids}),
@@ -69,7 +69,7 @@ def answer_batched(
                 )
             said = output if embed else output[:, ids.shape[1] :]  # given embeddings, only what is new comes back
             for index, row in zip(group, said.tolist(), strict=True):
-                answers[index] = _cut_at_stop(row, template)
+                answers[index] = _truncate_at_stop(row, template)
             if on_progress:
                 on_progress(len(group))
     finally:
@@ -77,9 +77,9 @@ def answer_batched(
     return [answers[index] for index in range(len(prompts))]
 
 
-def computing_in(compute: torch.dtype, device: torch.device) -> torch.autocast:
+def autocast_to(compute_dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Autocast to the compute type, where that is not fp32 already."""
-    return torch.autocast(device.type, dtype=compute, enabled=compute != torch.float32)
+    return torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype != torch.float32)
 
 
 def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,7 +89,7 @@ def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tu
     return ids, mask
 
 
-def _cut_at_stop(ids: list[int], template: ChatTemplate) -> Answer:
+def _truncate_at_stop(ids: list[int], template: ChatTemplate) -> Answer:
     end = next((position for position, index in enumerate(ids) if index in template.stop_ids), None)
     text = template.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Answer(str(text).strip(), end is not None)

@@ -20,20 +20,26 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.chat_template.named_templates import NAMED, NamedTemplate, named_template
-from llm.checkpoints.embedded import NAME as EMBEDDED
+from llm.chat_template.named_templates import NAMED_TEMPLATES, NamedTemplate, named_template
+from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
 from llm.checkpoints.embedded import embedded_folder
-from llm.checkpoints.hub import fetch, remote_of
+from llm.checkpoints.hub import fetch, parse_remote
 from llm.checkpoints.shards import weight_files
-from llm.internlm.loading import FAMILY, internlm_config, is_internlm, load_internlm
+from llm.internlm.loading import MODEL_TYPES, internlm_config, is_internlm, load_internlm
 from llm.internlm.tokenizer import load_tokenizer
 from tuning.errors import DeviceError, ModelError, first_line
-from tuning.modules.quantize import QuantReport, choose_compute_dtype, choose_device, quantization_config, prepare_quantized
+from tuning.modules.quantize import (
+    QuantReport,
+    choose_compute_dtype,
+    choose_device,
+    prepare_quantized,
+    quantization_config,
+)
 from tuning.settings import Quant
 
 log = logging.getLogger("twinlens")
 # What the libraries raise at files that are not what they should be.
-_BROKEN = (
+_BROKEN_FILE_ERRORS = (
     *(OSError, ValueError, KeyError, ArithmeticError, RuntimeError),
     *(UnpicklingError, SafetensorError, StrictDataclassError),
 )
@@ -54,10 +60,10 @@ class LoadedModel:
     model: PreTrainedModel
     template: ChatTemplate
     device: torch.device
-    compute: torch.dtype
-    source: str
+    compute_dtype: torch.dtype
+    name: str
     folder: Path
-    quantised: QuantReport
+    quant_report: QuantReport
 
     def release(self) -> None:
         """Give back the memory of its weights, whoever still holds the model; it cannot answer any more."""
@@ -66,7 +72,7 @@ class LoadedModel:
 
 
 def model_folder(name: str, weights: bool = True) -> Path:
-    """Where a model lies on this machine; one that is named as `remote_of` says is fetched.
+    """Where a model lies on this machine; one that is named as `parse_remote` says is fetched.
 
     Args:
         weights: otherwise its settings and tokenizer are enough.
@@ -76,7 +82,7 @@ def model_folder(name: str, weights: bool = True) -> Path:
     """
     if name == EMBEDDED:
         return embedded_folder()
-    if (remote := remote_of(name)) is not None:
+    if (remote := parse_remote(name)) is not None:
         folder = fetch(remote, weights=False)
     else:
         folder = Path(name).expanduser()
@@ -87,7 +93,7 @@ def model_folder(name: str, weights: bool = True) -> Path:
                 f"model: {name}: no such folder; give a model folder, a hub name (owner/model), modelscope:owner/model "
                 "or embedded."
             )
-    _check_kind(folder)
+    _check_model_type(folder)
     if not weights:
         return folder
     if remote is not None:
@@ -96,7 +102,7 @@ def model_folder(name: str, weights: bool = True) -> Path:
     return folder
 
 
-def read_config(name: str) -> PreTrainedConfig:
+def load_model_config(name: str) -> PreTrainedConfig:
     """The config of a model; that of an InternLM as the Llama that it is.
 
     Raises:
@@ -107,12 +113,12 @@ def read_config(name: str) -> PreTrainedConfig:
         return internlm_config(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except _BROKEN as error:
+    except _BROKEN_FILE_ERRORS as error:
         file = folder / "config.json"
         raise ModelError(f"{file}: cannot be used ({first_line(error)}); get the model's files again.") from error
 
 
-def load_template(name: str, system: str | None, patches: int = 0, named: str | None = None) -> ChatTemplate:
+def load_template(name: str, system: str | None, tokens_per_image: int = 0, named: str | None = None) -> ChatTemplate:
     """A model's tokenizer and chat template, without its weights; see `ChatTemplate` for `patches`.
 
     Args:
@@ -127,7 +133,7 @@ def load_template(name: str, system: str | None, patches: int = 0, named: str | 
     tokenizer = load_tokenizer(folder)
     if chosen is None and not tokenizer.chat_template:
         chosen = _family_template(folder, tokenizer)
-    return ChatTemplate(tokenizer, system, patches, chosen)
+    return ChatTemplate(tokenizer, system, tokens_per_image, chosen)
 
 
 def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedTemplate | None:
@@ -136,16 +142,16 @@ def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedT
         return None
     first = "<eoa>" in tokenizer.all_special_tokens
     return (
-        NAMED["internlm"]
+        NAMED_TEMPLATES["internlm"]
         if first
-        else NAMED["internlm2_chat"]
+        else NAMED_TEMPLATES["internlm2_chat"]
         if "<|im_end|>" in tokenizer.all_special_tokens
         else None
     )
 
 
 def load_model(
-    name: str, template: ChatTemplate, quant: Quant, device: str = "auto", *, whole: bool = False
+    name: str, template: ChatTemplate, quant: Quant, device: str = "auto", *, full_finetuning: bool = False
 ) -> LoadedModel:
     """Load a chat model for its template, quantised as asked, and say what became of its layers.
 
@@ -157,33 +163,37 @@ def load_model(
         DeviceError: no such device, or it has too little memory.
     """
     folder = model_folder(name)
-    place = choose_device(device)
-    compute = choose_compute_dtype(quant.compute, place)
-    keep = ("lm_head", "output_layer", "embed_out")
+    target_device = choose_device(device)
+    compute_dtype = choose_compute_dtype(quant.compute, target_device)
+    skip_modules = ("lm_head", "output_layer", "embed_out")
     silence_libraries()
     try:
         loader = load_internlm if is_internlm(folder) else AutoModelForCausalLM.from_pretrained
         model = loader(
             folder,
-            dtype=torch.float32 if whole else compute,
-            quantization_config=quantization_config(quant, compute, keep),
-            device_map={"": place},
+            dtype=torch.float32 if full_finetuning else compute_dtype,
+            quantization_config=quantization_config(quant, compute_dtype, skip_modules),
+            device_map={"": target_device},
             attn_implementation="sdpa",
             trust_remote_code=False,
         )
     except torch.OutOfMemoryError as error:
-        raise DeviceError(f"model: {name}: does not fit on {place}; take quant.bits=4 or a smaller model.") from error
-    except _BROKEN as error:
+        raise DeviceError(
+            f"model: {name}: does not fit on {target_device}; take quant.bits=4 or a smaller model."
+        ) from error
+    except _BROKEN_FILE_ERRORS as error:
         raise ModelError(f"model: {name}: cannot be loaded ({first_line(error)}); check the folder's files.") from error
     model.requires_grad_(False)
     model.eval()
-    model.generation_config = answering(template, model.config)
-    report = prepare_quantized(model, quant.bits, keep, compute)
-    log.info("model: %s on %s, computing in %s: %s", name, place, str(compute).removeprefix("torch."), report)
-    return LoadedModel(model, template, place, compute, name, folder, report)
+    model.generation_config = make_generation_config(template, model.config)
+    report = prepare_quantized(model, quant.bits, skip_modules, compute_dtype)
+    log.info(
+        "model: %s on %s, computing in %s: %s", name, target_device, str(compute_dtype).removeprefix("torch."), report
+    )
+    return LoadedModel(model, template, target_device, compute_dtype, name, folder, report)
 
 
-def answering(template: ChatTemplate, config: PreTrainedConfig) -> GenerationConfig:
+def make_generation_config(template: ChatTemplate, config: PreTrainedConfig) -> GenerationConfig:
     """What a model needs to know to answer: where an answer ends, by its template."""
     return GenerationConfig(
         eos_token_id=list(template.stop_ids),
@@ -198,7 +208,7 @@ def silence_libraries() -> None:
     transformers_logging.set_verbosity_error()
 
 
-def _check_kind(folder: Path) -> None:
+def _check_model_type(folder: Path) -> None:
     """Refuse a folder without a config, or with that of a model that transformers does not load by itself."""
     path = folder / "config.json"
     if not path.exists():
@@ -210,7 +220,7 @@ def _check_kind(folder: Path) -> None:
         raise ModelError(f"{path}: not valid JSON ({error}); get the model's files again.") from error
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *FAMILY):
+    if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_TYPES):
         why = (
             "runs by code that comes with it (auto_map), and such code is never run here"
             if "auto_map" in config

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import EncodedData
 from llm.loading import LoadedModel
-from llm.rehearsal import rehearse
+from llm.rehearsal import answer_rehearsal_prompts
 from llm.sources import persona_card
 from tuning.atomic import write_atomically
 from tuning.data.card import DatasetCard, card_to_dict, file_sha256
@@ -27,7 +27,7 @@ from tuning.training.samples import EncodedSample
 log = logging.getLogger("twinlens")
 
 
-def say_system(task: Task, template: ChatTemplate) -> None:
+def log_system(task: Task, template: ChatTemplate) -> None:
     """State which system text the conversations will carry, whoever decided it."""
     if task.system:
         log.info("system text, from the task: %r", task.system)
@@ -63,7 +63,9 @@ def rehearsal_rows(task: Task, loaded: LoadedModel, run_dir: RunDir, given: int 
     state = PartialState()
     if task.rehearsal.prompts and task.rehearsal.ratio:
         with state.main_process_first():
-            rehearsed = rehearse(loaded, task.rehearsal, rehearsal_wanted(task, state.num_processes), task.run.seed)
+            rehearsed = answer_rehearsal_prompts(
+                loaded, task.rehearsal, rehearsal_prompt_limit(task, state.num_processes), task.run.seed
+            )
         if not rehearsed:
             raise ConfigError(
                 f"rehearsal.max_new_tokens: no answer of the base ends within {task.rehearsal.max_new_tokens} tokens; "
@@ -77,7 +79,7 @@ def rehearsal_rows(task: Task, loaded: LoadedModel, run_dir: RunDir, given: int 
     return [SourceRow(number, f"rehearsal {row.question[:40]!r}", row) for number, row in enumerate(rehearsed, 1)]
 
 
-def rehearsal_wanted(task: Task, processes: int) -> int | None:
+def rehearsal_prompt_limit(task: Task, processes: int) -> int | None:
     """How many prompts are answered at most: no more than a run of few steps can see; None where neither is known."""
     if task.optim.steps is None or task.data.pack:
         return task.rehearsal.max_prompts
@@ -91,7 +93,7 @@ def distinct_rows(rows: Iterable[SourceRow]) -> list[SourceRow]:
     return list({row.conversation: row for row in rows}.values())
 
 
-def mix(
+def make_batches(
     task: Task, data: EncodedData, rehearsal: Sequence[EncodedSample], pad_id: int, processes: int | None = None
 ) -> MicroBatches:
     """Data and rehearsal as the micro-batches of the whole run."""

@@ -22,30 +22,30 @@ class LanguageModel(nn.Module):
     with scaling or soft capping stay right.
     """
 
-    def __init__(self, model: nn.Module, compute: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, compute_dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        self.compute = compute
-        self._keeps_logits = keeps_logits(model)
+        self.compute_dtype = compute_dtype
+        self._keeps_logits = supports_logits_to_keep(model)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross entropy summed over N labelled tokens, float32[], and N, int64[]."""
-        return answer_loss(self.model, batch, self.compute, self._keeps_logits, input_ids=batch.input_ids)
+        return answer_loss(self.model, batch, self.compute_dtype, self._keeps_logits, input_ids=batch.input_ids)
 
 
-def keeps_logits(model: nn.Module) -> bool:
+def supports_logits_to_keep(model: nn.Module) -> bool:
     """Whether a model's forward takes `logits_to_keep`, which every decoder of transformers does by now."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def answer_loss(
-    model: nn.Module, batch: Batch, compute: torch.dtype, keeps: bool, **inputs: torch.Tensor
+    model: nn.Module, batch: Batch, compute_dtype: torch.dtype, use_logits_to_keep: bool, **inputs: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy summed over N labelled tokens, float32[], and N, int64[].
 
     Args:
-        keeps: as `keeps_logits` says.
+        keeps: as `supports_logits_to_keep` says.
         inputs: `input_ids` int64[B, T] or `inputs_embeds` float[B, T, D].
     """
     targets = batch.labels[:, 1:]
@@ -53,10 +53,10 @@ def answer_loss(
     positions = labelled.any(dim=0).nonzero().squeeze(1)
     if not len(positions):  # nothing to learn: one position keeps every parameter in the graph
         positions = torch.zeros(1, dtype=torch.long, device=targets.device)
-    kept = {"logits_to_keep": positions} if keeps else {}
-    with torch.autocast(targets.device.type, dtype=compute, enabled=compute != torch.float32):
+    kept = {"logits_to_keep": positions} if use_logits_to_keep else {}
+    with torch.autocast(targets.device.type, dtype=compute_dtype, enabled=compute_dtype != torch.float32):
         logits = model(**inputs, position_ids=batch.position_ids, use_cache=False, **kept).logits
-    if not keeps:
+    if not use_logits_to_keep:
         logits = logits[:, positions]
     mask = labelled[:, positions]
     if not bool(mask.any()):
@@ -66,7 +66,7 @@ def answer_loss(
 
 
 @torch.no_grad()
-def refuse_leaking_packs(module: nn.Module, samples: Sequence[EncodedSample], device: torch.device) -> None:
+def check_packing_isolation(module: nn.Module, samples: Sequence[EncodedSample], device: torch.device) -> None:
     """Make sure that a row's loss does not change when another row stands before it in the same sequence.
 
     transformers keeps packed rows apart by their position ids in every attention it knows; models that mix tokens in

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm.generation import Answer, answer_batched
+from llm.generation import Answer, generate_answers
 from llm.loading import LoadedModel
 from llm.sources import read_prompts
 from tuning.atomic import write_atomically
@@ -23,7 +23,9 @@ from tuning.settings import Rehearsal
 log = logging.getLogger("twinlens")
 
 
-def rehearse(loaded: LoadedModel, settings: Rehearsal, wanted: int | None = None, seed: int = 0) -> list[Conversation]:
+def answer_rehearsal_prompts(
+    loaded: LoadedModel, settings: Rehearsal, wanted: int | None = None, seed: int = 0
+) -> list[Conversation]:
     """Prompts with the base model's own answers; answers that did not end by themselves are left out.
 
     Args:
@@ -38,9 +40,9 @@ def rehearse(loaded: LoadedModel, settings: Rehearsal, wanted: int | None = None
     missing = [prompt for prompt in prompts if prompt not in known]
     if missing:
         with ProgressBar("rehearsal answers", len(missing)) as counter:
-            answers = answer_batched(
+            answers = generate_answers(
                 loaded.model, loaded.template, [single_turn(prompt) for prompt in missing], settings.max_new_tokens,
-                compute=loaded.compute, on_progress=counter.advance,
+                compute_dtype=loaded.compute_dtype, on_progress=counter.advance,
             )  # fmt: skip
         known.update(zip(missing, answers, strict=True))
         lines = ({"prompt": prompt, "answer": said.text, "finished": said.finished} for prompt, said in known.items())
@@ -66,8 +68,8 @@ def _key(loaded: LoadedModel, settings: Rehearsal) -> str:
             digest.update(f"{path.name} {path.stat().st_size}".encode() + _ends(path))
     said = (
         loaded.template.system,
-        loaded.quantised.bits,
-        str(loaded.compute),
+        loaded.quant_report.bits,
+        str(loaded.compute_dtype),
         loaded.device.type,
         settings.max_new_tokens,
     )

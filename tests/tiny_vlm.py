@@ -9,15 +9,21 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.generation import answer_batched
+from llm.generation import generate_answers
 from llm.loading import load_model
 from tuning.data.conversation import Conversation, Turn, single_turn
 from tuning.run_dir import RunDir
 from twinlens.task_files import read_task
 from twinlens.tasks import to_yaml
 from vlm.features import LiveFeatures, PictureTable
-from vlm.loading import begin, embedding, restore_trained, save_trained, see_with
-from vlm.recipe import sighted_template
+from vlm.loading import (
+    build_vlm,
+    load_adapters_and_projector,
+    make_embed_function,
+    make_initial_parts,
+    save_adapters_and_projector,
+)
+from vlm.recipe import load_vlm_template
 from vlm.settings import ImageTask
 
 SYSTEM = 'You are "the assistant" {of} two\nlines \\ 你是小助手 😀 %}.'
@@ -53,14 +59,14 @@ def make_finished_run(folder: Path, model: Path, tower: str, tower_lora: bool, *
         "optim": {"steps": 1},
     }
     task = ImageTask.model_validate(values | changes)
-    template = sighted_template(task)
-    sighted = begin(task, load_model(task.model, template, task.quant, "cpu"))
+    template = load_vlm_template(task)
+    sighted = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
     generator = torch.Generator().manual_seed(1)
     parts = [part for part in (sighted.language, sighted.projector, sighted.tower_adapter) if part is not None]
     for parameter in (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     run = RunDir(folder)
-    save_trained(sighted, run.adapter, task)
+    save_adapters_and_projector(sighted, run.adapter, task)
     run.task.write_text(to_yaml(task), encoding="utf-8")
     return run
 
@@ -79,7 +85,7 @@ def read(run: RunDir) -> tuple[ImageTask, ChatTemplate]:
     """The task of a run and its chat markup."""
     task, _ = read_task(run.task)
     assert isinstance(task, ImageTask)
-    return task, sighted_template(task)
+    return task, load_vlm_template(task)
 
 
 def conversations(pictures: list[Path]) -> list[Conversation]:
@@ -91,15 +97,19 @@ def conversations(pictures: list[Path]) -> list[Conversation]:
         Turn("user", "And who is <image>?"),
     )
     one = (Turn("user", "<image>\nWhat is the colour of the house?"),)
-    return [Conversation(several, (first, second, third)), Conversation(one, (second,)), single_turn("Who are you? 你是谁")]
+    return [
+        Conversation(several, (first, second, third)),
+        Conversation(one, (second,)),
+        single_turn("Who are you? 你是谁"),
+    ]
 
 
 def answers_of_run(run: RunDir, asked: list[Conversation]) -> list[str]:
     """What a run says, its adapters on their base."""
     task, template = read(run)
-    sighted = begin(task, load_model(task.model, template, task.quant, "cpu"))
-    restore_trained(sighted, run.adapter)
+    sighted = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
+    load_adapters_and_projector(sighted, run.adapter)
     table = PictureTable()
-    module = see_with(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
-    answers = answer_batched(sighted.language, template, asked, 12, embed=embedding(module, table))
+    module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
+    answers = generate_answers(sighted.language, template, asked, 12, embed=make_embed_function(module, table))
     return [answer.text for answer in answers]

@@ -1,10 +1,10 @@
 """`python -m twinlens` and the console script."""
 
-from twinlens.rooms import refuse_strangers
+from twinlens.rooms import check_packages
 
 
 def main() -> None:
-    refuse_strangers()
+    check_packages()
     from twinlens.cli.app import run  # after the check: a stranger's package must not be imported
 
     run()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llm.chat_template.named_templates import named_template
-from llm.checkpoints.embedded import INSTALL, NAME, embedded_weights
-from llm.checkpoints.hub import announce, remote_of
+from llm.checkpoints.embedded import EMBEDDED, INSTALL_COMMAND, embedded_weights
+from llm.checkpoints.hub import describe_download, parse_remote
 from llm.sources import persona_card, read_conversations, read_prompts
 from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError, DataError, DeviceError, ModelError
@@ -15,7 +15,7 @@ from tuning.evaluation.probes import read_probes
 from tuning.paths import resolve_path
 from twinlens.tasks import AnyTask
 from vlm.settings import ImageTask
-from vlm.sources import check_pictures, read_seen
+from vlm.sources import check_pictures, read_image_conversations
 
 
 def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: bool = False) -> list[str]:
@@ -40,8 +40,14 @@ def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: 
 
     device = choose_device(task.run.device)
     _refuse_unknown_trackers(task.run.trackers)
-    eyes = _eye_lines(task) if isinstance(task, ImageTask) else []
-    return [*lines, *_model_lines(task), *eyes, f"device: {device}", *_place_lines(work_dir, _room_for(task))]
+    eyes = _tower_lines(task) if isinstance(task, ImageTask) else []
+    return [
+        *lines,
+        *_model_lines(task),
+        *eyes,
+        f"device: {device}",
+        *_work_dir_lines(work_dir, _disk_space_needed(task)),
+    ]
 
 
 def _rows(
@@ -51,7 +57,7 @@ def _rows(
     if not isinstance(task, ImageTask):
         yield from read_conversations([file], tell)
         return
-    for row in read_seen([file], None if rehearsal else task.pictures.folder, tell):
+    for row in read_image_conversations([file], None if rehearsal else task.pictures.folder, tell):
         for image in row.conversation.images:
             pictures.setdefault(image, row.where)
         yield row
@@ -96,24 +102,24 @@ def _evaluation_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
     return lines
 
 
-def _eye_lines(task: ImageTask) -> list[str]:
-    from vlm.recipe import check_eyes
+def _tower_lines(task: ImageTask) -> list[str]:
+    from vlm.recipe import check_tower
 
-    facts = check_eyes(task)
-    remote = remote_of(task.tower, "tower")
-    lies = f", {announce(remote)}" if remote else ""
+    facts = check_tower(task)
+    remote = parse_remote(task.tower, "tower")
+    lies = f", {describe_download(remote)}" if remote else ""
     lines = [f"tower: {task.tower}: {facts.patches} patches of {facts.width}{lies}"]
     return [*lines, f"start: {task.start}: fits"] if task.start else lines
 
 
 def _model_lines(task: AnyTask) -> list[str]:
     model = task.versioned_model
-    if model == NAME:
+    if model == EMBEDDED:
         if embedded_weights() is None:
-            raise ModelError(f"model: {NAME}: its weights are not installed; run `{INSTALL}`.")
-        return [f"model: {NAME}: installed"]
-    if (remote := remote_of(model)) is not None:
-        return [f"model: {model}: {announce(remote)}"]
+            raise ModelError(f"model: {EMBEDDED}: its weights are not installed; run `{INSTALL_COMMAND}`.")
+        return [f"model: {EMBEDDED}: installed"]
+    if (remote := parse_remote(model)) is not None:
+        return [f"model: {model}: {describe_download(remote)}"]
     from llm.finetuned import check_base
     from llm.loading import model_folder
 
@@ -131,21 +137,21 @@ def _refuse_unknown_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"run.trackers: {name}: not installed here; take one of {', '.join(available)}, or none.")
 
 
-def _room_for(task: AnyTask) -> int:
+def _disk_space_needed(task: AnyTask) -> int:
     """Bytes that a run writes where every weight is trained: weights and AdamW's two averages in each checkpoint, in
     fp32, and the model in 16 bits; 0 where there is no knowing."""
-    if not task.full_finetuning or remote_of(task.versioned_model) is not None:
+    if not task.full_finetuning or parse_remote(task.versioned_model) is not None:
         return 0
-    from llm.export.saving import weights_size
+    from llm.export.saving import checkpoint_size
     from llm.loading import model_folder
 
     checkpoints = task.run.keep + 1 if task.run.save_every else 0  # the oldest goes when the newest stands
     if task.run.save_every and task.optim.steps:
         checkpoints = min(checkpoints, -(-task.optim.steps // task.run.save_every))
-    return weights_size(model_folder(task.versioned_model)) // 2 * (12 * checkpoints + 2)
+    return checkpoint_size(model_folder(task.versioned_model)) // 2 * (12 * checkpoints + 2)
 
 
-def _place_lines(work_dir: Path, needed: int) -> list[str]:
+def _work_dir_lines(work_dir: Path, needed: int) -> list[str]:
     """Try to write where the run will, below the nearest folder that stands; leave nothing behind."""
     place = next(parent for parent in (work_dir, *work_dir.absolute().parents) if parent.exists())
     try:

@@ -15,7 +15,7 @@ from tuning.data.conversation import Conversation
 from tuning.data.formats import ReadNotes, SourceRow, read_rows, write_rows
 from tuning.data.row_readers import RowFormat
 from tuning.errors import DataError
-from twinlens.inspection import language
+from twinlens.inspection import detect_language
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +55,11 @@ def convert(
 
     def rows() -> Iterator[SourceRow]:
         nonlocal moved
-        for row in read_rows(source, notes, nested_input_mender(questions, mended) if questions else None):
+        for row in read_rows(source, notes, nested_input_repairer(questions, mended) if questions else None):
             conversation = _with_pictures_from(row.conversation, source, out)
             moved += conversation is not row.conversation
             counts.add(repr(conversation).encode())
-            languages[language(conversation)] += 1
+            languages[detect_language(conversation)] += 1
             yield replace(row, conversation=conversation)
 
     write_rows(out, rows(), schema, container)
@@ -80,7 +80,7 @@ def convert(
     return Conversion(card, notes, len(mended), moved)
 
 
-def nested_input_mender(questions: Sequence[str], mended: list[int]) -> Callable[[int, Any], Any]:
+def nested_input_repairer(questions: Sequence[str], mended: list[int]) -> Callable[[int, Any], Any]:
     """Put the question back where a row's `input` is a whole conversation; row numbers go into `mended`."""
 
     def mend(number: int, row: Any) -> Any:

@@ -26,7 +26,7 @@ def demo_text(
     data = work_dir / "demo-text" / "persona.jsonl"
     card = write_persona(data, Persona(owner=owner, name=name), seed=seed)
     log.info("1/3 data: %d rows about %s of %s: %s", card.rows, name, owner, data)
-    return _train_and_judge("demo-text", TEXT, work_dir, [f"data.files=[{data}]", f"run.seed={seed}", *overrides])
+    return _train_and_compare("demo-text", TEXT, work_dir, [f"data.files=[{data}]", f"run.seed={seed}", *overrides])
 
 
 def demo_image(facts: Path | None, seed: int, work_dir: Path, overrides: Sequence[str] = ()) -> tuple[Path, Comparison]:
@@ -39,10 +39,10 @@ def demo_image(facts: Path | None, seed: int, work_dir: Path, overrides: Sequenc
     card = write_image_qa(facts or shipped_file(WORKSHOP), data, dialogues=6, rounds=5, repeat=1, seed=seed)
     log.info("1/3 data: %d dialogues of 5 rounds: %s", card.rows, data)
     given = [*task_overrides(data), f"run.seed={seed}", *overrides]
-    return _train_and_judge("demo-image", IMAGE, work_dir, given)
+    return _train_and_compare("demo-image", IMAGE, work_dir, given)
 
 
-def _train_and_judge(name: str, config: str, work_dir: Path, overrides: Sequence[str]) -> tuple[Path, Comparison]:
+def _train_and_compare(name: str, config: str, work_dir: Path, overrides: Sequence[str]) -> tuple[Path, Comparison]:
     began = time.monotonic()
     task, _ = read_task(shipped_file(config), overrides)
     log.info("2/3 train: %s", config)

@@ -12,7 +12,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from llm.checkpoints.embedded import INSTALL, embedded_weights
+from llm.checkpoints.embedded import INSTALL_COMMAND, embedded_weights
 from tuning.paths import cache_folder
 from twinlens.xtuner.engine.environment import INSTALL as INSTALL_XTUNER
 from twinlens.xtuner.engine.environment import MARKER, default_folder
@@ -40,11 +40,11 @@ def diagnose() -> list[Finding]:
     """Look at versions, devices, 4-bit arithmetic, the embedded weights and free disk."""
     found = [Finding("python", True, f"{platform.python_version()}, {platform.system()} {platform.machine()}")]
     found += [_package(Requirement(line)) for line in metadata.requires("twinlens") or ()]
-    found.append(_embedded("embedded model", embedded_weights(), INSTALL))
+    found.append(_embedded("embedded model", embedded_weights(), INSTALL_COMMAND))
     if all(finding.ok for finding in found if finding.what in ("torch", "bitsandbytes")):
         from vlm.towers import embedded as tower
 
-        found.append(_embedded("embedded tower", tower.embedded_tower(), tower.INSTALL))
+        found.append(_embedded("embedded tower", tower.embedded_tower_weights(), tower.INSTALL_COMMAND))
         found += [*_devices(), _four_bit()]
     found += [_xtuner(), _hub(), _disk("cache folder", cache_folder(), 2), _disk("run folders", Path("work_dirs"), 1)]
     return found

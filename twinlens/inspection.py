@@ -40,7 +40,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
+class DatasetSummary:
     """Counts over all rows of a file.
 
     Args:
@@ -62,7 +62,7 @@ class Census:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextSpan:
     """A stretch of text and whether the model learns it."""
 
     text: str
@@ -79,13 +79,15 @@ class RowView:
     """
 
     where: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TextSpan, ...]
     size: str
     remark: str
     images: tuple[str, ...]
 
 
-def take_census(rows: Iterable[SourceRow], folder: Path, max_length: int, template: "ChatTemplate | None") -> Census:
+def summarize_dataset(
+    rows: Iterable[SourceRow], folder: Path, max_length: int, template: "ChatTemplate | None"
+) -> DatasetSummary:
     """Count everything in one pass, holding a few bytes for each distinct row.
 
     Args:
@@ -111,13 +113,13 @@ def take_census(rows: Iterable[SourceRow], folder: Path, max_length: int, templa
         distinct.add(hash(conversation))
         questions.add(hash(conversation.question))
         pictures.update(conversation.images)
-        languages[language(conversation)] += 1
+        languages[detect_language(conversation)] += 1
         lengths.append(measure(conversation))
         turns += len(conversation.turns)
         answers += sum(turn.role == "assistant" for turn in conversation.turns)
         masked += sum(not turn.loss for turn in conversation.turns)
     missing = tuple(sorted(picture for picture in pictures if not (folder / picture).exists()))
-    return Census(
+    return DatasetSummary(
         rows=len(lengths),
         distinct=len(distinct),
         questions=len(questions),
@@ -132,7 +134,7 @@ def take_census(rows: Iterable[SourceRow], folder: Path, max_length: int, templa
 
 
 @lru_cache(maxsize=256)
-def language(conversation: Conversation) -> str:
+def detect_language(conversation: Conversation) -> str:
     """`zh` where a fifth of the letters are Chinese, else `en` where most are Latin, else `other`."""
     letters = [character for turn in conversation.turns for character in turn.content if character.isalpha()]
     chinese = sum("\u3400" <= letter <= "\u9fff" for letter in letters)
@@ -154,10 +156,10 @@ def first_distinct(rows: Iterable[SourceRow], count: int) -> list[SourceRow]:
 
 def view_turns(row: SourceRow) -> RowView:
     """A row by its turns, for want of a model: answers are learned where their loss is on."""
-    pieces: list[Piece] = []
+    pieces: list[TextSpan] = []
     for index, turn in enumerate(row.conversation.turns):
-        pieces.append(Piece(f"{chr(10) if index else ''}{turn.role}: ", False))
-        pieces.append(Piece(turn.content, turn.role == "assistant" and turn.loss))
+        pieces.append(TextSpan(f"{chr(10) if index else ''}{turn.role}: ", False))
+        pieces.append(TextSpan(turn.content, turn.role == "assistant" and turn.loss))
     characters = sum(len(turn.content) for turn in row.conversation.turns)
     return RowView(row.where, tuple(pieces), f"{characters} characters", "", row.conversation.images)
 
@@ -174,29 +176,29 @@ def view_tokens(row: SourceRow, template: "ChatTemplate", max_length: int) -> Ro
     except DataError as error:
         sample = template.encode(row.conversation, _ALL, row.where)
         remark = str(error).removeprefix(f"{row.where}: ")
-    pieces = split_pieces(sample, lambda ids: _decode(template, ids))
+    pieces = split_at_mask(sample, lambda ids: _decode(template, ids))
     size = f"{len(sample)} tokens, {int(sample.loss_mask.sum())} learned"
     return RowView(row.where, tuple(pieces), size, remark, row.conversation.images)
 
 
-def split_pieces(sample: "EncodedSample", decode: Callable[[list[int]], str]) -> list[Piece]:
+def split_at_mask(sample: "EncodedSample", decode: Callable[[list[int]], str]) -> list[TextSpan]:
     """Decode a sample at the borders of its mask.
 
     A token alone may be part of a letter, and a tokenizer may drop the blank a text starts with, so each piece is what
     the decoded text grows by, up to a border; mask borders never divide a letter.
     """
     ids = sample.ids.tolist()
-    pieces: list[Piece] = []
+    pieces: list[TextSpan] = []
     text, end = "", 0
     for supervised, run in groupby(sample.loss_mask.tolist()):
         end += len(list(run))
         grown = decode(ids[:end])
-        pieces.append(Piece(grown[len(text) :], supervised))
+        pieces.append(TextSpan(grown[len(text) :], supervised))
         text = grown
     return pieces
 
 
-def render_html(title: str, census: Census, remarks: list[str], views: list[RowView]) -> str:
+def render_html(title: str, census: DatasetSummary, remarks: list[str], views: list[RowView]) -> str:
     """One self-contained page, everything that comes from the file escaped."""
     from jinja2 import Environment, StrictUndefined
 
@@ -218,16 +220,16 @@ def print_views(views: list[RowView], console: Any) -> None:
     for view in views:
         console.rule(Text(f"{view.where} ({view.size})"), align="left")
         for image in view.images:
-            console.print(Text(f"picture: {harmless(image)}"))
+            console.print(Text(f"picture: {visible_controls(image)}"))
         text = Text()
         for piece in view.pieces:
-            text.append(harmless(piece.text), style=_LEARNED if piece.supervised else _READ)
+            text.append(visible_controls(piece.text), style=_LEARNED if piece.supervised else _READ)
         console.print(text, soft_wrap=True)
         if view.remark:
             console.print(Text(view.remark, style="yellow"))
 
 
-def facts(census: Census) -> list[tuple[str, str]]:
+def facts(census: DatasetSummary) -> list[tuple[str, str]]:
     """The counts as label and value, for people."""
     lengths = census.lengths
     shown = [
@@ -249,7 +251,7 @@ def facts(census: Census) -> list[tuple[str, str]]:
     return shown
 
 
-def harmless(text: str) -> str:
+def visible_controls(text: str) -> str:
     """Text with its control characters made visible, so that a dataset cannot steer the terminal."""
     return "".join(
         chr(0x2400 + ord(character)) if character < " " and character not in "\n\t" else character for character in text

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.checkpoints.hub import pinned, remote_of
+from llm.checkpoints.hub import parse_remote, pin_revision
 from tuning.atomic import write_atomically
 from tuning.errors import ConfigError
 from tuning.paths import CONFIGS
 from tuning.run_dir import RunDir, create_run, open_run
 from twinlens.task_files import read_task
-from twinlens.tasks import AnyTask, recipe_of, to_yaml, with_full_paths
+from twinlens.tasks import AnyTask, recipe_of, to_yaml, with_absolute_paths
 from twinlens.xtuner.engine.environment import RUN_FOLDER as XTUNER
 from twinlens.xtuner.engine.environment import Environment
 from vlm.settings import ImageTask
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class RunResult:
     """A finished run and its last step."""
 
     run: RunDir
@@ -30,13 +30,13 @@ class Trained:
     tokens_per_second: float | None
 
 
-def at_commits(task: AnyTask) -> AnyTask:
+def with_pinned_revisions(task: AnyTask) -> AnyTask:
     """The same task, its fetched models pinned to the commits that they are now, so that a resumed run has the same."""
     changes: dict[str, Any] = {}
-    if (model := remote_of(task.versioned_model)) is not None:
-        changes["revision"] = pinned(model).revision
-    if isinstance(task, ImageTask) and (tower := remote_of(task.tower, "tower")) is not None:
-        changes["tower"] = str(pinned(tower))
+    if (model := parse_remote(task.versioned_model)) is not None:
+        changes["revision"] = pin_revision(model).revision
+    if isinstance(task, ImageTask) and (tower := parse_remote(task.tower, "tower")) is not None:
+        changes["tower"] = str(pin_revision(tower))
     return task.model_copy(update=changes)
 
 
@@ -46,7 +46,7 @@ def start(
     work_dir: Path,
     deepspeed: dict[str, Any] | None = None,
     xtuner: Environment | None = None,
-) -> Trained:
+) -> RunResult:
     """Train a task in a fresh run folder `work_dir/<name>/<time>`; under torchrun, in the main process's.
 
     Args:
@@ -58,7 +58,7 @@ def start(
     from tuning.modules.quantize import choose_device
     from tuning.training.environment import describe_environment
 
-    task = at_commits(with_full_paths(task))
+    task = with_pinned_revisions(with_absolute_paths(task))
     state = PartialState(cpu=choose_device(task.run.device).type == "cpu")
     paths: list[Any] = [None]
     if state.is_main_process:
@@ -70,11 +70,11 @@ def start(
     if xtuner is not None:
         from twinlens.xtuner.engine.train import train
 
-        return _trained(run, train(task, run, xtuner))
-    return _trained(run, recipe_of(task).train(task, run, deepspeed=deepspeed))
+        return _result(run, train(task, run, xtuner))
+    return _result(run, recipe_of(task).train(task, run, deepspeed=deepspeed))
 
 
-def go_on(path: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
+def resume(path: Path, deepspeed: dict[str, Any] | None = None) -> RunResult:
     """Train a run of before from its last checkpoint to its end, with its own task."""
     from accelerate import PartialState
 
@@ -87,7 +87,7 @@ def go_on(path: Path, deepspeed: dict[str, Any] | None = None) -> Trained:
         raise ConfigError(f"--resume {path}: has come to its end, and kept no checkpoint; train its task anew.")
     task, _ = read_task(run.task)
     PartialState(cpu=choose_device(task.run.device).type == "cpu")
-    return _trained(run, recipe_of(task).train(task, run, resume=True, deepspeed=deepspeed))
+    return _result(run, recipe_of(task).train(task, run, resume=True, deepspeed=deepspeed))
 
 
 def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:
     return config
 
 
-def _trained(run: RunDir, reports: Sequence[Any]) -> Trained:
+def _result(run: RunDir, reports: Sequence[Any]) -> RunResult:
     last = reports[-1] if reports else None
     median = sorted(report.tokens_per_second for report in reports)[len(reports) // 2] if reports else None
-    return Trained(run, last.step if last else 0, last.loss if last else None, median)
+    return RunResult(run, last.step if last else 0, last.loss if last else None, median)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.checkpoints.embedded import NAME as EMBEDDED
-from llm.finetuned import check_trained as check_text
-from llm.finetuned import trained_name
-from llm.generation import Embed
-from llm.internlm.adapter import load_any_adapter
+from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
+from llm.finetuned import check_finetuned as check_text
+from llm.finetuned import finetuned_model
+from llm.generation import EmbedFunction
+from llm.internlm.adapter import load_llama_or_internlm2_adapter
 from llm.loading import load_model, load_template
 from tuning.errors import ConfigError, ModelError
 from tuning.modules.lora import ADAPTER_CONFIG, load_adapter, read_adapter_config
@@ -19,7 +19,7 @@ from tuning.paths import shipped_file
 from tuning.run_dir import RunDir
 from tuning.settings import Quant
 from twinlens.task_files import read_task
-from vlm.loading import check_trained
+from vlm.loading import check_finetuned
 from vlm.settings import ImageTask
 
 ALIGN = "image/embedded-align.yaml"
@@ -31,8 +31,8 @@ class Target:
 
     model: nn.Module
     template: ChatTemplate
-    compute: torch.dtype
-    embed: Embed | None = None
+    compute_dtype: torch.dtype
+    embed: EmbedFunction | None = None
 
 
 def open_target(
@@ -62,49 +62,51 @@ def open_target(
         task = task.model_copy(update={key: value for key, value in given.items() if value is not None})
         if isinstance(task, ImageTask):
             if with_adapter:
-                check_trained(run, task)
-            return open_sighted(task, run if with_adapter else None)
+                check_finetuned(run, task)
+            return open_vlm(task, run if with_adapter else None)
         _refuse_pictures(pictures, target)
         check_text(run, task)
-        name = trained_name(run, task) if with_adapter else task.versioned_model
+        name = finetuned_model(run, task) if with_adapter else task.versioned_model
         template = load_template(name, task.system, named=task.template)
         loaded = load_model(name, template, task.quant, task.run.device)
         adapted = with_adapter and not task.full_finetuning
         model = load_adapter(loaded.model, run.adapter) if adapted else loaded.model
-        return Target(model.eval(), template, loaded.compute)
+        return Target(model.eval(), template, loaded.compute_dtype)
     if pictures and target == EMBEDDED:
-        return open_sighted(embedded_sight(bits, system), None)
+        return open_vlm(embedded_vlm_task(bits, system), None)
     _refuse_pictures(pictures, target)
     adapter = path if (path / ADAPTER_CONFIG).exists() else None
     config = read_adapter_config(path) if adapter else {"base_model_name_or_path": target}
     base = "@".join(str(config[key]) for key in ("base_model_name_or_path", "revision") if config.get(key))
     if not base:
-        raise ModelError(f"{path / ADAPTER_CONFIG}: base_model_name_or_path is empty; write the base model's folder there.")
+        raise ModelError(
+            f"{path / ADAPTER_CONFIG}: base_model_name_or_path is empty; write the base model's folder there."
+        )
     template = load_template(base, system, named=named)
     loaded = load_model(base, template, Quant.model_validate({"bits": bits}))
-    model = load_any_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
-    return Target(model.eval(), template, loaded.compute)
+    model = load_llama_or_internlm2_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
+    return Target(model.eval(), template, loaded.compute_dtype)
 
 
-def open_sighted(task: ImageTask, run: RunDir | None) -> Target:
+def open_vlm(task: ImageTask, run: RunDir | None) -> Target:
     """A model with its eyes, as a run of the task left it, or as one begins."""
     from vlm.features import LiveFeatures, PictureTable
-    from vlm.loading import as_trained, begin, embedding, open_trained, see_with
-    from vlm.recipe import sighted_template
+    from vlm.loading import build_vlm, finetuned_task, load_finetuned, make_embed_function, make_initial_parts
+    from vlm.recipe import load_vlm_template
 
     if run is not None:
-        template = sighted_template(as_trained(run, task))
-        loaded, sighted = open_trained(run, task, template)
+        template = load_vlm_template(finetuned_task(run, task))
+        loaded, sighted = load_finetuned(run, task, template)
     else:
-        template = sighted_template(task)
+        template = load_vlm_template(task)
         loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
-        sighted = begin(task, loaded)
+        sighted = make_initial_parts(task, loaded)
     table = PictureTable()
-    module = see_with(sighted, LiveFeatures(sighted.tower, table, 0), loaded.compute)
-    return Target(sighted.language.eval(), template, loaded.compute, embedding(module, table))
+    module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), loaded.compute_dtype)
+    return Target(sighted.language.eval(), template, loaded.compute_dtype, make_embed_function(module, table))
 
 
-def embedded_sight(bits: int = 4, system: str | None = None, start: str = EMBEDDED) -> ImageTask:
+def embedded_vlm_task(bits: int = 4, system: str | None = None, start: str = EMBEDDED) -> ImageTask:
     """The task whose beginning is the embedded model with its eyes open, untuned."""
     task, _ = read_task(shipped_file(ALIGN), [f"quant.bits={bits}"])
     assert isinstance(task, ImageTask)

@@ -14,13 +14,13 @@ from ruamel.yaml.comments import CommentedMap
 from llm.settings import TextTask
 from tuning.errors import ConfigError
 from tuning.paths import CONFIGS
-from tuning.settings import apply_overrides, settings_group_of, read_yaml, validate_settings
+from tuning.settings import apply_overrides, read_yaml, settings_group_of, validate_settings
 from twinlens.tasks import AnyTask
 from twinlens.xtuner.configs.mapping import map_config
 from vlm.settings import ImageTask
 
 # The folder under configs/, and what its files are read as.
-KINDS: dict[str, type[AnyTask]] = {"text": TextTask, "image": ImageTask}
+TASK_TYPES: dict[str, type[AnyTask]] = {"text": TextTask, "image": ImageTask}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def read_task(file: Path, overrides: Sequence[str] = ()) -> tuple[AnyTask, list[
 
 def shipped_tasks() -> dict[str, Path]:
     """Task files that come with the kit, by the name that `list-cfg` prints."""
-    return {file.stem: file for kind in KINDS for file in sorted((CONFIGS / kind).glob("*.yaml"))}
+    return {file.stem: file for kind in TASK_TYPES for file in sorted((CONFIGS / kind).glob("*.yaml"))}
 
 
 def find_config(file: Path) -> Path:
@@ -98,7 +98,7 @@ def explain(file: Path) -> str:
     """
     lines = file.read_text(encoding="utf-8").splitlines()
     document = read_yaml(file)
-    fields = KINDS[file.parent.name].model_fields
+    fields = TASK_TYPES[file.parent.name].model_fields
     inserted: defaultdict[int, list[str]] = defaultdict(list)
     for key in document:
         field = fields[key]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from llm.checkpoints.embedded import NAME as EMBEDDED
+from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
 from llm.settings import TextTask
 from tuning.paths import resolve_path
 from vlm.settings import ImageTask
@@ -21,7 +21,7 @@ def recipe_of(task: AnyTask) -> Any:
     return import_module("vlm.recipe" if isinstance(task, ImageTask) else "llm.recipe")
 
 
-def with_full_paths(task: AnyTask) -> AnyTask:
+def with_absolute_paths(task: AnyTask) -> AnyTask:
     """The same task, readable from any working directory: what a run folder keeps."""
 
     def full(paths: Sequence[Path]) -> tuple[Path, ...]:

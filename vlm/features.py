@@ -33,7 +33,7 @@ from vlm.towers.registry import Tower
 
 log = logging.getLogger("twinlens")
 TOWER_BATCH = 16  # pictures that go through the tower together
-AHEAD = 4  # groups of them that are being opened meanwhile
+PREFETCH_GROUPS = 4  # groups of them that are being opened meanwhile
 
 
 class FeatureSource(Protocol):
@@ -70,7 +70,7 @@ class PictureTable:
         return len(self.paths)
 
 
-class KeptFeatures(nn.Module):
+class CachedFeatures(nn.Module):
     """Features out of a memory-mapped file.
 
     Args:
@@ -111,7 +111,7 @@ class LiveFeatures(nn.Module):
         distinct = list(dict.fromkeys(wanted))
         pixels = torch.stack([self._pixels(number, view) for number, view in distinct])
         trained = any(parameter.requires_grad for parameter in self.tower.parameters())
-        features = self.tower(pixels) if trained else rounded(see(self.tower, pixels))
+        features = self.tower(pixels) if trained else to_half(extract_features(self.tower, pixels))
         return features[[distinct.index(each) for each in wanted]]
 
     def _pixels(self, number: int, view: int) -> torch.Tensor:
@@ -119,13 +119,13 @@ class LiveFeatures(nn.Module):
 
 
 @torch.no_grad()
-def see(tower: Tower, pixels: torch.Tensor) -> torch.Tensor:
+def extract_features(tower: Tower, pixels: torch.Tensor) -> torch.Tensor:
     """float32[I, 3, H, W] -> float[I, P, V], in the tower's own type whatever is computed around it."""
     with torch.autocast(next(tower.parameters()).device.type, enabled=False):
         return tower(pixels)
 
 
-def rounded(features: torch.Tensor) -> torch.Tensor:
+def to_half(features: torch.Tensor) -> torch.Tensor:
     """The 16 bits that features are kept in.
 
     Raises:
@@ -140,10 +140,10 @@ def rounded(features: torch.Tensor) -> torch.Tensor:
 def view_pixels(tower: Tower, path: Path, digest: str, view: int) -> torch.Tensor:
     """A picture, or a lightly cropped and coloured view of it, as the tower takes it: float32[3, H, W]."""
     picture = open_picture(path, "picture")
-    return tower.preprocess(vary(picture, np.random.default_rng((int(digest[:15], 16), view))) if view else picture)
+    return tower.preprocess(augment(picture, np.random.default_rng((int(digest[:15], 16), view))) if view else picture)
 
 
-def vary(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def augment(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A crop of 75 to 100 % of each side, brightness, contrast and colour changed by up to 15 %.
 
     Pictures are not mirrored: places and texts would no longer be what the answers say.
@@ -158,7 +158,7 @@ def vary(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return picture
 
 
-class FeatureStore:
+class FeatureCacheFile:
     """The kept features of one tower: `features.f16`, rows of P x V halves, and `index.jsonl`, what each row shows.
 
     Rows are only added; a name enters the index when its row is on disk, so that a killed run leaves a usable store.
@@ -198,14 +198,16 @@ class FeatureStore:
         return np.memmap(self._rows_file, np.float16, "r", shape=(rows, *self._shape))
 
 
-def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: float) -> KeptFeatures | None:
+def cache_features(tower: Tower, table: PictureTable, views: int, bound_gib: float) -> CachedFeatures | None:
     """Run every picture through the tower that is not kept yet; None where the bound or the disk is too small.
 
     Raises:
         DeviceError: the cache folder cannot be written.
     """
     folder = cache_folder() / "features"
-    store = FeatureStore(folder / hashlib.sha256(tower.key.encode()).hexdigest()[:24], tower.patches, tower.width)
+    store = FeatureCacheFile(
+        folder / hashlib.sha256(tower.fingerprint.encode()).hexdigest()[:24], tower.patches, tower.width
+    )
     names = [f"{digest}.{view}" for digest in table.hashes for view in range(1 + views)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +215,7 @@ def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: floa
         with FileLock(folder / ".lock"):
             store.folder.mkdir(exist_ok=True)
             os.utime(store.folder)  # used now: others are dropped before it
-            if not make_room(store, names, int(bound_gib * 2**30)):
+            if not evict_for(store, names, int(bound_gib * 2**30)):
                 log.info(
                     "features: %d pictures take %.1f GiB, over pictures.cache_gib or the disk; the tower runs live",
                     len(table),
@@ -233,11 +235,11 @@ def keep_features(tower: Tower, table: PictureTable, views: int, bound_gib: floa
         len(names) * store.row_bytes / 2**20,
     )  # fmt: skip
     rows = np.asarray([index[name] for name in names], np.int64).reshape(len(table), 1 + views)
-    return KeptFeatures(store.mapped(), rows)
+    return CachedFeatures(store.mapped(), rows)
 
 
 def _fill(
-    store: FeatureStore, tower: Tower, table: PictureTable, names: Sequence[str], missing: Sequence[str], row: int
+    store: FeatureCacheFile, tower: Tower, table: PictureTable, names: Sequence[str], missing: Sequence[str], row: int
 ) -> dict[str, int]:
     """Add what is missing from `row` on; where each of it lies."""
     place = {name: divmod(number, len(names) // len(table)) for number, name in enumerate(names)}
@@ -247,26 +249,29 @@ def _fill(
         number, view = place[name]
         return view_pixels(tower, table.paths[number], table.hashes[number], view)
 
-    with ProgressBar("pictures", len(missing), shown=len(missing) > TOWER_BATCH) as counter, ThreadPoolExecutor() as pool:
-        for group, opened in in_groups(pool, pixels, missing):
-            store.add(group, rounded(see(tower, torch.stack(opened))), added[group[0]])
+    with (
+        ProgressBar("pictures", len(missing), shown=len(missing) > TOWER_BATCH) as counter,
+        ThreadPoolExecutor() as pool,
+    ):
+        for group, opened in prefetch_groups(pool, pixels, missing):
+            store.add(group, to_half(extract_features(tower, torch.stack(opened))), added[group[0]])
             counter.advance(len(group))
     return added
 
 
-def in_groups(
+def prefetch_groups(
     pool: ThreadPoolExecutor, pixels: Callable[[str], torch.Tensor], names: Sequence[str]
 ) -> Iterator[tuple[Sequence[str], list[torch.Tensor]]]:
     """Names with their pixels, group after group; the next groups are opened while the tower sees one."""
     groups = [names[start : start + TOWER_BATCH] for start in range(0, len(names), TOWER_BATCH)]
-    opening = deque(([pool.submit(pixels, name) for name in group]) for group in groups[:AHEAD])
+    opening = deque(([pool.submit(pixels, name) for name in group]) for group in groups[:PREFETCH_GROUPS])
     for number, group in enumerate(groups):
         yield group, [each.result() for each in opening.popleft()]
-        if number + AHEAD < len(groups):
-            opening.append([pool.submit(pixels, name) for name in groups[number + AHEAD]])
+        if number + PREFETCH_GROUPS < len(groups):
+            opening.append([pool.submit(pixels, name) for name in groups[number + PREFETCH_GROUPS]])
 
 
-def make_room(store: FeatureStore, names: Sequence[str], bound: int) -> bool:
+def evict_for(store: FeatureCacheFile, names: Sequence[str], bound: int) -> bool:
     """See to it that `names` fit beside what is kept, dropping the stores unused for longest, then this one's rows."""
     index = store.index()
     missing = sum(name not in index for name in names) * store.row_bytes

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from llm.generation import computing_in
-from llm.model import answer_loss, keeps_logits
+from llm.generation import autocast_to
+from llm.model import answer_loss, supports_logits_to_keep
 from tuning.training.samples import Batch
 from vlm.features import FeatureSource
 from vlm.projector import Projector
-from vlm.splice import splice
+from vlm.splice import insert_image_features
 
 
 class VisionLanguageModel(nn.Module):
@@ -26,14 +26,14 @@ class VisionLanguageModel(nn.Module):
     """
 
     def __init__(
-        self, language: nn.Module, projector: Projector, features: FeatureSource, compute: torch.dtype
+        self, language: nn.Module, projector: Projector, features: FeatureSource, compute_dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.language = language
         self.projector = projector
         self.features = features
-        self.compute = compute
-        self._keeps_logits = keeps_logits(language)
+        self.compute_dtype = compute_dtype
+        self._keeps_logits = supports_logits_to_keep(language)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Cross entropy summed over N labelled tokens, float32[], and N, int64[]."""
@@ -42,7 +42,7 @@ class VisionLanguageModel(nn.Module):
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad and not name.startswith("language."):
                     embeddings = embeddings + 0.0 * parameter.sum().to(embeddings.dtype)
-        return answer_loss(self.language, batch, self.compute, self._keeps_logits, inputs_embeds=embeddings)
+        return answer_loss(self.language, batch, self.compute_dtype, self._keeps_logits, inputs_embeds=embeddings)
 
     def embed(self, ids: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
         """int64[B, T] with patches, and the numbers of I pictures -> float[B, T, D].
@@ -52,8 +52,8 @@ class VisionLanguageModel(nn.Module):
         embeddings = self.language.get_input_embeddings()(ids.clamp(min=0))  # type: ignore[operator]
         if not pictures:
             return embeddings
-        with computing_in(self.compute, ids.device):
+        with autocast_to(self.compute_dtype, ids.device):
             features = self.features(pictures).to(ids.device)
             # Outside autocast nothing would bring a cached half to the projector's type.
             projected = self.projector(features.to(self.projector.linear_1.weight.dtype))
-        return splice(embeddings, ids, projected)
+        return insert_image_features(embeddings, ids, projected)

@@ -11,7 +11,7 @@ from torch import nn
 
 from tuning.atomic import atomic_writer
 
-FILE = "projector.safetensors"
+PROJECTOR_FILE = "projector.safetensors"
 
 
 class Projector(nn.Module):
@@ -32,7 +32,7 @@ class Projector(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(features)))
 
 
-def fresh_projector(width: int, hidden: int, seed: int) -> Projector:
+def new_projector(width: int, hidden: int, seed: int) -> Projector:
     """A projector with random weights, the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -44,12 +44,12 @@ def save_projector(projector: Projector, folder: Path) -> None:
     from safetensors.torch import save
 
     state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in projector.named_parameters()}
-    with atomic_writer(folder / FILE) as stream:
+    with atomic_writer(folder / PROJECTOR_FILE) as stream:
         stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
 
 
-def restore_projector(projector: Projector, folder: Path) -> None:
+def load_projector(projector: Projector, folder: Path) -> None:
     """Read back what `save_projector` wrote."""
     from safetensors.torch import load_file
 
-    projector.load_state_dict(load_file(folder / FILE))
+    projector.load_state_dict(load_file(folder / PROJECTOR_FILE))

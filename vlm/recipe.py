@@ -11,18 +11,18 @@ from accelerate import PartialState
 from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import EncodedData, encode_data, encode_row
 from llm.evaluation import (
-    asking,
-    few_of_each,
-    judge_answers,
+    compare_answers,
+    first_of_each_group,
+    load_probes,
+    make_answer_function,
     mean_loss,
-    probes_of_run,
     sample_rows,
 )
-from llm.finetuned import check_base, say_trained
+from llm.finetuned import check_base, log_trainable
 from llm.forecast import Forecast, forecast_run
 from llm.loading import load_model, load_template
-from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
-from llm.model import refuse_leaking_packs
+from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
+from llm.model import check_packing_isolation
 from llm.sources import read_prompts
 from tuning.errors import ConfigError
 from tuning.evaluation.compare import Comparison
@@ -30,31 +30,31 @@ from tuning.evaluation.probes import Probe, read_probes
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
 from tuning.training.checkpoint import TrainableModule
-from tuning.training.engine import StepReport, EvaluationHooks, fit
+from tuning.training.engine import EvaluationHooks, StepReport, fit
 from tuning.training.samples import EncodedSample
-from vlm.checkpoints.initialize import check_start
+from vlm.checkpoints.initialize import check_initial_parts
 from vlm.features import PictureTable
 from vlm.loading import (
-    Sighted,
-    begin,
-    check_trained,
-    embedding,
-    features_for,
+    VlmParts,
+    build_vlm,
+    check_finetuned,
     language_width,
-    open_trained,
-    restore_progress,
-    restore_trained,
-    save_progress,
-    see_with,
-    write_trained,
+    load_adapters_and_projector,
+    load_checkpoint,
+    load_finetuned,
+    make_embed_function,
+    make_features,
+    make_initial_parts,
+    save_checkpoint,
+    save_finetuned,
 )
 from vlm.settings import ImageTask
-from vlm.sources import read_seen
-from vlm.towers.clip_siglip import count_trained
+from vlm.sources import read_image_conversations
+from vlm.towers.clip_siglip import count_trainable
 from vlm.towers.registry import TowerFacts, tower_facts
 
 log = logging.getLogger("twinlens")
-JUDGED = 192  # probes answered at once: on a CPU each word costs unpacking all 4-bit weights, however many ask
+COMPARE_BATCH = 192  # probes answered at once: on a CPU each word costs unpacking all 4-bit weights, however many ask
 
 
 def train(
@@ -65,41 +65,47 @@ def train(
     Raises:
         KitError: something the user must change; nothing was trained, or a checkpoint was kept.
     """
-    template = sighted_template(task)
+    template = load_vlm_template(task)
     check_base(task)
-    say_system(task, template)
+    log_system(task, template)
     table = PictureTable()
-    data, given = encode(task, template, table)
+    data, given = encode_rows(task, template, table)
     card = write_data_facts(task, data, run_dir)
     probes = [probe for file in task.evaluation.probes for probe in read_probes(resolve_path(file), card)]
     read_prompts(task.rehearsal.prompts)
 
-    loaded = load_model(task.versioned_model, template, task.quant, task.run.device, whole=task.whole)
+    loaded = load_model(
+        task.versioned_model, template, task.quant, task.run.device, full_finetuning=task.full_finetuning
+    )
     rehearsed = rehearsal_rows(task, loaded, run_dir, len(given))
-    sighted = begin(task, loaded, training=True)
-    asked = few_of_each(probes, task.evaluation.samples)
+    sighted = make_initial_parts(task, loaded, training=True)
+    asked = first_of_each_group(probes, task.evaluation.samples)
     with PartialState().main_process_first():
-        features = features_for(sighted, enter(table, asked), task.pictures)
-    module = see_with(sighted, features, loaded.compute)
+        features = make_features(sighted, add_probe_pictures(table, asked), task.pictures)
+    module = build_vlm(sighted, features, loaded.compute_dtype)
     if task.data.pack:
-        refuse_leaking_packs(module, data.samples, loaded.device)
-    say_trained(module, task, f"stage {task.stage}")
+        check_packing_isolation(module, data.samples, loaded.device)
+    log_trainable(module, task, f"stage {task.stage}")
     if task.optim.gradient_checkpointing:
         sighted.language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     trainee = TrainableModule(
         module,
-        save=lambda folder: save_progress(sighted, folder, task),
-        load=lambda folder: restore_progress(sighted, folder, task),
-        save_final=lambda: write_trained(sighted, loaded, run_dir, task),
+        save=lambda folder: save_checkpoint(sighted, folder, task),
+        load=lambda folder: load_checkpoint(sighted, folder, task),
+        save_final=lambda: save_finetuned(sighted, loaded, run_dir, task),
         learning_rates={
             start: rate
             for start, rate in {"projector.": task.rates.projector, "features.": task.rates.tower}.items()
             if rate is not None
         },
     )
-    answers = asking(
-        sighted.language, template, loaded.compute, task.evaluation.max_new_tokens, embed=embedding(module, table)
+    answers = make_answer_function(
+        sighted.language,
+        template,
+        loaded.compute_dtype,
+        task.evaluation.max_new_tokens,
+        embed=make_embed_function(module, table),
     )
     watch = EvaluationHooks(
         task.evaluation.every,
@@ -107,50 +113,50 @@ def train(
         lambda: mean_loss(module, data.validation, template.pad_id, loaded.device),
     )
     rehearsal = [*given, *(encode_row(row, template, task.data) for row in rehearsed)]
-    batches = mix(task, data, rehearsal, template.pad_id)
+    batches = make_batches(task, data, rehearsal, template.pad_id)
     return fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
 
 
-def judge(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) -> Comparison:
+def compare(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) -> Comparison:
     """Ask every probe in the state before the first step and in the trained one, and write the report.
 
     Raises:
         KitError: probes, model or trained parts are missing or do not fit.
     """
-    check_trained(run_dir, task)
-    probes, files, card = probes_of_run(run_dir, task, probe_files)
-    template = sighted_template(task)
-    table = enter(PictureTable(), probes)
+    check_finetuned(run_dir, task)
+    probes, files, card = load_probes(run_dir, task, probe_files)
+    template = load_vlm_template(task)
+    table = add_probe_pictures(PictureTable(), probes)
 
-    def said(sighted: Sighted, compute: torch.dtype) -> list[str]:
-        module = see_with(sighted, features_for(sighted, table, task.pictures), compute)
-        answers = asking(
+    def said(sighted: VlmParts, compute: torch.dtype) -> list[str]:
+        module = build_vlm(sighted, make_features(sighted, table, task.pictures), compute)
+        answers = make_answer_function(
             sighted.language, template, compute, task.evaluation.max_new_tokens,
-            embed=embedding(module, table), shown=True, batch_size=JUDGED,
+            embed=make_embed_function(module, table), shown=True, batch_size=COMPARE_BATCH,
         )  # fmt: skip
         return answers(probes)
 
     loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
-    sighted = begin(task, loaded)
-    before = said(sighted, loaded.compute)
-    if task.whole or task.whole_tower:
+    sighted = make_initial_parts(task, loaded)
+    before = said(sighted, loaded.compute_dtype)
+    if task.full_finetuning or task.whole_tower:
         loaded.release()
-        loaded, sighted = open_trained(run_dir, task, template)
+        loaded, sighted = load_finetuned(run_dir, task, template)
     else:
-        restore_trained(sighted, run_dir.adapter)
-    return judge_answers(run_dir, task, probes, files, card, before, said(sighted, loaded.compute))
+        load_adapters_and_projector(sighted, run_dir.adapter)
+    return compare_answers(run_dir, task, probes, files, card, before, said(sighted, loaded.compute_dtype))
 
 
-def sighted_template(task: ImageTask) -> ChatTemplate:
+def load_vlm_template(task: ImageTask) -> ChatTemplate:
     """The chat markup with room for the tower's patches, all parts checked to fit.
 
     Raises:
-        KitError: as `check_eyes`.
+        KitError: as `check_tower`.
     """
-    return load_template(task.versioned_model, task.system, check_eyes(task).patches, task.template)
+    return load_template(task.versioned_model, task.system, check_tower(task).patches, task.template)
 
 
-def check_eyes(task: ImageTask) -> TowerFacts:
+def check_tower(task: ImageTask) -> TowerFacts:
     """Make sure that tower, start and language model fit each other, from their files alone.
 
     Raises:
@@ -162,23 +168,25 @@ def check_eyes(task: ImageTask) -> TowerFacts:
             raise ConfigError(f"{key}: {task.tower} cannot be trained; take a CLIP or SigLIP tower, or leave it out.")
     if task.start is not None:
         lora = task.lora if task.stage == "tune" else None
-        check_start(task.start, facts.width, language_width(task.versioned_model), lora, task.tower_lora)
+        check_initial_parts(task.start, facts.width, language_width(task.versioned_model), lora, task.tower_lora)
     return facts
 
 
-def encode(task: ImageTask, template: ChatTemplate, table: PictureTable) -> tuple[EncodedData, list[EncodedSample]]:
+def encode_rows(
+    task: ImageTask, template: ChatTemplate, table: PictureTable
+) -> tuple[EncodedData, list[EncodedSample]]:
     """The data and the rows of rehearsal.files in tokens, their pictures entered into the table."""
 
     def number(image: str) -> int:
         return table.number(Path(image))
 
-    rows = read_seen(task.data.files, task.pictures.folder)
+    rows = read_image_conversations(task.data.files, task.pictures.folder)
     data = encode_data(rows, task.data, template, task.run.seed, number)
-    given = distinct_rows(read_seen(task.rehearsal.files, None))
+    given = distinct_rows(read_image_conversations(task.rehearsal.files, None))
     return data, [encode_row(row, template, task.data, number) for row in given]
 
 
-def enter(table: PictureTable, probes: Sequence[Probe]) -> PictureTable:
+def add_probe_pictures(table: PictureTable, probes: Sequence[Probe]) -> PictureTable:
     """The table with the pictures of probes in it."""
     for probe in probes:
         if probe.image is not None:
@@ -188,11 +196,11 @@ def enter(table: PictureTable, probes: Sequence[Probe]) -> PictureTable:
 
 def forecast(task: ImageTask, processes: int = 1) -> Forecast:
     """Count steps, tokens and arithmetic from the data, the tokenizer and the models' configurations alone."""
-    template = sighted_template(task)
-    data, rehearsal = encode(task, template, PictureTable())
+    template = load_vlm_template(task)
+    data, rehearsal = encode_rows(task, template, PictureTable())
     width, hidden = tower_facts(task.tower).width, language_width(task.versioned_model)
     projector = (width + 1) * hidden + (hidden + 1) * hidden
-    tower = count_trained(task.tower, task.tower_lora) if task.tower_lora or task.whole_tower else 0
+    tower = count_trainable(task.tower, task.tower_lora) if task.tower_lora or task.whole_tower else 0
     return forecast_run(
         task, data, rehearsal, template.pad_id,
         frozen=task.stage == "align", others=projector + tower, processes=processes,

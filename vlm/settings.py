@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tuning.settings import SettingsGroup, Lora, Task
+from tuning.settings import Lora, SettingsGroup, Task
 
 
 class Pictures(SettingsGroup):
@@ -47,13 +47,13 @@ class ImageTask(Task):
     rates: Rates = Rates()
 
     @model_validator(mode="after")
-    def _pictures_whole(self) -> "ImageTask":
+    def _no_split_pictures(self) -> "ImageTask":
         if self.data.pack and self.data.packing == "xtuner":
             raise ValueError("data.packing xtuner would cut pictures: set data.pack: false, as XTuner's LLaVA does")
         return self
 
     @model_validator(mode="after")
-    def _projector_alone(self) -> "ImageTask":
+    def _one_way_to_train_tower(self) -> "ImageTask":
         for key, asked in (("tower_lora", self.tower_lora is not None), ("whole_tower", self.whole_tower)):
             if self.stage == "align" and asked:
                 raise ValueError(f"stage align trains the projector alone: take {key} out, or set stage: tune")
@@ -64,6 +64,6 @@ class ImageTask(Task):
         return self
 
     @property
-    def whole(self) -> bool:
+    def full_finetuning(self) -> bool:
         """Whether every weight of the language model is trained; stage align leaves it as it is."""
         return self.stage == "tune" and self.lora is None

@@ -14,7 +14,7 @@ from tuning.paths import resolve_path
 log = logging.getLogger("twinlens")
 
 
-def read_seen(
+def read_image_conversations(
     files: Iterable[Path], folder: Path | None, tell: Callable[[str], None] = log.info
 ) -> Iterator[SourceRow]:
     """The rows of several files in order, the paths of their pictures full; rows without pictures pass as they are.

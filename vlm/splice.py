@@ -8,7 +8,7 @@ import torch
 from tuning.training.samples import IMAGE_TOKEN_INDEX
 
 
-def splice(embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+def insert_image_features(embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """Lay projected features over the `IMAGE_TOKEN_INDEX` places of a batch, row after row (LLaVA, arXiv 2310.03744).
 
     Args:

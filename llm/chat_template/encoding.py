@@ -5,27 +5,18 @@ pieces, are tokenised apart and joined. Nothing is found again by its text or it
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from llm.chat_template.named_templates import NamedTemplate
-from llm.chat_template.renderers import Kind, Markup, ModelMarkup, NamedMarkup, Piece
-from llm.chat_template.special_tokens import Literal
+from llm.chat_template.renderers import ChatRenderer, NamedTemplateRenderer, Segment, TokenizerTemplateRenderer
+from llm.chat_template.special_tokens import SpecialTokenEscaper
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.errors import DataError, ModelError
 from tuning.training.samples import IMAGE_TOKEN_INDEX, EncodedSample
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A run of tokens, what it is of, and whether it is learned from."""
-
-    ids: list[int]
-    kind: Kind
-    supervised: bool
 
 
 class ChatTemplate:
@@ -45,13 +36,13 @@ class ChatTemplate:
         self,
         tokenizer: PreTrainedTokenizerBase,
         system: str | None,
-        patches: int = 0,
+        tokens_per_image: int = 0,
         named: NamedTemplate | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.system = system
-        self.patches = patches
-        self._literal = Literal(tokenizer)
+        self.tokens_per_image = tokens_per_image
+        self._escaper = SpecialTokenEscaper(tokenizer)
         if named is not None:
             tokenizer.chat_template = named.jinja()
         elif not tokenizer.chat_template:
@@ -59,11 +50,15 @@ class ChatTemplate:
                 f"{tokenizer.name_or_path}: its tokenizer has no chat template; take the chat version of this model, "
                 "or name one with `template`."
             )
-        self._markup: Markup = NamedMarkup(named) if named else ModelMarkup(tokenizer, self._literal)
+        self._renderer: ChatRenderer = (
+            NamedTemplateRenderer(named) if named else TokenizerTemplateRenderer(tokenizer, self._escaper)
+        )
         self._begin, self._end = _ids(tokenizer.bos_token_id), _ids(tokenizer.eos_token_id)
         turns = self._with_system((Turn("user", "question"), Turn("assistant", "answer")))
-        closing = [ids for ids in self._segments(turns, "chat template") if ids.supervised][-1].ids
-        self.stop_ids = tuple(dict.fromkeys([*(each for each in closing if each in self._literal.special), *self._end]))
+        closing = [ids for segment, ids in self._segments(turns, "chat template") if segment.loss][-1]
+        self.stop_ids = tuple(
+            dict.fromkeys([*(each for each in closing if each in self._escaper.special_ids), *self._end])
+        )
         """Tokens that end an answer: those the template closes answers with first, the tokenizer's own after them."""
 
     @property
@@ -74,10 +69,10 @@ class ChatTemplate:
 
     def default_system(self) -> str | None:
         """What the template itself writes before a first user turn, when the task gives no system text."""
-        return None if self.system else self._markup.injected_system()
+        return None if self.system else self._renderer.default_system()
 
     def encode(
-        self, conversation: Conversation, max_length: int, where: str = "", separated: bool = False
+        self, conversation: Conversation, max_length: int, where: str = "", keep_separator: bool = False
     ) -> EncodedSample:
         """One conversation as tokens and mask; a long one is cut after the last whole answer that fits.
 
@@ -88,24 +83,24 @@ class ChatTemplate:
             DataError: no answer is learned from, none fits into `max_length`, or the template refuses the turns.
         """
         ids: list[int] = []
-        supervised: list[bool] = []
+        loss_mask: list[bool] = []
         kept, answers = 0, 0
-        for segment in self._segments(self._with_system(conversation.turns), where):
-            ids += segment.ids
-            supervised += [segment.supervised] * len(segment.ids)
+        for segment, tokens in self._segments(self._with_system(conversation.turns), where):
+            ids += tokens
+            loss_mask += [segment.loss] * len(tokens)
             if len(ids) > max_length:
                 break
             answers += segment.kind == "answer"
-            if segment.kind == "answer" or (separated and segment.kind == "between"):
+            if segment.kind == "answer" or (keep_separator and segment.kind == "separator"):
                 kept = len(ids)
         if not kept:
             raise DataError(
                 f"{where}: no whole answer fits into {max_length} tokens; raise data.max_length or shorten the row."
             )
-        if not any(supervised[:kept]):
+        if not any(loss_mask[:kept]):
             raise DataError(f"{where}: no answer is learned from (loss is off on all of them); turn one on or drop it.")
-        cut = answers < sum(turn.role == "assistant" for turn in conversation.turns)
-        return EncodedSample(np.asarray(ids[:kept], np.int32), np.asarray(supervised[:kept], np.bool_), where, cut)
+        truncated = answers < sum(turn.role == "assistant" for turn in conversation.turns)
+        return EncodedSample(np.asarray(ids[:kept], np.int32), np.asarray(loss_mask[:kept], np.bool_), where, truncated)
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Tokens up to where the model answers next, tokenised exactly as `encode` does.
@@ -115,43 +110,43 @@ class ChatTemplate:
         """
         if not conversation.turns or conversation.turns[-1].role != "user":
             raise DataError("a prompt ends with a user turn; add the question.")
-        pieces = self._markup.asking(self._guarded(self._with_system(conversation.turns)), "prompt")
-        return [index for segment in self._tokenised(pieces) for index in segment.ids]
+        segments = self._renderer.render_prompt(self._escape_turns(self._with_system(conversation.turns)), "prompt")
+        return [index for _, ids in self._tokenize_segments(segments) for index in ids]
 
     def _with_system(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
         if self.system and not (turns and turns[0].role == "system"):
             return (Turn("system", self.system), *turns)
         return tuple(turns)
 
-    def _guarded(self, turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    def _escape_turns(self, turns: Iterable[Turn]) -> tuple[Turn, ...]:
         """The turns with special tokens that their texts spell marked as text; `<image>` is meant where it is seen."""
-        meant = DEFAULT_IMAGE_TOKEN if self.patches else ""
-        return tuple(replace(turn, content=self._literal.guard(turn.content, meant)) for turn in turns)
+        meant = DEFAULT_IMAGE_TOKEN if self.tokens_per_image else ""
+        return tuple(replace(turn, content=self._escaper.escape(turn.content, meant)) for turn in turns)
 
-    def _segments(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        return self._tokenised(self._markup.answered(self._guarded(turns), where))
+    def _segments(self, turns: Sequence[Turn], where: str) -> Iterator[tuple[Segment, list[int]]]:
+        return self._tokenize_segments(self._renderer.render_answers(self._escape_turns(turns), where))
 
-    def _tokenised(self, pieces: Iterable[Piece]) -> Iterator[Segment]:
-        for piece in pieces:
-            ids = self._begin[:1] if piece.begins else []
-            for text in piece.texts:
-                ids += self._tokens(text)
-            if piece.ends:
+    def _tokenize_segments(self, segments: Iterable[Segment]) -> Iterator[tuple[Segment, list[int]]]:
+        for segment in segments:
+            ids = self._begin[:1] if segment.add_bos else []
+            for text in segment.texts:
+                ids += self._tokenize_text(text)
+            if segment.add_eos:
                 if not self._end:
                     raise ModelError(
                         f"{self.tokenizer.name_or_path}: neither template nor tokenizer has a stop token; set one."
                     )
                 ids += self._end[:1]
-            yield Segment(ids, piece.kind, piece.loss)
+            yield segment, ids
 
-    def _tokens(self, text: str) -> list[int]:
-        if self.patches and DEFAULT_IMAGE_TOKEN in text:
+    def _tokenize_text(self, text: str) -> list[int]:
+        if self.tokens_per_image and DEFAULT_IMAGE_TOKEN in text:
             before, *after = text.split(DEFAULT_IMAGE_TOKEN)
-            ids = self._literal.ids(before)
+            ids = self._escaper.tokenize(before)
             for piece in after:
-                ids += [IMAGE_TOKEN_INDEX] * self.patches + self._literal.ids(piece)
+                ids += [IMAGE_TOKEN_INDEX] * self.tokens_per_image + self._escaper.tokenize(piece)
             return ids
-        return self._literal.ids(text)
+        return self._escaper.tokenize(text)
 
 
 def _ids(of: Any) -> list[int]:

@@ -72,7 +72,7 @@ _DEEPSEEK_CODER = NamedTemplate(
 )
 _LINES = "<|System|>:{system}\n"
 _EARLY = "<|User|>:{input}<eoh>\n<|Bot|>:"
-NAMED: dict[str, NamedTemplate] = {
+NAMED_TEMPLATES: dict[str, NamedTemplate] = {
     "default": NamedTemplate(_LINES, "<|User|>:{input}\n<|Bot|>:"),
     "internlm_chat": NamedTemplate(_LINES, _EARLY, suffix="<eoa>", suffix_ends=True),
     "internlm_chat_0_1_9": NamedTemplate(_LINES, _EARLY, separator=""),
@@ -143,6 +143,6 @@ def named_template(name: str) -> NamedTemplate:
     Raises:
         ConfigError: there is none.
     """
-    if name not in NAMED:
-        raise ConfigError(f"template: {name}: no template has that name; take one of {', '.join(NAMED)}.")
-    return NAMED[name]
+    if name not in NAMED_TEMPLATES:
+        raise ConfigError(f"template: {name}: no template has that name; take one of {', '.join(NAMED_TEMPLATES)}.")
+    return NAMED_TEMPLATES[name]

@@ -11,15 +11,15 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from llm.chat_template.named_templates import NamedTemplate
-from llm.chat_template.special_tokens import Literal as LiteralText
+from llm.chat_template.special_tokens import SpecialTokenEscaper
 from tuning.data.conversation import Turn
 from tuning.errors import DataError, ModelError, first_line
 
-Kind = Literal["asked", "answer", "between"]
+Kind = Literal["prompt", "answer", "separator"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Segment:
     """A stretch of markup.
 
     Args:
@@ -31,58 +31,58 @@ class Piece:
 
     texts: tuple[str, ...]
     kind: Kind
-    begins: bool = False
-    ends: bool = False
+    add_bos: bool = False
+    add_eos: bool = False
     loss: bool = False
 
 
-class Markup(Protocol):
+class ChatRenderer(Protocol):
     """What turns turns into pieces; `where` names the row in messages."""
 
-    def answered(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
+    def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
         """Everything up to the last answer, and what parts it from a next turn."""
         ...
 
-    def asking(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
+    def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
         """Everything up to where the model answers next."""
         ...
 
-    def injected_system(self) -> str | None:
+    def default_system(self) -> str | None:
         """The system text that the template writes by itself when there is none."""
         ...
 
 
-class NamedMarkup:
+class NamedTemplateRenderer:
     """A named template; what it writes depends on one turn at a time."""
 
     def __init__(self, template: NamedTemplate) -> None:
         self._template = template
 
-    def answered(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
-        """As `Markup` says."""
+    def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
+        """As `ChatRenderer` says."""
         asked: list[Turn] = []
         begins = True
-        for turn in turns[: _answered(turns)]:
+        for turn in turns[: _count_answered(turns)]:
             if turn.role != "assistant":
                 asked.append(turn)
                 continue
-            yield Piece((self._asked(asked),), "asked", begins=begins)
+            yield Segment((self._render_question(asked),), "prompt", add_bos=begins)
             begins = not self._template.suffix_ends
-            yield Piece((turn.content + self._template.suffix,), "answer", ends=begins, loss=turn.loss)
-            yield Piece((self._template.separator,), "between")
+            yield Segment((turn.content + self._template.suffix,), "answer", add_eos=begins, loss=turn.loss)
+            yield Segment((self._template.separator,), "separator")
             asked = []
 
-    def asking(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
-        """As `Markup` says."""
-        yield from self.answered(turns, where)
-        asked = self._asked(turns[_answered(turns) :])
-        yield Piece((asked,), "asked", begins=not _answered(turns) or not self._template.suffix_ends)
+    def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
+        """As `ChatRenderer` says."""
+        yield from self.render_answers(turns, where)
+        asked = self._render_question(turns[_count_answered(turns) :])
+        yield Segment((asked,), "prompt", add_bos=not _count_answered(turns) or not self._template.suffix_ends)
 
-    def injected_system(self) -> str | None:
+    def default_system(self) -> str | None:
         """None: these templates write what they are given."""
         return None
 
-    def _asked(self, turns: Sequence[Turn]) -> str:
+    def _render_question(self, turns: Sequence[Turn]) -> str:
         """System texts, then what the user said, in one: XTuner has no two questions in a row."""
         systems = (turn.content for turn in turns if turn.role == "system" and turn.content)
         said = [turn.content for turn in turns if turn.role == "user"]
@@ -90,36 +90,36 @@ class NamedMarkup:
         return "".join([*written, self._template.question.replace("{input}", "".join(said)) if said else ""])
 
 
-class ModelMarkup:
+class TokenizerTemplateRenderer:
     """The tokenizer's own chat template, rendered turn by turn.
 
     Args:
-        literal: finds the mark that ends an answer.
+        escaper: finds the mark that ends an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, literal: LiteralText) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, escaper: SpecialTokenEscaper) -> None:
         self._tokenizer = tokenizer
-        self._literal = literal
+        self._escaper = escaper
 
-    def answered(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
-        """As `Markup` says.
+    def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
+        """As `ChatRenderer` says.
 
         Raises:
             DataError: the template refuses the turns.
             ModelError: it fails, rewrites earlier turns, or does not write an answer out as it stands.
         """
-        return (piece for piece, _ in self._walk(turns, where))
+        return (segment for segment, _ in self._walk(turns, where))
 
-    def asking(self, turns: Sequence[Turn], where: str) -> Iterator[Piece]:
-        """As `Markup` says."""
+    def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
+        """As `ChatRenderer` says."""
         text = ""
-        for piece, text in self._walk(turns, where):  # noqa: B007 - the last text is needed below
-            yield piece
+        for segment, text in self._walk(turns, where):  # noqa: B007 - the last text is needed below
+            yield segment
         whole = self._render(turns, True, where)
-        _refuse_rewrite(whole, text, where)
-        yield Piece((whole[len(text) :],), "asked")
+        _check_append_only(whole, text, where)
+        yield Segment((whole[len(text) :],), "prompt")
 
-    def injected_system(self) -> str | None:
+    def default_system(self) -> str | None:
         """What the template writes before a first user turn."""
         mark = "\u2063mark\u2063"
         plain = self._render((Turn("user", mark),), False, "chat template")
@@ -130,7 +130,7 @@ class ModelMarkup:
             return None
         return before[len(frame) : len(before) - len(between)]
 
-    def _walk(self, turns: Sequence[Turn], where: str) -> Iterator[tuple[Piece, str]]:
+    def _walk(self, turns: Sequence[Turn], where: str) -> Iterator[tuple[Segment, str]]:
         """Pieces in order, each with all the text rendered up to the end of its turn."""
         text = ""
         for index, turn in enumerate(turns):
@@ -138,19 +138,19 @@ class ModelMarkup:
                 continue
             before = self._render(turns[:index], True, where)
             whole = self._render(turns[: index + 1], False, where)
-            _refuse_rewrite(before, text, where)
-            _refuse_rewrite(whole, before, where)
-            yield Piece((before[len(text) :],), "asked"), whole
+            _check_append_only(before, text, where)
+            _check_append_only(whole, before, where)
+            yield Segment((before[len(text) :],), "prompt"), whole
             written = whole[len(before) :]
-            end = _end_of(turn.content, written)
+            end = _answer_end(turn.content, written)
             if end is None:
                 raise ModelError(
                     f"{where}: the chat template does not write this answer out as it stands; take another."
                 )
-            closing = self._literal.split_behind_mark(written[end:])
+            closing = self._escaper.split_after_special_token(written[end:])
             stop, separator = closing or ("", written[end:])
-            yield Piece((written[:end], stop), "answer", ends=closing is None, loss=turn.loss), whole
-            yield Piece((separator,), "between"), whole
+            yield Segment((written[:end], stop), "answer", add_eos=closing is None, loss=turn.loss), whole
+            yield Segment((separator,), "separator"), whole
             text = whole
 
     def _render(self, turns: Sequence[Turn], generate: bool, where: str) -> str:
@@ -170,12 +170,12 @@ class ModelMarkup:
         return text
 
 
-def _answered(turns: Sequence[Turn]) -> int:
+def _count_answered(turns: Sequence[Turn]) -> int:
     """How many turns there are up to the last answer."""
     return 1 + max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
 
 
-def _refuse_rewrite(text: str, prefix: str, where: str) -> None:
+def _check_append_only(text: str, prefix: str, where: str) -> None:
     if not text.startswith(prefix):
         raise ModelError(
             f"{where}: the chat template rewrites earlier turns, so what is learned is not what is asked later; "
@@ -183,7 +183,7 @@ def _refuse_rewrite(text: str, prefix: str, where: str) -> None:
         )
 
 
-def _end_of(answer: str, written: str) -> int | None:
+def _answer_end(answer: str, written: str) -> int | None:
     """Where an answer ends in what the template wrote for it; templates may strip it and put white space in front."""
     for text in (answer, answer.strip()):
         start = written.find(text)

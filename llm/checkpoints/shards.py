@@ -16,11 +16,11 @@ from torch import Tensor
 from tuning.errors import ModelError
 from tuning.modules.pth import read_pth, state_dict_in
 
-SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class LazyTensor:
     """A weight that is read when it is needed."""
 
     shape: tuple[int, ...]
@@ -28,10 +28,10 @@ class Stored:
     read: Callable[[], Tensor]
 
 
-def index_of(folder: Path) -> Path | None:
+def find_weight_index(folder: Path) -> Path | None:
     """The index that names a model's weight files, where transformers would read one: safetensors before pickles, and a
     single file before an index."""
-    for name in (SAFE, PICKLED):
+    for name in (SAFETENSORS, PICKLED):
         if (folder / name).exists():
             return None
         if (folder / f"{name}.index.json").exists():
@@ -45,11 +45,11 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none, or one that the index names is missing.
     """
-    for name in (SAFE, PICKLED):
+    for name in (SAFETENSORS, PICKLED):
         if (folder / name).exists():
             return [folder / name]
-    if (index := index_of(folder)) is not None:
-        named = sorted(set(read_index(index).values()))
+    if (index := find_weight_index(folder)) is not None:
+        named = sorted(set(read_weight_index(index).values()))
         if missing := [name for name in named if not (folder / name).exists()]:
             raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
         return [folder / name for name in named]
@@ -59,7 +59,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def read_index(index: Path) -> dict[str, str]:
+def read_weight_index(index: Path) -> dict[str, str]:
     """The name of each weight's file, which lies beside the index.
 
     Raises:
@@ -75,7 +75,7 @@ def read_index(index: Path) -> dict[str, str]:
     return places
 
 
-def stored_weights(folder: Path) -> dict[str, Stored]:
+def lazy_weights(folder: Path) -> dict[str, LazyTensor]:
     """Every weight of a model's folder by its name; nothing is read but names and shapes.
 
     Raises:
@@ -85,14 +85,14 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
 
 
 @contextmanager
-def with_index(folder: Path) -> Iterator[Path]:
+def with_weight_index(folder: Path) -> Iterator[Path]:
     """The folder, or links to its files beside the index that transformers needs and that is not there.
 
     Raises:
-        ModelError: as `stored_weights`.
+        ModelError: as `lazy_weights`.
     """
     files = weight_files(folder)
-    if files[0].name in (SAFE, PICKLED) or index_of(folder) is not None:
+    if files[0].name in (SAFETENSORS, PICKLED) or find_weight_index(folder) is not None:
         yield folder
         return
     with tempfile.TemporaryDirectory() as name:
@@ -100,22 +100,22 @@ def with_index(folder: Path) -> Iterator[Path]:
         for file in folder.iterdir():
             (linked / file.name).symlink_to(file.resolve())
         places = {weight: file.name for file in files for weight in _weights_of(file)}
-        kind = SAFE if files[0].suffix == ".safetensors" else PICKLED
+        kind = SAFETENSORS if files[0].suffix == ".safetensors" else PICKLED
         (linked / f"{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
         yield linked
 
 
-def held(tensor: Tensor) -> Stored:
+def lazy_from_tensor(tensor: Tensor) -> LazyTensor:
     """A weight that is in memory, or mapped into it."""
-    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+    return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
-def rounded(weight: Stored, dtype: torch.dtype) -> Stored:
+def lazy_cast(weight: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     """The same weight in another type, which it gets as it is read."""
-    return Stored(weight.shape, dtype, lambda: weight.read().to(dtype))
+    return LazyTensor(weight.shape, dtype, lambda: weight.read().to(dtype))
 
 
-def refuse_misfits(
+def check_shapes(
     found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: object, fix: str
 ) -> None:
     """Hold weights, by their shapes, against those that a model has.
@@ -135,7 +135,7 @@ def refuse_misfits(
             raise ModelError(f"{source}: {min(names)} {what} ({len(names)} in all); {fix}.")
 
 
-def write_weights(weights: Mapping[str, Stored], folder: Path, max_shard_size: str) -> None:
+def write_weights(weights: Mapping[str, LazyTensor], folder: Path, max_shard_size: str) -> None:
     """Safetensors files of at most `max_shard_size` each, and their index; one shard is in memory at a time."""
     shapes = {
         name: torch.empty(weight.shape, dtype=weight.dtype, device="meta") for name, weight in sorted(weights.items())
@@ -146,18 +146,20 @@ def write_weights(weights: Mapping[str, Stored], folder: Path, max_shard_size: s
         save_file(shard, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / f"{SAFE}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / f"{SAFETENSORS}.index.json").write_text(
+            json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
-def _weights_of(file: Path) -> dict[str, Stored]:
+def _weights_of(file: Path) -> dict[str, LazyTensor]:
     if file.suffix == ".bin":
-        return {name: held(tensor) for name, tensor in state_dict_in(read_pth(file), file).items()}
-    found: dict[str, Stored] = {}
+        return {name: lazy_from_tensor(tensor) for name, tensor in state_dict_in(read_pth(file), file).items()}
+    found: dict[str, LazyTensor] = {}
     try:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 part = opened.get_slice(name)
-                found[name] = Stored(tuple(part.get_shape()), part[:0].dtype, _reader(file, name))
+                found[name] = LazyTensor(tuple(part.get_shape()), part[:0].dtype, _reader(file, name))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: cannot be read as safetensors ({error}); get the file again.") from error
     return found

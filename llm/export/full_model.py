@@ -9,13 +9,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from llm.checkpoints.shards import Stored, refuse_misfits, rounded, write_weights
-from llm.export.internlm_layout import split_internlm2
-from llm.export.saving import config_for_all_readers, save_tokenizer, stored_dtype
-from llm.loading import answering, load_template, model_folder, read_config, silence_libraries
+from llm.checkpoints.shards import LazyTensor, check_shapes, lazy_cast, write_weights
+from llm.export.internlm_layout import rename_to_llama
+from llm.export.saving import add_transformers4_keys, checkpoint_dtype, save_tokenizer
+from llm.loading import load_model_config, load_template, make_generation_config, model_folder, silence_libraries
 
 
-def as_published(weights: Mapping[str, Stored], base: str, source: str, fp32: bool = False) -> dict[str, Stored]:
+def to_published_weights(
+    weights: Mapping[str, LazyTensor], base: str, source: str, fp32: bool = False
+) -> dict[str, LazyTensor]:
     """Every weight of a language model by the names of published checkpoints, in the base's 16 bits; an InternLM's as a
     Llama's.
 
@@ -29,46 +31,46 @@ def as_published(weights: Mapping[str, Stored], base: str, source: str, fp32: bo
         ModelError: one is missing, too many, or of another shape than the base's config asks for; or the base is
             stored quantised.
     """
-    config = read_config(base)
-    dtype = torch.float32 if fp32 else stored_dtype(model_folder(base, weights=False))
+    config = load_model_config(base)
+    dtype = torch.float32 if fp32 else checkpoint_dtype(model_folder(base, weights=False))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     # Not the names within the model: transformers 5 has some matrices in one that published files keep apart.
     published = revert_weight_conversion(model, model.state_dict())
-    named = split_internlm2(weights, config, source) if isinstance(config, LlamaConfig) else weights
+    named = rename_to_llama(weights, config, source) if isinstance(config, LlamaConfig) else weights
     tied = model.all_tied_weights_keys
     kept = {name: weight for name, weight in named.items() if name not in tied and not name.endswith(".inv_freq")}
-    refuse_misfits(
+    check_shapes(
         {name: weight.shape for name, weight in kept.items()},
         {name: tuple(tensor.shape) for name, tensor in published.items() if name not in tied},
         source,
         "give the config that it was trained with",
     )
-    return {name: rounded(weight, dtype) for name, weight in kept.items()}
+    return {name: lazy_cast(weight, dtype) for name, weight in kept.items()}
 
 
-def size_of(weights: Mapping[str, Stored]) -> int:
+def total_size(weights: Mapping[str, LazyTensor]) -> int:
     """Bytes that the weights take on disk."""
     return sum(prod(weight.shape) * weight.dtype.itemsize for weight in weights.values())
 
 
-def write_published(
-    weights: Mapping[str, Stored], base: str, named: str | None, folder: Path, max_shard_size: str = "2GB"
+def write_full_model(
+    weights: Mapping[str, LazyTensor], base: str, named: str | None, folder: Path, max_shard_size: str = "2GB"
 ) -> None:
     """A folder in Hugging Face layout; one shard of it is in memory at a time.
 
     Args:
-        weights: as `as_published` gives them.
+        weights: as `to_published_weights` gives them.
         base: whose config and tokenizer go with them.
         named: the chat template that it was trained with, if not the base's own.
     """
     silence_libraries()
     template = load_template(base, None, named=named)
-    config = read_config(base)
+    config = load_model_config(base)
     write_weights(weights, folder, max_shard_size)
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     config.dtype = next(iter(weights.values())).dtype
     config.save_pretrained(folder)
-    config_for_all_readers(folder)
-    answering(template, config).save_pretrained(folder)
+    add_transformers4_keys(folder)
+    make_generation_config(template, config).save_pretrained(folder)
     save_tokenizer(template, folder)

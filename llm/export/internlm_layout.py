@@ -12,17 +12,17 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.checkpoints.shards import Stored, held, refuse_misfits, stored_weights, write_weights
+from llm.checkpoints.shards import LazyTensor, check_shapes, lazy_from_tensor, lazy_weights, write_weights
 from llm.export.saving import (
+    add_transformers4_keys,
     check_destination,
     check_shard_size,
-    config_for_all_readers,
+    checkpoint_size,
     new_folder,
     save_tokenizer,
-    weights_size,
 )
 from llm.internlm.loading import internlm_config, is_internlm
-from llm.internlm.weight_names import FUSED, SPLIT, fuse, internlm2_name, llama_name, split_fused
+from llm.internlm.weight_names import FUSED_QKV, SPLIT_QKV, fuse_qkv, internlm2_name, llama_name, split_qkv
 from llm.loading import load_template, model_folder
 from tuning.errors import ModelError
 
@@ -50,73 +50,73 @@ def convert_internlm(name: str, destination: Path, max_shard_size: str) -> Conve
     folder = model_folder(name)
     if not is_internlm(folder):
         raise ModelError(f"{name}: is no InternLM of version 1, 2 or 2.5, and needs no converting; use it as it is.")
-    check_destination(destination, weights_size(folder))
+    check_destination(destination, checkpoint_size(folder))
     config = internlm_config(folder)
-    weights = as_llama(stored_weights(folder), config, folder)
+    weights = to_llama(lazy_weights(folder), config, folder)
     template = load_template(name, None)
     with new_folder(destination) as unfinished:
         write_weights(weights, unfinished, max_shard_size)
-        as_llama(stored_weights(unfinished), config, unfinished)
+        to_llama(lazy_weights(unfinished), config, unfinished)
         config.architectures, config.dtype = ["LlamaForCausalLM"], weights["lm_head.weight"].dtype
         config.save_pretrained(unfinished)
-        config_for_all_readers(unfinished)
+        add_transformers4_keys(unfinished)
         save_tokenizer(template, unfinished)
     return Converted(destination, len(weights))
 
 
-def as_llama(weights: Mapping[str, Stored], config: LlamaConfig, folder: Path) -> dict[str, Stored]:
+def to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, folder: Path) -> dict[str, LazyTensor]:
     """The weights of either layout under Llama's names, `wqkv` split.
 
     Raises:
         ModelError: one is missing, too many, or of another shape than the config asks for.
     """
-    ours = split_internlm2(weights, config, folder)
+    ours = rename_to_llama(weights, config, folder)
     _refuse_misfits({name: weight.shape for name, weight in ours.items()}, config, folder)
     return ours
 
 
-def split_internlm2(weights: Mapping[str, Stored], config: LlamaConfig, source: object) -> dict[str, Stored]:
-    """As `as_llama`, of weights that are yet to be held against a config; `source` is where they were found.
+def rename_to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, source: object) -> dict[str, LazyTensor]:
+    """As `to_llama`, of weights that are yet to be held against a config; `source` is where they were found.
 
     Raises:
         ModelError: the rows of `wqkv` are no whole heads.
     """
     heads = config.num_attention_heads
     groups = config.num_key_value_heads or heads
-    ours: dict[str, Stored] = {}
+    ours: dict[str, LazyTensor] = {}
     for name, weight in weights.items():
         if name.endswith("rotary_emb.inv_freq"):
             continue
-        if FUSED not in name:
+        if FUSED_QKV not in name:
             ours[llama_name(name)] = weight
             continue
         size, odd = divmod(weight.shape[0], heads + 2 * groups)
         if odd:
             raise ModelError(f"{source}: {name} has {weight.shape[0]} rows; get the model's files again.")
-        for number, (part, count) in enumerate(zip(SPLIT, (heads, groups, groups), strict=True)):
+        for number, (part, count) in enumerate(zip(SPLIT_QKV, (heads, groups, groups), strict=True)):
             shape = (count * size, *weight.shape[1:])
             read = partial(_part, weight, heads, groups, number)
-            ours[name.replace(FUSED, part)] = Stored(shape, weight.dtype, read)
+            ours[name.replace(FUSED_QKV, part)] = LazyTensor(shape, weight.dtype, read)
     return ours
 
 
-def as_internlm2(weights: Mapping[str, Stored], groups: int) -> dict[str, Stored]:
-    """Llama's weights under InternLM2's names, queries, keys and values fused; the inverse of `as_llama`."""
-    theirs: dict[str, Stored] = {}
-    query, *others = SPLIT
+def to_internlm2(weights: Mapping[str, LazyTensor], groups: int) -> dict[str, LazyTensor]:
+    """Llama's weights under InternLM2's names, queries, keys and values fused; the inverse of `to_llama`."""
+    theirs: dict[str, LazyTensor] = {}
+    query, *others = SPLIT_QKV
     for name, weight in weights.items():
         if any(part in name for part in others):
             continue
         if query not in name:
             theirs[internlm2_name(name)] = weight
             continue
-        parts = [weights[name.replace(query, part)] for part in SPLIT]
+        parts = [weights[name.replace(query, part)] for part in SPLIT_QKV]
         shape = (sum(part.shape[0] for part in parts), *weight.shape[1:])
-        theirs[name.replace(query, FUSED)] = Stored(shape, weight.dtype, partial(_fused, parts, groups))
+        theirs[name.replace(query, FUSED_QKV)] = LazyTensor(shape, weight.dtype, partial(_fused, parts, groups))
     return theirs
 
 
-def check_internlm2(folder: Path) -> None:
+def check_internlm2_layout(folder: Path) -> None:
     """Refuse a base whose layout is not InternLM2's.
 
     Raises:
@@ -127,15 +127,15 @@ def check_internlm2(folder: Path) -> None:
         raise ModelError(f"--layout internlm2: {folder} is of the type {kind}; leave --layout out.")
 
 
-def write_internlm2(
+def save_internlm2(
     model: PreTrainedModel, source: Path, template: ChatTemplate, folder: Path, max_shard_size: str
 ) -> None:
     """A Llama's weights in the layout of the InternLM2 checkpoint that it was loaded from, with that one's config and
     tokenizer files and this chat template, but none of its code."""
-    weights = {name: held(tensor) for name, tensor in model.state_dict().items()}
+    weights = {name: lazy_from_tensor(tensor) for name, tensor in model.state_dict().items()}
     groups: int = model.config.num_key_value_heads
-    write_weights(as_internlm2(weights, groups), folder, max_shard_size)
-    as_llama(stored_weights(folder), internlm_config(source), folder)
+    write_weights(to_internlm2(weights, groups), folder, max_shard_size)
+    to_llama(lazy_weights(folder), internlm_config(source), folder)
     for file in source.iterdir():
         if file.name.startswith(_KEPT) and file.suffix != ".py":
             shutil.copyfile(file, folder / file.name)
@@ -145,13 +145,13 @@ def write_internlm2(
     tokens.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _part(weight: Stored, heads: int, groups: int, number: int) -> Tensor:
-    return split_fused(weight.read(), heads, groups)[number]
+def _part(weight: LazyTensor, heads: int, groups: int, number: int) -> Tensor:
+    return split_qkv(weight.read(), heads, groups)[number]
 
 
-def _fused(parts: list[Stored], groups: int) -> Tensor:
+def _fused(parts: list[LazyTensor], groups: int) -> Tensor:
     query, key, value = (part.read() for part in parts)
-    return fuse(query, key, value, groups)
+    return fuse_qkv(query, key, value, groups)
 
 
 def _refuse_misfits(found: Mapping[str, tuple[int, ...]], config: LlamaConfig, folder: Path) -> None:
@@ -159,4 +159,4 @@ def _refuse_misfits(found: Mapping[str, tuple[int, ...]], config: LlamaConfig, f
         wanted = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     if config.tie_word_embeddings and "lm_head.weight" not in found:
         del wanted["lm_head.weight"]
-    refuse_misfits(found, wanted, folder, "get the model's files again")
+    check_shapes(found, wanted, folder, "get the model's files again")

@@ -10,29 +10,35 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.export.internlm_layout import check_internlm2, write_internlm2
+from llm.export.internlm_layout import check_internlm2_layout, save_internlm2
 from llm.export.saving import (
-    TOLERANCE,
-    Change,
-    as_stored,
-    change,
+    LOGIT_TOLERANCE,
+    LogitDifference,
     check_destination,
     check_shard_size,
+    checkpoint_dtype,
+    checkpoint_size,
+    compare_logits,
     new_folder,
-    stored_dtype,
-    weights_size,
-    write_model,
+    quant_as_stored,
+    save_model,
 )
-from llm.internlm.adapter import load_any_adapter
+from llm.internlm.adapter import load_llama_or_internlm2_adapter
 from llm.loading import load_model, load_template, model_folder
 from tuning.data.conversation import single_turn
 from tuning.errors import ModelError
-from tuning.modules.fp32_upcast import merge_adapters, fp32_upcast
+from tuning.modules.fp32_upcast import fp32_upcast, merge_adapters
 from tuning.modules.lora import read_adapter_config
 from tuning.settings import Quant
 
-Layout = Literal["hf", "internlm2"]
-ASKED = ("Who are you?", "What is the capital of France?", "你是谁？", "Write one sentence about the sea.", "2 + 2 = ?")
+MergeLayout = Literal["hf", "internlm2"]
+CHECK_PROMPTS = (
+    "Who are you?",
+    "What is the capital of France?",
+    "你是谁？",
+    "Write one sentence about the sea.",
+    "2 + 2 = ?",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +53,9 @@ class MergeReport:
 
     folder: Path
     dtype: str
-    merged: Change
-    rounded: Change
-    quantised: Change | None
+    merged: LogitDifference
+    rounded: LogitDifference
+    quantised: LogitDifference | None
 
 
 def merge(
@@ -59,7 +65,7 @@ def merge(
     max_shard_size: str = "2GB",
     trained_on: Quant | None = None,
     named: str | None = None,
-    layout: Layout = "hf",
+    layout: MergeLayout = "hf",
     device: str = "cpu",
 ) -> MergeReport:
     """Write a merged model that plain transformers loads, with tokenizer and chat template.
@@ -80,19 +86,19 @@ def merge(
     read_adapter_config(adapter)
     folder = model_folder(base)
     if layout == "internlm2":
-        check_internlm2(folder)
-    dtype = stored_dtype(folder)
-    check_destination(destination, weights_size(folder))
+        check_internlm2_layout(folder)
+    dtype = checkpoint_dtype(folder)
+    check_destination(destination, checkpoint_size(folder))
     template = load_template(base, None, named=named)
     was = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
-    loaded = load_model(base, template, as_stored(folder), device)
-    adapted = load_any_adapter(loaded.model, adapter)
+    loaded = load_model(base, template, quant_as_stored(folder), device)
+    adapted = load_llama_or_internlm2_adapter(loaded.model, adapter)
     with fp32_upcast(adapted):
         with_adapter = _logits(adapted, template)
     with fp32_upcast(adapted, merged=True):
         merged = _logits(adapted, template)
-    arithmetic = change(with_adapter, merged)
-    if not arithmetic.difference <= TOLERANCE:
+    arithmetic = compare_logits(with_adapter, merged)
+    if not arithmetic.difference <= LOGIT_TOLERANCE:
         raise ModelError(
             f"{adapter}: merged and adapted logits differ ({arithmetic}); the merge is not written, keep the adapter."
         )
@@ -101,21 +107,21 @@ def merge(
         rounded = _logits(model, template)
     with new_folder(destination) as unfinished:
         if layout == "internlm2":
-            write_internlm2(model, folder, template, unfinished, max_shard_size)
+            save_internlm2(model, folder, template, unfinished, max_shard_size)
         else:
-            write_model(model, template, unfinished, dtype, max_shard_size)
+            save_model(model, template, unfinished, dtype, max_shard_size)
     return MergeReport(
         destination,
         str(dtype).removeprefix("torch."),
         arithmetic,
-        change(merged, rounded),
-        change(was, rounded) if was is not None else None,
+        compare_logits(merged, rounded),
+        compare_logits(was, rounded) if was is not None else None,
     )
 
 
 def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: Path) -> torch.Tensor:
     """float32[N, V] on the quantised base, which is gone from memory afterwards."""
-    quantised = load_any_adapter(load_model(base, template, trained_on).model, adapter)
+    quantised = load_llama_or_internlm2_adapter(load_model(base, template, trained_on).model, adapter)
     logits = _logits(quantised, template)
     del quantised
     gc.collect()
@@ -125,7 +131,7 @@ def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: P
 @torch.no_grad()
 def _logits(model: nn.Module, template: ChatTemplate) -> torch.Tensor:
     """float32[N, V] at every position of a few prompts, which share a batch: no position sees the padding behind it."""
-    prompts = [torch.tensor(template.prompt(single_turn(asked))) for asked in ASKED]
+    prompts = [torch.tensor(template.prompt(single_turn(asked))) for asked in CHECK_PROMPTS]
     batch = pad_sequence(prompts, batch_first=True, padding_value=template.pad_id)
     logits = model(input_ids=batch.to(next(model.parameters()).device), use_cache=False).logits
     return torch.cat([row[: len(prompt)].float().cpu() for row, prompt in zip(logits, prompts, strict=True)])

@@ -20,11 +20,11 @@ from llm.checkpoints.shards import weight_files
 from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.settings import Quant
 
-TOLERANCE = 1e-3  # of what is written against what was trained, both fp32, relative to the largest logit
+LOGIT_TOLERANCE = 1e-3  # of what is written against what was trained, both fp32, relative to the largest logit
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class LogitDifference:
     """How far two sets of logits lie apart: the largest difference relative to the largest logit, and the share of
     positions whose likeliest token stays the same."""
 
@@ -35,31 +35,31 @@ class Change:
         return f"relative difference {self.difference:.1e}, same next token at {self.same_token:.1%} of positions"
 
 
-def change(one: torch.Tensor, other: torch.Tensor) -> Change:
+def compare_logits(one: torch.Tensor, other: torch.Tensor) -> LogitDifference:
     """Compare float[N, V] with float[N, V]."""
     difference = float((one - other).abs().max() / one.abs().max())
-    return Change(difference, float((one.argmax(-1) == other.argmax(-1)).float().mean()))
+    return LogitDifference(difference, float((one.argmax(-1) == other.argmax(-1)).float().mean()))
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
+def checkpoint_dtype(folder: Path) -> torch.dtype:
     """The 16 bits that a model's weights lie on disk in; bf16 where it has others.
 
     Raises:
         ModelError: it is stored quantised.
     """
-    return torch.float16 if _said_type(folder) == "fp16" else torch.bfloat16
+    return torch.float16 if _config_dtype(folder) == "fp16" else torch.bfloat16
 
 
-def as_stored(folder: Path) -> Quant:
+def quant_as_stored(folder: Path) -> Quant:
     """How a model is loaded in the type that its weights lie on disk in, 16 bits or fp32.
 
     Raises:
         ModelError: it is stored quantised.
     """
-    return Quant(bits=16, compute=_said_type(folder))
+    return Quant(bits=16, compute=_config_dtype(folder))
 
 
-def _said_type(folder: Path) -> Literal["fp32", "fp16", "bf16"]:
+def _config_dtype(folder: Path) -> Literal["fp32", "fp16", "bf16"]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise ModelError(
@@ -69,13 +69,13 @@ def _said_type(folder: Path) -> Literal["fp32", "fp16", "bf16"]:
     return "fp16" if name == "float16" else "fp32" if name == "float32" else "bf16"
 
 
-def round_to(model: nn.Module, dtype: torch.dtype) -> None:
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Give weights held in fp32 the values that they have in `dtype`."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype).float()
 
 
-def weights_size(folder: Path) -> int:
+def checkpoint_size(folder: Path) -> int:
     """Bytes of the weights in a model's folder, of those that are read."""
     return sum(file.stat().st_size for file in weight_files(folder))
 
@@ -112,24 +112,24 @@ def check_shard_size(size: str) -> None:
         raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
 
 
-def write_model(
+def save_model(
     model: PreTrainedModel, template: ChatTemplate, folder: Path, dtype: torch.dtype, max_shard_size: str = "2GB"
 ) -> None:
     """Round a model to `dtype`, and write it with tokenizer and chat template, for plain transformers to load."""
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[arg-type]
-    config_for_all_readers(folder)
+    add_transformers4_keys(folder)
     save_tokenizer(template, folder)
 
 
-def config_for_all_readers(folder: Path) -> None:
+def add_transformers4_keys(folder: Path) -> None:
     """Add the names that transformers 4 has for rotary settings and type, where it would fall back to defaults."""
     file = folder / "config.json"
-    config = readable_by_all(json.loads(file.read_text(encoding="utf-8")))
+    config = with_transformers4_rope(json.loads(file.read_text(encoding="utf-8")))
     config["torch_dtype"] = config["dtype"]
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def readable_by_all(config: dict[str, Any]) -> dict[str, Any]:
+def with_transformers4_rope(config: dict[str, Any]) -> dict[str, Any]:
     """A config with its rotary settings under the names of transformers 4 as well."""
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_theta" not in rope:

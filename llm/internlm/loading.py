@@ -18,13 +18,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
-from llm.checkpoints.shards import with_index
-from llm.internlm.weight_names import FUSED, NAMES, SPLIT, split_fused
+from llm.checkpoints.shards import with_weight_index
+from llm.internlm.weight_names import FUSED_QKV, LLAMA_NAMES, SPLIT_QKV, split_qkv
 from tuning.errors import ModelError, first_line
 
-FAMILY = ("internlm", "internlm2")
+MODEL_TYPES = ("internlm", "internlm2")
 ROPE = {"origin": "default", "default": "default", "linear": "linear", "dynamic": "dynamic"}
-SAME = (  # fields that both configs call alike
+SHARED_FIELDS = (  # fields that both configs call alike
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
     *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-
 
 def is_internlm(folder: Path) -> bool:
     """Whether a checkpoint is of version 1, 2 or 2.5; version 3 is Llama to transformers already."""
-    return _read(folder).get("model_type") in FAMILY
+    return _read(folder).get("model_type") in MODEL_TYPES
 
 
 def internlm_config(folder: Path) -> LlamaConfig:
@@ -63,7 +63,7 @@ def _as_llama(values: Mapping[str, Any], folder: Path) -> LlamaConfig:
     rope["rope_theta"] = float((rotary.get("base") if first else values.get("rope_theta")) or 10000)
     if ROPE[named] != "default":
         rope["factor"] = float(rotary.get("factor", rotary.get("scaling_factor", 1.0)))
-    given = {key: values[key] for key in SAME if values.get(key) is not None}
+    given = {key: values[key] for key in SHARED_FIELDS if values.get(key) is not None}
     return LlamaConfig(
         **(DEFAULTS | given), rope_parameters=rope, attention_bias=bool(values.get("bias", True)), mlp_bias=False
     )
@@ -80,7 +80,7 @@ def load_internlm(folder: Path, **options: Any) -> LlamaForCausalLM:
         ModelError: a weight is missing, too many, or of another shape.
     """
     config = internlm_config(folder)
-    with with_index(folder) as whole:
+    with with_weight_index(folder) as whole:
         loaded = _InternLM.from_pretrained(whole, config=config, output_loading_info=True, **options)
     model, found = cast(Any, loaded)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -106,14 +106,14 @@ class _SplitFused(ConversionOps):
     ) -> dict[str, Tensor]:
         (found,) = input_dict.values()
         config = kwargs["config"]
-        parts = split_fused(found[0], config.num_attention_heads, config.num_key_value_heads)
+        parts = split_qkv(found[0], config.num_attention_heads, config.num_key_value_heads)
         return dict(zip(target_patterns, parts, strict=True))
 
 
 register_checkpoint_conversion_mapping(
     _InternLM.__name__,
     [
-        *(WeightRenaming(theirs, ours) for theirs, ours in NAMES.items()),
-        WeightConverter(FUSED, list(SPLIT), [_SplitFused()]),
+        *(WeightRenaming(theirs, ours) for theirs, ours in LLAMA_NAMES.items()),
+        WeightConverter(FUSED_QKV, list(SPLIT_QKV), [_SplitFused()]),
     ],
 )

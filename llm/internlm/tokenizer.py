@@ -18,10 +18,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from tuning.errors import ModelError, first_line
 
 CLASSES = ("InternLMTokenizer", "InternLM2Tokenizer", "InternLM2TokenizerFast")
-PIECES, SETTINGS = "tokenizer.model", "tokenizer_config.json"
+SENTENCEPIECE_FILE, TOKENIZER_CONFIG = "tokenizer.model", "tokenizer_config.json"
 SPACE = "▁"
-NORMAL = 1  # the kind of piece, in sentencepiece_model.proto, that others are merged into
-ENDS_OF_VERSION_1 = ("<eoh>", "<eoa>")  # pieces of the file that its chat models treat as special
+NORMAL_PIECE = 1  # the kind of piece, in sentencepiece_model.proto, that others are merged into
+VERSION_1_SPECIAL_TOKENS = ("<eoh>", "<eoa>")  # pieces of the file that its chat models treat as special
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: its files are missing or broken.
     """
-    if (folder / PIECES).is_file() and _says(folder).get("tokenizer_class") in CLASSES:
+    if (folder / SENTENCEPIECE_FILE).is_file() and _read_tokenizer_config(folder).get("tokenizer_class") in CLASSES:
         return build_tokenizer(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -49,11 +49,11 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         ModelError: the file is no byte-pair sentencepiece model, or its tokens cannot have the ids that they should.
     """
-    said = _says(folder)
-    pieces = _read_pieces(folder / PIECES)
+    said = _read_tokenizer_config(folder)
+    pieces = _read_pieces(folder / SENTENCEPIECE_FILE)
     words = [piece for piece, _, _ in pieces]
-    special = _named(said, folder)
-    special |= {index: word for index, word in enumerate(words) if word in ENDS_OF_VERSION_1}
+    special = _special_tokens(said, folder)
+    special |= {index: word for index, word in enumerate(words) if word in VERSION_1_SPECIAL_TOKENS}
     for index, name in special.items():
         if 0 <= index < len(words):
             words[index] = name  # chat models give pieces kept for later use a name
@@ -77,26 +77,29 @@ def build_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     )
     for index, name in special.items():
         if fast.convert_tokens_to_ids(name) != index:
-            raise ModelError(f"{folder / SETTINGS}: {name} cannot have the id {index}; get the model's files again.")
+            raise ModelError(
+                f"{folder / TOKENIZER_CONFIG}: {name} cannot have the id {index}; get the model's files again."
+            )
     template = said.get("chat_template")
     fast.chat_template = template if isinstance(template, str) else _template_file(folder)
     fast.name_or_path = str(folder)
     return fast
 
 
-def _named(said: Mapping[str, Any], folder: Path) -> dict[int, str]:
+def _special_tokens(said: Mapping[str, Any], folder: Path) -> dict[int, str]:
     """Special tokens by their ids, as the checkpoint names them."""
     try:
         return {int(index): str(token["content"]) for index, token in said.get("added_tokens_decoder", {}).items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"{folder / SETTINGS}: added_tokens_decoder does not name tokens by their ids; get the model's files again."
+            f"{folder / TOKENIZER_CONFIG}: added_tokens_decoder does not name tokens by their ids; get the model's "
+            "files again."
         ) from error
 
 
 def _merges(pieces: list[tuple[str, float, int]]) -> Iterator[tuple[str, str]]:
     """Every way to make a piece of two others, the best pieces first, as sentencepiece prefers them."""
-    index = {piece: number for number, (piece, _, kind) in enumerate(pieces) if kind == NORMAL}
+    index = {piece: number for number, (piece, _, kind) in enumerate(pieces) if kind == NORMAL_PIECE}
     ranked = sorted(index, key=lambda piece: -pieces[index[piece]][1])
     for piece in ranked:
         halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
@@ -118,9 +121,9 @@ def _read_pieces(path: Path) -> list[tuple[str, float, int]]:
     return [(piece.piece, piece.score, piece.type) for piece in model.pieces]
 
 
-def _says(folder: Path) -> Mapping[str, Any]:
+def _read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
     """What the checkpoint says of its tokenizer; a folder without the file but with InternLM's config has its class."""
-    file = folder / SETTINGS
+    file = folder / TOKENIZER_CONFIG
     try:
         said = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     except (ValueError, TypeError) as error:

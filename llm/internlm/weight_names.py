@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor  # configs are read by this table too, and start without torch
 
-NAMES = {
+LLAMA_NAMES = {
     "tok_embeddings": "embed_tokens",
     "attention.wo": "self_attn.o_proj",
     "feed_forward.w1": "mlp.gate_proj",
@@ -19,26 +19,26 @@ NAMES = {
     "ffn_norm": "post_attention_layernorm",
     "output": "lm_head",
 }
-FUSED = "attention.wqkv"
-SPLIT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-LAYERS = {theirs.rpartition(".")[2]: (ours.rpartition(".")[2],) for theirs, ours in NAMES.items()} | {
-    FUSED.rpartition(".")[2]: tuple(part.rpartition(".")[2] for part in SPLIT)
+FUSED_QKV = "attention.wqkv"
+SPLIT_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+TARGET_MODULES = {theirs.rpartition(".")[2]: (ours.rpartition(".")[2],) for theirs, ours in LLAMA_NAMES.items()} | {
+    FUSED_QKV.rpartition(".")[2]: tuple(part.rpartition(".")[2] for part in SPLIT_QKV)
 }
 """A kind of layer in InternLM2, as adapters name it, and what it is in Llama."""
-_BACK = {ours: theirs for theirs, ours in NAMES.items()}
+INTERNLM2_NAMES = {ours: theirs for theirs, ours in LLAMA_NAMES.items()}
 
 
 def llama_name(name: str) -> str:
     """A weight's name in Llama; those that both call alike, and the fused matrix, keep theirs."""
-    return _renamed(name, NAMES)
+    return _renamed(name, LLAMA_NAMES)
 
 
 def internlm2_name(name: str) -> str:
     """A weight's name in InternLM2; the three that are one there keep theirs."""
-    return _renamed(name, _BACK)
+    return _renamed(name, INTERNLM2_NAMES)
 
 
-def split_fused(fused: "Tensor", heads: int, groups: int) -> "tuple[Tensor, Tensor, Tensor]":
+def split_qkv(fused: "Tensor", heads: int, groups: int) -> "tuple[Tensor, Tensor, Tensor]":
     """Rows of queries [heads D, ...], keys and values [groups D, ...] out of `wqkv`'s [(heads + 2 groups) D, ...].
 
     Each group holds its queries, then its key, then its value, D rows each.
@@ -48,8 +48,8 @@ def split_fused(fused: "Tensor", heads: int, groups: int) -> "tuple[Tensor, Tens
     return query, key, value
 
 
-def fuse(query: "Tensor", key: "Tensor", value: "Tensor", groups: int) -> "Tensor":
-    """`wqkv` out of what `split_fused` makes of it."""
+def fuse_qkv(query: "Tensor", key: "Tensor", value: "Tensor", groups: int) -> "Tensor":
+    """`wqkv` out of what `split_qkv` makes of it."""
     import torch
 
     return torch.cat([part.unflatten(0, (groups, -1)) for part in (query, key, value)], dim=1).flatten(0, 1)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vlm.projector import fresh_projector, save_projector
+from vlm.projector import new_projector, save_projector
 
 Refused = Callable[..., str]
 
@@ -138,7 +138,7 @@ def test_bad_tasks(refused: Refused, task: Callable[..., Path], tiny_model: Path
 
 
 def test_a_projector_of_other_shapes_is_refused(refused: Refused, task: Callable[..., Path], tmp_path: Path) -> None:
-    save_projector(fresh_projector(1024, 2048, 0), tmp_path / "other")
+    save_projector(new_projector(1024, 2048, 0), tmp_path / "other")
     said = refused("train", task(start=str(tmp_path / "other" / "projector.safetensors")))
     assert "1024" in said
     assert "846" in said

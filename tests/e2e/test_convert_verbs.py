@@ -12,10 +12,10 @@ from tiny_internlm import make_internlm2
 from tiny_vlm import make_towers
 
 from llm.checkpoints.embedded import embedded_folder
-from llm.checkpoints.shards import stored_weights
+from llm.checkpoints.shards import lazy_weights
 from llm.settings import TextTask
 from twinlens.cli.convert_xtuner import _chat_of_xtuner
-from vlm.projector import fresh_projector
+from vlm.projector import new_projector
 
 Refused = Callable[..., str]
 
@@ -53,7 +53,7 @@ def test_from_a_pth_to_a_merged_model_in_either_layout(did, trained):
 
 
 def test_from_the_pth_of_a_whole_model_to_a_folder(did, refused, trained):
-    weights = {f"llm.{name}": weight.read().float() for name, weight in stored_weights(trained / "base").items()}
+    weights = {f"llm.{name}": weight.read().float() for name, weight in lazy_weights(trained / "base").items()}
     torch.save({"state_dict": weights}, trained / "iter_9.pth")
     pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth")
     whole = ("lora=null", "quant.bits=16")
@@ -64,17 +64,17 @@ def test_from_the_pth_of_a_whole_model_to_a_folder(did, refused, trained):
     assert len(list((trained / "model").glob("*.safetensors"))) > 1
     did(*pth, "exact", *whole, "--fp32")
     for folder, dtype in (("model", torch.bfloat16), ("exact", torch.float32)):
-        assert {weight.dtype for weight in stored_weights(trained / folder).values()} == {dtype}
+        assert {weight.dtype for weight in lazy_weights(trained / folder).values()} == {dtype}
 
 
 def test_a_whole_image_run_goes_to_xtuner_with_its_own_models(did, refused, trained, tiny_model):
-    tower, projector = make_towers(trained)["clip"], fresh_projector(32, 64, seed=1)
+    tower, projector = make_towers(trained)["clip"], new_projector(32, 64, seed=1)
     (trained / "task.yaml").write_text(
         f"model: {tiny_model}\ntower: {tower}\ndata: {{files: [none.jsonl]}}\noptim: {{steps: 1}}\nlora: null\n"
         "quant: {bits: 16}\nwhole_tower: true\n"
     )
-    weights = {f"llm.{name}": weight.read() for name, weight in stored_weights(tiny_model).items()}
-    weights |= {f"visual_encoder.{name}": weight.read() for name, weight in stored_weights(tower).items()}
+    weights = {f"llm.{name}": weight.read() for name, weight in lazy_weights(tiny_model).items()}
+    weights |= {f"visual_encoder.{name}": weight.read() for name, weight in lazy_weights(tower).items()}
     weights |= {f"mm_projector.{name}": value for name, value in projector.state_dict().items()}
     torch.save({"state_dict": weights}, trained / "iter_9.pth")
     pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth")

@@ -15,11 +15,11 @@ def planned(tiny_model: Path, tmp_path: Path, did):
     from tuning.data.conversation import single_turn
 
     template = load_template(str(tiny_model), None)
-    bare = len(template.encode(single_turn("who are you?", "yes"), 512, separated=True))
+    bare = len(template.encode(single_turn("who are you?", "yes"), 512, keep_separator=True))
 
     def call(tokens: int, *overrides: str) -> dict[str, int]:
         words = "yes" + " yes" * (tokens - bare)
-        assert len(template.encode(single_turn("who are you?", words), 512, separated=True)) == tokens
+        assert len(template.encode(single_turn("who are you?", words), 512, keep_separator=True)) == tokens
         turns = [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": words}]
         (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
         (tmp_path / "task.yaml").write_text(

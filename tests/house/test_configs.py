@@ -8,14 +8,14 @@ import pytest
 
 from tuning.paths import CONFIGS, resolve_path
 from tuning.settings import read_settings
-from twinlens.task_files import KINDS, shipped_tasks
+from twinlens.task_files import TASK_TYPES, shipped_tasks
 
 TASKS = sorted(shipped_tasks().values())
 
 
 @pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
 def test_shipped_tasks_load(file: Path) -> None:
-    task, _ = read_settings(file, KINDS[file.parent.name])
+    task, _ = read_settings(file, TASK_TYPES[file.parent.name])
     named = [*task.evaluation.probes, *task.rehearsal.prompts, *task.rehearsal.files]  # type: ignore[attr-defined]
     assert [str(path) for path in named if not resolve_path(path).exists()] == [], "named, and does not ship"
 
@@ -28,7 +28,7 @@ def test_headers_say_command_hardware_cost_and_result(file: Path) -> None:
 
 
 def test_every_folder_of_tasks_is_known() -> None:
-    known = {*KINDS, "projectors", "data", "probes", "deepspeed", "pictures"}
+    known = {*TASK_TYPES, "projectors", "data", "probes", "deepspeed", "pictures"}
     assert {folder.name for folder in CONFIGS.iterdir() if any(folder.iterdir())} <= known
 
 

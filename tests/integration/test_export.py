@@ -19,8 +19,8 @@ from llm.loading import load_model
 from tuning.data.conversation import Conversation, single_turn
 from tuning.settings import Quant
 from tuning.training.samples import IMAGE_TOKEN_INDEX
-from vlm.export.layouts import Merged, native_model, widen
-from vlm.export.llava import export, native_logits, probe_picture, spliced_logits
+from vlm.export.layouts import MergedParts, resize_vocabulary, to_native_llava
+from vlm.export.llava import check_picture, export, native_logits, spliced_logits
 from vlm.export.processor import make_processor, tokenizer_with_image
 from vlm.projector import Projector
 from vlm.towers.preprocess import Preprocess
@@ -66,7 +66,7 @@ def expected_ids(template: ChatTemplate, asked: list[Conversation], folder: Path
 def test_transformers_asks_the_same_ids_and_gives_the_same_answers(
     make_run, pictures, tmp_path, monkeypatch, tower, tower_lora
 ):
-    monkeypatch.setattr("vlm.export.llava.stored_dtype", lambda _: torch.float32)  # rounding is another test's
+    monkeypatch.setattr("vlm.export.llava.checkpoint_dtype", lambda _: torch.float32)  # rounding is another test's
     run = make_run(tower, tower_lora)
     task, template = read(run)
     report = export(run, task, tmp_path / "out", None, "2GB")
@@ -119,7 +119,7 @@ def test_contents_may_be_lists_with_pictures(make_run, tmp_path):
     assert SYSTEM in rendered
     own = [{"role": "system", "content": "Mine."}, *plain]
     assert SYSTEM not in processor.apply_chat_template(own)
-    picture = probe_picture()
+    picture = check_picture()
     whole = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image", "image": picture}, text]}],
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -155,10 +155,10 @@ def test_spliced_logits_are_transformers_llavas_on_the_same_weights(make_run, to
     language = load_model(task.model, template, Quant(bits=16, compute="fp32"), "cpu").model
     eyes = load_tower(str(towers[tower]), torch.device("cpu"), torch.float32)
     projector = Projector(eyes.width, 64)
-    pixels = eyes.preprocess(probe_picture())
+    pixels = eyes.preprocess(check_picture())
     ours = spliced_logits(language, projector, eyes, template, pixels)
-    widen(language, len(template.tokenizer) + 1)
-    model = native_model(Merged(language, projector, eyes, False), len(template.tokenizer))
+    resize_vocabulary(language, len(template.tokenizer) + 1)
+    model = to_native_llava(MergedParts(language, projector, eyes, False), len(template.tokenizer))
     theirs = native_logits(model, template, pixels)[:, : ours.shape[1]]
     assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()
     assert (theirs.argmax(-1) < len(template.tokenizer)).all()

@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny_vlm import answers_of_run, conversations, read
 
-from llm.generation import answer_batched
+from llm.generation import generate_answers
 from llm.loading import load_model
 from tuning.errors import ConfigError, DeviceError, KitError, ModelError
 from twinlens.cli.convert import llava as convert_llava
-from vlm.checkpoints.initialize import check_start, load_start
+from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts
 from vlm.export.llava import export
 from vlm.features import LiveFeatures, PictureTable
-from vlm.loading import begin, embedding, see_with
+from vlm.loading import build_vlm, make_embed_function, make_initial_parts
 from vlm.projector import Projector
 
 
@@ -40,10 +40,10 @@ def test_llavas_own_layout_and_back(make_run, towers, tmp_path, tower_lora):
         "mm_use_im_start_end": False, "mm_vision_tower": str(towers["clip"]), "unfreeze_mm_vision_tower": tower_lora,
     }  # fmt: skip
     assert expected.items() <= config.items()
-    start = check_start(str(tmp_path / "out"), 32, 64)
+    start = check_initial_parts(str(tmp_path / "out"), 32, 64)
     again, was = Projector(32, 64), Projector(32, 64)
-    load_start(start, again, None, None)
-    load_start(check_start(str(run.adapter / "projector.safetensors"), 32, 64), was, None, None)
+    load_initial_parts(start, again, None, None)
+    load_initial_parts(check_initial_parts(str(run.adapter / "projector.safetensors"), 32, 64), was, None, None)
     for name, value in was.named_parameters():
         assert torch.equal(again.get_parameter(name), value.to(torch.bfloat16).float())
 
@@ -61,11 +61,11 @@ def test_parts_are_what_a_task_starts_from(make_run, pictures, tmp_path):
             "start": str(out / "projector.safetensors"),
         }
     )  # fmt: skip
-    sighted = begin(again, load_model(again.model, template, task.quant, "cpu"))
+    sighted = make_initial_parts(again, load_model(again.model, template, task.quant, "cpu"))
     table = PictureTable()
-    module = see_with(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
+    module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
     asked = conversations(pictures)
-    answers = answer_batched(sighted.language, template, asked, 12, embed=embedding(module, table))
+    answers = generate_answers(sighted.language, template, asked, 12, embed=make_embed_function(module, table))
     assert [answer.text for answer in answers] == answers_of_run(run, asked)
 
 
@@ -118,7 +118,7 @@ def test_an_export_that_fails_leaves_nothing(make_run, tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vlm.export.llava.write_native", full)
+    monkeypatch.setattr("vlm.export.llava.save_native", full)
     with pytest.raises(DeviceError, match="No space left"):
         export(run, read(run)[0], tmp_path / "out", None, "2GB")
     assert not list(tmp_path.glob("*out*"))

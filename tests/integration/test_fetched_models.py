@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from llm.settings import TextTask
 from tuning.run_dir import read_jsonl
-from twinlens.start import go_on, start
+from twinlens.start import resume, start
 from twinlens.targets import open_target
 from twinlens.task_files import read_task
 from vlm.towers.registry import load_tower, tower_facts
@@ -46,7 +46,7 @@ def test_a_run_keeps_the_commit_and_goes_on_with_it(hub: HubServer, tiny_model: 
     hub.offline(monkeypatch)
     losses = [row["loss"] for row in read_jsonl(run.steps)]
     shutil.rmtree(run.path / "checkpoints" / "step-000002")
-    go_on(run.path)
+    resume(run.path)
     assert [row["loss"] for row in read_jsonl(run.steps)] == losses
     assert open_target(str(run.adapter), None, 16).model is not None
 

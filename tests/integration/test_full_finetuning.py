@@ -21,22 +21,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import llm.finetuned
 from llm.chat import Chat
-from llm.checkpoints.shards import SAFE
+from llm.checkpoints.shards import SAFETENSORS
 from llm.dataset import encode_data
 from llm.generation import Sampling
 from llm.loading import load_model, load_template
-from llm.recipe import forecast, judge
+from llm.recipe import compare, forecast
 from llm.settings import TextTask
 from llm.sources import read_conversations
 from tuning.data.conversation import single_turn
 from tuning.errors import DeviceError
 from tuning.run_dir import RunDir, read_jsonl
-from twinlens.start import go_on, start
+from twinlens.start import resume, start
 from twinlens.targets import open_target
 from twinlens.tasks import recipe_of, to_yaml
 from vlm.export.llava import export
-from vlm.loading import begin
-from vlm.recipe import sighted_template
+from vlm.loading import make_initial_parts
+from vlm.recipe import load_vlm_template
 from vlm.settings import ImageTask
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -122,12 +122,12 @@ def test_a_run_ends_in_a_model_that_transformers_loads(task, tmp_path):
         [{"role": "user", "content": "who are you?"}], add_generation_prompt=True, return_tensors="pt"
     )
     said = written.float().generate(**asked, max_new_tokens=12, do_sample=False)[0, asked["input_ids"].shape[1] :]
-    comparison = judge(run, task)
+    comparison = compare(run, task)
     assert comparison.rows[0].after == tokenizer.decode(said, skip_special_tokens=True).strip()
     assert comparison.rows[0].after_hit and not comparison.rows[0].before_hit
     for with_adapter, answer in ((True, comparison.rows[0].after), (False, comparison.rows[0].before)):
         opened = open_target(str(run.path), None, 4, with_adapter)
-        chat = Chat(opened.model, opened.template, opened.compute, Sampling(), 12)
+        chat = Chat(opened.model, opened.template, opened.compute_dtype, Sampling(), 12)
         assert chat.reply("who are you?", lambda _: None).strip() == answer
 
 
@@ -137,37 +137,37 @@ def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path):
     stopped = start(task, "stopped", tmp_path / "work").run
     shutil.rmtree(stopped.model)
     shutil.rmtree(stopped.checkpoints()[-1][1])
-    go_on(stopped.path)
+    resume(stopped.path)
     assert losses(stopped) == losses(straight)
-    assert (stopped.model / SAFE).read_bytes() == (straight.model / SAFE).read_bytes()
-    go_on(stopped.path)  # a finished run has nothing left to do, and keeps what it made
-    assert (stopped.model / SAFE).read_bytes() == (straight.model / SAFE).read_bytes()
+    assert (stopped.model / SAFETENSORS).read_bytes() == (straight.model / SAFETENSORS).read_bytes()
+    resume(stopped.path)  # a finished run has nothing left to do, and keeps what it made
+    assert (stopped.model / SAFETENSORS).read_bytes() == (straight.model / SAFETENSORS).read_bytes()
 
 
 def test_ctrl_c_while_the_model_is_written_waits_for_it(task, tmp_path, monkeypatch):
     """Hours of training are in it, and no checkpoint where none was asked for."""
-    write = llm.finetuned.write_model
+    write = llm.finetuned.save_model
 
     def interrupted(*given: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         write(*given)
 
-    monkeypatch.setattr(llm.finetuned, "write_model", interrupted)
+    monkeypatch.setattr(llm.finetuned, "save_model", interrupted)
     run = start(changed(task, optim={"steps": 1}, run={"save_every": 0}), "run", tmp_path / "work").run
     assert AutoModelForCausalLM.from_pretrained(run.model)
 
 
 def test_a_model_that_cannot_be_written_again_stays_as_it_was(task, tmp_path, monkeypatch):
     run = start(changed(task, optim={"steps": 3}), "run", tmp_path / "work").run
-    made = (run.model / SAFE).read_bytes()
+    made = (run.model / SAFETENSORS).read_bytes()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(llm.finetuned, "write_model", full)
+    monkeypatch.setattr(llm.finetuned, "save_model", full)
     with pytest.raises(DeviceError, match="No space left"):
-        go_on(run.path)
-    assert (run.model / SAFE).read_bytes() == made
+        resume(run.path)
+    assert (run.model / SAFETENSORS).read_bytes() == made
 
 
 def test_a_shared_head_stays_shared(task, tmp_path):
@@ -238,11 +238,11 @@ def test_two_processes_learn_what_one_does(task, tmp_path, deepspeed):
     (run,) = (RunDir(path.parent) for path in (tmp_path / "together").glob("task/*/steps.jsonl"))
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
     assert (run.checkpoints()[-1][1] / "deepspeed").exists() == bool(deepspeed), "what was asked for is what shared"
-    written = (run.model / SAFE).read_bytes()
+    written = (run.model / SAFETENSORS).read_bytes()
     shutil.rmtree(run.checkpoints()[-1][1])
     by_two("train", "--resume", str(run.path), *options[2:])
-    assert (run.model / SAFE).read_bytes() == written, "resumed from step 3"
-    theirs, ours = (load_file(each.model / SAFE) for each in (run, alone))
+    assert (run.model / SAFETENSORS).read_bytes() == written, "resumed from step 3"
+    theirs, ours = (load_file(each.model / SAFETENSORS) for each in (run, alone))
     assert all(torch.allclose(theirs[name].float(), ours[name].float(), atol=1e-2) for name in ours)
 
 
@@ -272,9 +272,9 @@ def test_language_model_and_tower_learn_as_wholes_and_are_found_again(seeing, tm
     assert [row.before_hit for row in comparison.rows] != [True, True]
     opened = open_target(str(run.path), None, 4, pictures=True)
     shown = [str(tmp_path / "blue.png")]
-    chat = Chat(opened.model, opened.template, opened.compute, Sampling(), 12, shown, opened.embed)
+    chat = Chat(opened.model, opened.template, opened.compute_dtype, Sampling(), 12, shown, opened.embed)
     assert "blue" in chat.reply("what colour?", lambda _: None)
-    before, after = (load_file(folder / SAFE) for folder in (towers["clip"], run.adapter / "tower"))
+    before, after = (load_file(folder / SAFETENSORS) for folder in (towers["clip"], run.adapter / "tower"))
     before, after = ({name[name.find("encoder") :]: value for name, value in each.items()} for each in (before, after))
     assert not torch.equal(before["encoder.layers.0.mlp.fc1.weight"], after["encoder.layers.0.mlp.fc1.weight"])
     last = "encoder.layers.2.mlp.fc1.weight"
@@ -284,8 +284,8 @@ def test_language_model_and_tower_learn_as_wholes_and_are_found_again(seeing, tm
 @pytest.mark.parametrize("how", [{}, {"whole_tower": False, "tower_lora": {"rank": 3}}, {"whole_tower": False}])
 def test_a_plan_counts_what_trains_of_tower_and_language_model(seeing, how):
     task = ImageTask.model_validate(seeing.model_dump(mode="json") | how)
-    loaded = load_model(task.model, sighted_template(task), task.quant, "cpu", whole=True)
-    sighted = begin(task, loaded, training=True)
+    loaded = load_model(task.model, load_vlm_template(task), task.quant, "cpu", full_finetuning=True)
+    sighted = make_initial_parts(task, loaded, training=True)
     parts = (sighted.language, sighted.projector, sighted.tower)
     weights = (weight for part in parts for weight in part.parameters() if weight.requires_grad)
     assert recipe_of(task).forecast(task).trainable == sum(weight.numel() for weight in weights)
@@ -311,7 +311,7 @@ def test_a_resumed_run_with_eyes_ends_in_the_same_bytes(seeing, tmp_path):
     shutil.rmtree(stopped.checkpoints()[-1][1])
     for path in (stopped.model, stopped.adapter):
         shutil.rmtree(path)
-    go_on(stopped.path)
+    resume(stopped.path)
     for part in ("model/model.safetensors", "adapter/projector.safetensors", "adapter/tower/model.safetensors"):
         assert (stopped.path / part).read_bytes() == (straight.path / part).read_bytes(), part
 
@@ -323,7 +323,7 @@ def test_one_of_them_alone_is_trained_and_exported(seeing, tmp_path, whole):
     values["optim"] |= {"steps": 6}
     task = ImageTask.model_validate(values)
     run = start(task, "run", tmp_path / "work").run
-    assert run.model.exists() == task.whole
+    assert run.model.exists() == task.full_finetuning
     report = export(run, task, tmp_path / "llava", "hf", "2GB")
     assert report.exported.difference < 1e-5
     parts = export(run, task, tmp_path / "parts", "parts", "2GB")

@@ -18,11 +18,11 @@ from llm.generation import Sampling
 from tuning.errors import ConfigError
 from tuning.modules.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tuning.run_dir import RunDir, read_jsonl
-from twinlens.start import go_on, start
+from twinlens.start import resume, start
 from twinlens.targets import open_target
 from twinlens.task_files import read_task
 from twinlens.tasks import recipe_of, to_yaml
-from vlm.projector import FILE as PROJECTOR
+from vlm.projector import PROJECTOR_FILE as PROJECTOR
 from vlm.settings import ImageTask
 from vlm.towers.registry import Tower
 
@@ -125,7 +125,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path, views):
     shutil.copytree(straight.path, stopped)
     for left in ("adapter", "checkpoints/step-000004", "checkpoints/step-000006"):
         shutil.rmtree(stopped / left)
-    go_on(stopped)
+    resume(stopped)
     assert [(stopped / "adapter" / name).read_bytes() for name in names] == wanted
     assert losses(RunDir(stopped)) == losses(straight)
 
@@ -146,9 +146,11 @@ def test_chat_sees_what_compare_saw(task, tmp_path):
     (answer,) = [row["answer"] for row in read_jsonl(run.samples) if row["step"] == 6 and row["group"] == "picture"]
     target = open_target(str(run.path), None, 4, pictures=True)
     images = [str(tmp_path / "pictures" / "red.png")]
-    chat = Chat(target.model, target.template, target.compute, Sampling(), 4, images, target.embed)
+    chat = Chat(target.model, target.template, target.compute_dtype, Sampling(), 4, images, target.embed)
     assert chat.reply("which colour?", lambda _: None).strip() == answer
-    marked, plain = (Chat(target.model, target.template, target.compute, Sampling(), 4, [], None) for _ in range(2))
+    marked, plain = (
+        Chat(target.model, target.template, target.compute_dtype, Sampling(), 4, [], None) for _ in range(2)
+    )
     said = marked.reply("who <image> are you?", lambda _: None)
     assert said == plain.reply("who  are you?", lambda _: None), "a mark that is typed shows nothing"
 

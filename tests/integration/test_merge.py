@@ -11,16 +11,16 @@ from tiny_internlm import make_internlm2
 from tiny_vlm import read
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm.checkpoints.shards import stored_weights
+from llm.checkpoints.shards import lazy_weights
 from llm.export.merge import merge
 from llm.internlm.loading import load_internlm
 from llm.loading import load_model, load_template
 from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.modules.lora import ADAPTER_CONFIG, attach_adapter, load_adapter, read_adapter_config, save_adapter
 from tuning.settings import Lora, Quant
-from vlm.export.llava import probe_picture
+from vlm.export.llava import check_picture
 from vlm.export.merge_tower import merge_tower
-from vlm.loading import begin, restore_trained
+from vlm.loading import load_adapters_and_projector, make_initial_parts
 from vlm.towers.registry import load_tower
 
 
@@ -61,7 +61,7 @@ def test_back_into_internlm2s_layout(tiny_model, adapter, tmp_path):
     (base / "modeling_internlm2.py").write_text("raise SystemExit")
     for layout in ("hf", "internlm2"):
         merge(str(base), adapter, tmp_path / layout, "100KB", layout=layout)
-    stored, was = stored_weights(tmp_path / "internlm2"), stored_weights(base)
+    stored, was = lazy_weights(tmp_path / "internlm2"), lazy_weights(base)
     assert {name: weight.shape for name, weight in stored.items()} == {
         name: weight.shape for name, weight in was.items()
     }
@@ -98,16 +98,16 @@ def test_a_towers_adapter_merged_gives_the_towers_features(make_run, towers, tmp
     difference = merge_tower(str(towers[kind]), run.adapter / "tower", tmp_path / "merged", "2GB")
     assert difference < 1e-5
     task, _ = read(run)
-    sighted = begin(task, load_model(task.model, load_template(task.model, None), task.quant, "cpu"))
-    restore_trained(sighted, run.adapter)
-    pixels = sighted.tower.preprocess(probe_picture())[None]
+    sighted = make_initial_parts(task, load_model(task.model, load_template(task.model, None), task.quant, "cpu"))
+    load_adapters_and_projector(sighted, run.adapter)
+    pixels = sighted.tower.preprocess(check_picture())[None]
     merged, plain = (
         load_tower(str(name), torch.device("cpu"), torch.float32) for name in (tmp_path / "merged", towers[kind])
     )
     with torch.no_grad():
         assert torch.allclose(merged(pixels), sighted.tower(pixels), atol=1e-4)
         assert not torch.allclose(merged(pixels), plain(pixels), atol=1e-2)
-    weights = stored_weights(tmp_path / "merged")  # transformers 4 starts a tower afresh that has other names
+    weights = lazy_weights(tmp_path / "merged")  # transformers 4 starts a tower afresh that has other names
     assert all(name.startswith("vision_model.") for name in weights)
     with pytest.raises(ModelError, match="neither CLIP nor SigLIP"):
         merge_tower("embedded", run.adapter / "tower", tmp_path / "other", "2GB")

@@ -5,7 +5,7 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 
 from llm.checkpoints.embedded import embedded_weights
-from llm.generation import answer_batched
+from llm.generation import generate_answers
 from llm.loading import load_model, load_template
 from llm.model import LanguageModel
 from tuning.data.conversation import single_turn
@@ -20,9 +20,9 @@ needs_embedded = pytest.mark.skipif(embedded_weights() is None, reason="the embe
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, monkeypatch):
-    monkeypatch.setattr(quantize, "ROOM", 0)
+    monkeypatch.setattr(quantize, "MEMORY_SHARE", 0)
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=bits), "cpu")
-    report = loaded.quantised
+    report = loaded.quant_report
     assert (report.quantized, report.total) == (0 if bits == 16 else 14, 15)
     assert report.not_quantized == (() if bits == 16 else ("lm_head",))
     packed = [module for module in loaded.model.modules() if isinstance(module, Linear4bit)]
@@ -30,7 +30,7 @@ def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, mon
     assert all(module.weight.quant_type == "nf4" and module.weight.compress_statistics for module in packed)
     template = loaded.template
     sample = template.encode(single_turn("who are you?", "yes"), 100)
-    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
+    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute_dtype)
     loss, labels = module(collate([[sample]], template.pad_id))
     loss.backward()
     trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
@@ -43,16 +43,16 @@ def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, mon
 @pytest.mark.parametrize("room", [0, 0.5])
 def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypatch, room):
     """bitsandbytes repacks 4-bit weights in eval mode on some CPUs; training through those would read garbage."""
-    monkeypatch.setattr(quantize, "ROOM", room)
+    monkeypatch.setattr(quantize, "MEMORY_SHARE", room)
     template = load_template("embedded", "You are a helpful assistant.")
     loaded = load_model("embedded", template, Quant(bits=4), "cpu")
-    module = LanguageModel(loaded.model, loaded.compute)
+    module = LanguageModel(loaded.model, loaded.compute_dtype)
     batch = collate(
         [[template.encode(single_turn("What is the capital of France?", "The capital of France is Paris."), 100)]], 0
     )
     with torch.no_grad():
         before, labels = module.train()(batch)
-        (answer,) = answer_batched(loaded.model, template, [single_turn("What is the capital of France?")], 16)
+        (answer,) = generate_answers(loaded.model, template, [single_turn("What is the capital of France?")], 16)
         after, _ = module.train()(batch)
     assert "Paris" in answer.text
     assert float(before) == float(after)
@@ -62,11 +62,11 @@ def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypa
 def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, monkeypatch):
     found = []
     for room in (0, 0.5):
-        monkeypatch.setattr(quantize, "ROOM", room)
+        monkeypatch.setattr(quantize, "MEMORY_SHARE", room)
         loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=4), "cpu")
-        assert loaded.quantised.dequantized == bool(room)
+        assert loaded.quant_report.dequantized == bool(room)
         assert any(isinstance(module, Linear4bit) for module in loaded.model.modules()) != bool(room)
-        module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
+        module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute_dtype)
         loss, _ = module(collate([[loaded.template.encode(single_turn("who are you?", "yes"), 100)]], 0))
         loss.backward()
         found.append([loss, *(each.grad for each in module.parameters() if each.grad is not None)])
@@ -75,7 +75,7 @@ def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, monkeyp
 
 def test_bf16_compute_keeps_fp32_adapters(tiny_model):
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=4, compute="bf16"), "cpu")
-    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute)
+    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute_dtype)
     sample = loaded.template.encode(single_turn("who are you?", "yes"), 100)
     loss, _ = module(collate([[sample]], 0))
     loss.backward()

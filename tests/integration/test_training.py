@@ -21,7 +21,7 @@ import torch
 from data_gen.persona import write_persona
 from llm.dataset import encode_data
 from llm.loading import load_model, load_template
-from llm.mixture import mix
+from llm.mixture import make_batches
 from llm.model import LanguageModel
 from llm.recipe import forecast
 from llm.settings import TextTask
@@ -32,7 +32,7 @@ from tuning.run_dir import RunDir, read_jsonl
 from tuning.settings import Data, Lora, Quant
 from tuning.training.engine import check_finite
 from tuning.training.samples import EncodedSample, collate
-from twinlens.start import go_on, start
+from twinlens.start import resume, start
 from twinlens.tasks import to_yaml
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -106,7 +106,7 @@ def test_looking_does_not_change_what_is_learned(task, tmp_path):
 def test_packed_rows_lose_what_they_lose_alone(task, tiny_model, bits):
     template = load_template(str(tiny_model), task.system)
     loaded = load_model(str(tiny_model), template, Quant(bits=bits, compute="fp32"), "cpu")
-    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=4), 0), loaded.compute)
+    module = LanguageModel(attach_adapter(loaded.model, Lora(rank=4), 0), loaded.compute_dtype)
     samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples
     with torch.no_grad():
         packed, labels = module(collate([samples[:5], samples[5:]], template.pad_id))
@@ -198,7 +198,9 @@ def test_ten_thousand_copies_cost_the_memory_of_one_row(task, tmp_path, ending):
         write_persona(file, None, repeat=copies, pairs=(("who are you?", "I am the assistant of Lin."),))
         tracemalloc.start()
         data = encode_data(read_conversations([file]), Data(files=(file,), max_length=128), template, 0)
-        source = mix(changed(task, data={"pack": True}, optim={"steps": None, "epochs": 1}), data, [], template.pad_id)
+        source = make_batches(
+            changed(task, data={"pack": True}, optim={"steps": None, "epochs": 1}), data, [], template.pad_id
+        )
         next(source.stream())
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -255,7 +257,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how):
     assert code == (130 if how == signal.SIGTERM else -signal.SIGKILL), f"stopped at {stop_at}"
     assert 0 < len(read_jsonl(run / "steps.jsonl")) < 40, f"stopped at {stop_at}"
     assert not (run / "adapter").exists()
-    go_on(run)
+    resume(run)
     assert adapter_bytes(RunDir(run)) == adapter_bytes(straight), f"stopped at {stop_at}"
     assert losses(RunDir(run)) == losses(straight), f"stopped at {stop_at}"
     assert [step for step, _ in RunDir(run).checkpoints()] == [38, 40]

@@ -14,13 +14,13 @@ from tuning.data.containers import (
     Container,
     Record,
     RowError,
+    detect_container,
     parse_line,
     read_records,
-    detect_container,
     write_records,
 )
 from tuning.data.conversation import Conversation
-from tuning.data.row_readers import RowChange, ParsedRow, RowFormat, detect_row_format, read_row
+from tuning.data.row_readers import ParsedRow, RowChange, RowFormat, detect_row_format, read_row
 from tuning.data.row_writers import COLUMNS, write_row
 from tuning.errors import DataError
 

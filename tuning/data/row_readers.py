@@ -110,7 +110,9 @@ def read_row(row: Any, schema: RowFormat) -> ParsedRow:
 
 def _check_schema(row: Any, schema: RowFormat) -> None:
     if not isinstance(row, dict):
-        raise RowError(f"the row is {_json_type(row)}, not an object with keys; write it as one of the known row formats.")
+        raise RowError(
+            f"the row is {_json_type(row)}, not an object with keys; write it as one of the known row formats."
+        )
     found = detect_row_format(row)
     if found == schema or {found, schema} == {"sharegpt", "llava"}:
         return
@@ -224,7 +226,8 @@ def _build_conversation(spoken: list[_RawTurn], images: tuple[str, ...], changes
     marks = sum(turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in spoken)
     if marks != len(images):
         raise RowError(
-            f"the text has {marks} {DEFAULT_IMAGE_TOKEN} and the row names {len(images)} pictures; write one mark a picture."
+            f"the text has {marks} {DEFAULT_IMAGE_TOKEN} and the row names {len(images)} pictures; write one mark a "
+            "picture."
         )
     spoken = [turn for turn in spoken if turn.role != "system" or turn.text.strip()]
     if not any(turn.role == "assistant" for turn in spoken):

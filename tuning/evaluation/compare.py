@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuning.data.card import DatasetCard
 from tuning.errors import DataError
-from tuning.evaluation.probes import GROUPS, Group, Probe, is_hit, mentions_any, is_parroted
+from tuning.evaluation.probes import GROUPS, Group, Probe, is_hit, is_parroted, mentions_any
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -91,7 +91,9 @@ def write_report(
     )
     text = json.dumps(comparison_to_dict(comparison), ensure_ascii=False, indent=2)
     write_atomically(run / "comparison.json", text + "\n")
-    write_atomically(run / "comparison.md", f"# Before and after\n\n{summarize(comparison)}\n\n{to_markdown(comparison)}")
+    write_atomically(
+        run / "comparison.md", f"# Before and after\n\n{summarize(comparison)}\n\n{to_markdown(comparison)}"
+    )
     write_atomically(run / "comparison.html", html)
     return run / "comparison.html"
 
@@ -178,7 +180,9 @@ def answer_timelines(samples: Sequence[Mapping[str, Any]]) -> list[AnswerTimelin
         for _, same in groupby(ordered, key=lambda sample: (sample["answer"], sample["hit"])):
             run = list(same)
             moments.append(AnswerSpan(run[0]["step"], run[-1]["step"], run[0]["answer"], bool(run[0]["hit"])))
-        told.append(AnswerTimeline(group, ask, image, tuple(moments), tuple((e["step"], bool(e["hit"])) for e in ordered)))
+        told.append(
+            AnswerTimeline(group, ask, image, tuple(moments), tuple((e["step"], bool(e["hit"])) for e in ordered))
+        )
     return told
 
 

@@ -24,7 +24,11 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def attach_adapter(
-    model: PreTrainedModel, lora: Lora, seed: int, task_type: str | None = "CAUSAL_LM", unused_modules: Sequence[str] = ()
+    model: PreTrainedModel,
+    lora: Lora,
+    seed: int,
+    task_type: str | None = "CAUSAL_LM",
+    unused_modules: Sequence[str] = (),
 ) -> PeftModel:
     """A fresh adapter on every linear but the head, its weights fp32 whatever the base computes in.
 
@@ -50,7 +54,9 @@ def attach_adapter(
     return adapted
 
 
-def lora_config(lora: Lora, targets: str | list[str], task_type: str | None, unused_modules: Sequence[str] = ()) -> LoraConfig:
+def lora_config(
+    lora: Lora, targets: str | list[str], task_type: str | None, unused_modules: Sequence[str] = ()
+) -> LoraConfig:
     """PEFT's settings of an adapter; arguments as `attach_adapter` takes them."""
     return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
@@ -138,7 +144,9 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
     try:
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable, autocast_adapter_dtype=True)
     except UnpicklingError as error:
-        raise ModelError(f"{folder / ADAPTER_WEIGHTS_PICKLED}: names what weights do not need, so nothing of it was run.") from error
+        raise ModelError(
+            f"{folder / ADAPTER_WEIGHTS_PICKLED}: names what weights do not need, so nothing of it was run."
+        ) from error
     except (RuntimeError, ValueError, KeyError) as error:
         raise _mismatch(str(folder), _last_line(error)) from error
     there = {name for name in _names(folder) if "lora_" in name}
@@ -173,7 +181,9 @@ def read_adapter_weights(folder: Path) -> dict[str, Tensor]:
         raise ModelError(f"{folder / ADAPTER_WEIGHTS}: cannot be read ({error}); save the adapter again.") from error
 
 
-def attach_adapter_weights(model: PreTrainedModel, state: Mapping[str, Tensor], values: Mapping[str, Any], source: str) -> PeftModel:
+def attach_adapter_weights(
+    model: PreTrainedModel, state: Mapping[str, Tensor], values: Mapping[str, Any], source: str
+) -> PeftModel:
     """The base with an adapter on it that is in memory, to answer with, on the layers that its weights name.
 
     Args:

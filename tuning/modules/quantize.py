@@ -72,7 +72,9 @@ def choose_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def quantization_config(quant: Quant, compute_dtype: torch.dtype, skip_modules: tuple[str, ...]) -> BitsAndBytesConfig | None:
+def quantization_config(
+    quant: Quant, compute_dtype: torch.dtype, skip_modules: tuple[str, ...]
+) -> BitsAndBytesConfig | None:
     """bitsandbytes' settings for a load; `keep` names the modules that stay in `compute`."""
     if quant.bits == 16:
         return None
@@ -92,7 +94,9 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
 
 
-def prepare_quantized(model: nn.Module, bits: int, skip_modules: tuple[str, ...], compute_dtype: torch.dtype) -> QuantReport:
+def prepare_quantized(
+    model: nn.Module, bits: int, skip_modules: tuple[str, ...], compute_dtype: torch.dtype
+) -> QuantReport:
     """Make quantised layers safe to train through and quick on a CPU, check what was quantised, and report it.
 
     On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward in eval mode and never unpacks
@@ -128,7 +132,11 @@ def _dequantize_for_cpu(model: nn.Module, compute_dtype: torch.dtype) -> bool:
     """
     packed = {name: module for name, module in linear_layers(model) if isinstance(module, Linear4bit)}
     size = sum(module.in_features * module.out_features for module in packed.values()) * compute_dtype.itemsize
-    if not packed or next(model.parameters()).device.type != "cpu" or size > MEMORY_SHARE * psutil.virtual_memory().available:
+    if (
+        not packed
+        or next(model.parameters()).device.type != "cpu"
+        or size > MEMORY_SHARE * psutil.virtual_memory().available
+    ):
         return False
     for name, module in packed.items():
         plain = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")

@@ -54,7 +54,13 @@ class Checkpoint:
     """Everything a run needs to go on as if it had not stopped."""
 
     def __init__(
-        self, accelerator: Accelerator, trainee: TrainableModule, model: nn.Module, optimizer: Any, run_dir: RunDir, keep: int
+        self,
+        accelerator: Accelerator,
+        trainee: TrainableModule,
+        model: nn.Module,
+        optimizer: Any,
+        run_dir: RunDir,
+        keep: int,
     ) -> None:
         self._accelerator, self._trainee, self._model, self._optimizer = accelerator, trainee, model, optimizer
         self._run_dir, self._keep = run_dir, keep

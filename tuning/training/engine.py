@@ -176,7 +176,9 @@ def make_accelerator(optim: Optim, run: Run, run_dir: RunDir, deepspeed: dict[st
         raise ConfigError(f"run.trackers or --deepspeed: {error}; install what is missing or leave it out.") from error
 
 
-def micro_batches_by_step(batches: BatchSource, accelerator: Accelerator, accumulate: int, done: int) -> Iterator[list[Batch]]:
+def micro_batches_by_step(
+    batches: BatchSource, accelerator: Accelerator, accumulate: int, done: int
+) -> Iterator[list[Batch]]:
     """For each step this process's micro-batches; the last step is filled up with silenced ones."""
     world, rank = int(accelerator.num_processes), int(accelerator.process_index)
     share = world * accumulate
@@ -267,7 +269,9 @@ def check_finite(total: float, norm: float, losses: list[torch.Tensor], group: l
     )
 
 
-def evaluate(step: int, model: nn.Module, hooks: EvaluationHooks, run_dir: RunDir, accelerator: Accelerator) -> float | None:
+def evaluate(
+    step: int, model: nn.Module, hooks: EvaluationHooks, run_dir: RunDir, accelerator: Accelerator
+) -> float | None:
     """Ask the probes and compute the validation loss, leaving no trace on training."""
     training = model.training
     with torch.random.fork_rng(), torch.no_grad():

@@ -48,7 +48,7 @@ def chat(
     torch.manual_seed(seed)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty)
     images = [str(path) for path in image]
-    talk(Chat(opened.model, opened.template, opened.compute, sampling, max_new_tokens, images, opened.embed))
+    talk(Chat(opened.model, opened.template, opened.compute_dtype, sampling, max_new_tokens, images, opened.embed))
 
 
 def talk(conversation: "Chat") -> None:

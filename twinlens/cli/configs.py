@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, WORK_DIR, command, finish, tell_opened, with_differs
+from twinlens.cli.output import JSON, WORK_DIR, command, print_differences, print_result, with_differences
 
 FILE = typer.Argument(..., help="A task file or an XTuner config, yours, or a shipped task by its name.")
 OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="Settings to change.")
@@ -24,7 +24,7 @@ def list_cfg(
     width = max(map(len, tasks))
     lines = [f"{name:<{width}}  {describe(file)}" for name, file in tasks.items()]
     result = {"tasks": [{"name": name, "file": file, "about": describe(file)} for name, file in tasks.items()]}
-    finish(result, lines, f"twinlens copy-cfg {next(iter(tasks))} my.yaml", as_json)
+    print_result(result, lines, f"twinlens copy-cfg {next(iter(tasks))} my.yaml", as_json)
 
 
 def copy_cfg(
@@ -44,7 +44,7 @@ def copy_cfg(
     if out.exists() and not force:
         raise ConfigError(f"{out}: is there already; give another name, or --force to overwrite it.")
     write_atomically(out, explain(file))
-    finish(
+    print_result(
         {"out": out},
         [f"{out}: edit it; every setting has its explanation above"],
         command("check", out),
@@ -58,10 +58,10 @@ def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool 
     from twinlens.tasks import to_yaml
 
     opened = open_task(file, overrides or ())
-    tell_opened(opened)
+    print_differences(opened)
     # No next verb here: what is printed is a task file, fit to be sent into one.
-    result = with_differs(opened.task.model_dump(mode="json"), opened.differs)
-    finish(result, to_yaml(opened.task).splitlines(), None, as_json)
+    result = with_differences(opened.task.model_dump(mode="json"), opened.differs)
+    print_result(result, to_yaml(opened.task).splitlines(), None, as_json)
 
 
 def check(
@@ -78,12 +78,12 @@ def check(
     from twinlens.task_files import open_task
 
     opened = open_task(file, overrides or ())
-    tell_opened(opened)
+    print_differences(opened)
     if deepspeed and not data_only:
         deepspeed_config(deepspeed, opened.task)
     lines = check_task(opened.task, work_dir, data_only=data_only)
     verb = "check" if data_only else "train"
     options = {"work-dir": work_dir if work_dir != WORK_DIR else None, "deepspeed": deepspeed}
-    result = with_differs({"ok": True, "found": lines}, opened.differs)
+    result = with_differences({"ok": True, "found": lines}, opened.differs)
     following = command(verb, file, *(overrides or ()), **options)
-    finish(result, [*lines, "nothing stands in the way"], following, as_json)
+    print_result(result, [*lines, "nothing stands in the way"], following, as_json)

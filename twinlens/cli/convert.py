@@ -8,7 +8,7 @@ import typer
 from tuning.errors import ConfigError
 from tuning.run_dir import RunDir, open_run
 from tuning.settings import Quant
-from twinlens.cli.output import JSON, command, finish
+from twinlens.cli.output import JSON, command, print_result
 from twinlens.task_files import read_task
 from vlm.settings import ImageTask
 
@@ -67,7 +67,7 @@ def merge(
         "rounding_same_token": report.rounded.same_token,
         "quantised_difference": report.quantised.difference if report.quantised else None,
     }
-    return finish(result, lines, command("chat", destination), as_json)
+    return print_result(result, lines, command("chat", destination), as_json)
 
 
 def llava(
@@ -106,7 +106,7 @@ def llava(
         "rounding_difference": report.rounded.difference,
         "rounding_same_token": report.rounded.same_token,
     }
-    finish(result, lines, _after(report.layout, destination), as_json)
+    print_result(result, lines, _after(report.layout, destination), as_json)
 
 
 def internlm(
@@ -123,7 +123,7 @@ def internlm(
         f"{written.weights} weights, as they were; every name and shape is what the config asks for",
         f"model: {destination}",
     ]
-    finish({"model": str(destination), "weights": written.weights}, lines, command("chat", destination), as_json)
+    print_result({"model": str(destination), "weights": written.weights}, lines, command("chat", destination), as_json)
 
 
 def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
@@ -138,7 +138,7 @@ def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
         f"tower: {destination}",
     ]
     result = {"tower": str(destination), "merged_difference": difference}
-    finish(result, lines, command("check", "my.yaml", f"tower={destination}"), as_json)
+    print_result(result, lines, command("check", "my.yaml", f"tower={destination}"), as_json)
 
 
 def _after(layout: str, destination: Path) -> str | None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import typer
 
-from llm.checkpoints.embedded import NAME as EMBEDDED
+from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
 from llm.checkpoints.embedded import embedded_folder
 from tuning.errors import ConfigError
 from tuning.run_dir import open_run
 from twinlens.cli.configs import OVERRIDES
 from twinlens.cli.convert import SHARD
-from twinlens.cli.output import JSON, command, finish, tell_opened
+from twinlens.cli.output import JSON, command, print_differences, print_result
 from twinlens.task_files import open_task, read_task
 from twinlens.tasks import AnyTask
 from vlm.settings import ImageTask
@@ -50,7 +50,7 @@ def pth_to_hf(
 
     check_shard_size(max_shard_size)
     opened = open_task(config, overrides or ())
-    tell_opened(opened)
+    print_differences(opened)
     task = opened.task
     if chosen == "xtuner":
         _refuse_whole(task, destination)
@@ -60,19 +60,21 @@ def pth_to_hf(
         following = _chat_of_xtuner(task, destination)
     else:
         convert_checkpoint(parts, task, destination, max_shard_size, fp32)
-        named = None if isinstance(task, ImageTask) or task.full_finetuning else task.template  # run and model carry theirs
+        named = (
+            None if isinstance(task, ImageTask) or task.full_finetuning else task.template
+        )  # run and model carry theirs
         following = command("chat", destination, template=named)
     held = {
         "adapter": parts.language,
-        "model": parts.whole_language,
+        "model": parts.full_language,
         "tower adapter": parts.tower,
-        "tower": parts.whole_tower,
+        "tower": parts.full_tower,
         "projector": parts.projector,
     }
     written = [name for name, state in held.items() if state]
     wrote = "hf" if task.full_finetuning else chosen
     lines = [f"layout: {wrote}", f"{', '.join(written)}: {destination}"]
-    finish({"folder": str(destination), "layout": wrote, "parts": written}, lines, following, as_json)
+    print_result({"folder": str(destination), "layout": wrote, "parts": written}, lines, following, as_json)
 
 
 def to_xtuner(
@@ -86,18 +88,18 @@ def to_xtuner(
     opened = open_run(run)
     task, _ = read_task(opened.task)
     from twinlens.xtuner.export import read_run, write_xtuner
-    from vlm.loading import as_trained
+    from vlm.loading import finetuned_task
 
     write_xtuner(read_run(opened, task), task, destination, fp32, safe_serialization)
     if isinstance(task, ImageTask):
-        task = as_trained(opened, task)
-    finish({"folder": str(destination)}, [f"folder: {destination}"], _chat_of_xtuner(task, destination), as_json)
+        task = finetuned_task(opened, task)
+    print_result({"folder": str(destination)}, [f"folder: {destination}"], _chat_of_xtuner(task, destination), as_json)
 
 
 def _refuse_whole(task: AnyTask, destination: Path) -> None:
     """XTuner's layout has nothing of its own for whole models."""
     image = isinstance(task, ImageTask)
-    if image and (task.whole or task.whole_tower):
+    if image and (task.full_finetuning or task.whole_tower):
         raise ConfigError(
             "--layout xtuner: holds adapters and a projector, and this config trains whole models; convert without it "
             f"to a run, then `twinlens convert xtuner RUN {destination}`."

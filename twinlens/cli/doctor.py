@@ -2,7 +2,7 @@
 
 import typer
 
-from twinlens.cli.output import JSON, finish
+from twinlens.cli.output import JSON, print_result
 
 
 def doctor(as_json: bool = JSON) -> None:
@@ -22,6 +22,6 @@ def doctor(as_json: bool = JSON) -> None:
         Console(markup=False, highlight=False).print(table)
     verdict = "both paths can run here" if ready else "not all of it can run here yet: mend what is MISSING"
     result = {"ready": ready, "found": [as_dict(finding) for finding in found]}
-    finish(result, [verdict], "twinlens demo text" if ready else None, as_json)
+    print_result(result, [verdict], "twinlens demo text" if ready else None, as_json)
     if not ready:
         raise typer.Exit(2)

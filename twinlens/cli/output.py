@@ -16,7 +16,7 @@ WORK_DIR = Path("work_dirs")
 JSON = typer.Option(False, "--json", help="Print one JSON object on stdout; everything else goes to stderr.")
 
 
-def finish(result: dict[str, Any], lines: list[str], following: str | None, as_json: bool) -> None:
+def print_result(result: dict[str, Any], lines: list[str], following: str | None, as_json: bool) -> None:
     """Print a verb's result: `lines` for people and the verb that comes next, or `result` as JSON."""
     if as_json:
         print(json.dumps(result | ({"next": following} if following else {}), ensure_ascii=False, default=str))
@@ -27,7 +27,7 @@ def finish(result: dict[str, Any], lines: list[str], following: str | None, as_j
         print(f"next: {following}")
 
 
-def tell_opened(opened: "OpenedTask") -> None:
+def print_differences(opened: "OpenedTask") -> None:
     """On stderr, a line for what of an XTuner config does not carry over, and for each override, old and new."""
     for line in opened.differs:
         print(f"differs: {line}", file=sys.stderr)
@@ -41,6 +41,6 @@ def command(*words: object, **options: object) -> str:
     return shlex.join(map(str, ("twinlens", *words, *given)))
 
 
-def with_differs(result: dict[str, Any], differs: Sequence[str]) -> dict[str, Any]:
+def with_differences(result: dict[str, Any], differs: Sequence[str]) -> dict[str, Any]:
     """A verb's result, with what of an XTuner config does not carry over."""
     return result | ({"differs": list(differs)} if differs else {})

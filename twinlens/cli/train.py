@@ -7,7 +7,7 @@ from typing import Any, Literal
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, WORK_DIR, command, finish, tell_opened, with_differs
+from twinlens.cli.output import JSON, WORK_DIR, command, print_differences, print_result, with_differences
 
 
 def plan(
@@ -19,7 +19,7 @@ def plan(
     from twinlens.task_files import open_task
 
     opened = open_task(file, overrides or ())
-    tell_opened(opened)
+    print_differences(opened)
     _forecast(opened, command("train", file, *(overrides or ())), as_json)
 
 
@@ -49,7 +49,7 @@ def train(
     from twinlens.task_files import open_task
 
     opened = open_task(file, overrides or ())
-    tell_opened(opened)
+    print_differences(opened)
     task = opened.task
     check_task(task, work_dir)
     config = deepspeed_config(deepspeed, task) if deepspeed else None
@@ -74,11 +74,11 @@ def _xtuner(task: Any) -> Any:
 
 def _resume(run: Path, deepspeed: str | None, as_json: bool) -> None:
     from tuning.run_dir import open_run
-    from twinlens.start import deepspeed_config, go_on
+    from twinlens.start import deepspeed_config, resume
     from twinlens.task_files import read_task
 
     task, _ = read_task(open_run(run).task)
-    _done(go_on(run, deepspeed_config(deepspeed, task) if deepspeed else None), task, as_json)
+    _done(resume(run, deepspeed_config(deepspeed, task) if deepspeed else None), task, as_json)
 
 
 def _done(trained: Any, task: Any, as_json: bool, differs: Sequence[str] = ()) -> None:
@@ -89,7 +89,7 @@ def _done(trained: Any, task: Any, as_json: bool, differs: Sequence[str] = ()) -
         lines.insert(0, f"{trained.steps} steps, loss {trained.loss:.4f}, {trained.tokens_per_second:,.0f} tokens/s")
     result = {"run": str(run), **made, "steps": trained.steps, "loss": trained.loss}
     following = command("compare" if task.evaluation.probes else "chat", run)
-    finish(with_differs(result, differs), lines, following, as_json)
+    print_result(with_differences(result, differs), lines, following, as_json)
 
 
 def _forecast(opened: Any, following: str | None, as_json: bool) -> None:
@@ -111,7 +111,7 @@ def _forecast(opened: Any, following: str | None, as_json: bool) -> None:
         f"parameters:    {cost.parameters:,} in the language model, {cost.trainable:,} trained",
         f"arithmetic:    {cost.flops / 1e12:,.1f} TFLOP",
     ]
-    finish(with_differs(as_dict(cost), opened.differs), lines, following, as_json)
+    print_result(with_differences(as_dict(cost), opened.differs), lines, following, as_json)
 
 
 def compare(
@@ -150,4 +150,4 @@ def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
             Console().print(shown)
     report = run / "comparison.html"
     result = comparison_to_dict(comparison) | {"report": str(report)}
-    finish(result, [f"report: {report}"], command("chat", run), as_json)
+    print_result(result, [f"report: {report}"], command("chat", run), as_json)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from twinlens.cli.output import JSON, finish
+from twinlens.cli.output import JSON, print_result
 
 
 def install(
@@ -20,4 +20,4 @@ def install(
     if made.folder != default_folder().absolute():
         lines.append(f"to use it: export {FOLDER}={made.folder}")
     result = {"folder": str(made.folder), "bytes": made.size, "version": VERSION}
-    finish(result, lines, "twinlens train TASK --engine xtuner", as_json)
+    print_result(result, lines, "twinlens train TASK --engine xtuner", as_json)

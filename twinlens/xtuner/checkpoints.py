@@ -5,27 +5,27 @@ from pathlib import Path
 
 import torch
 
-from llm.checkpoints.shards import refuse_misfits
-from llm.export.full_model import as_published, size_of, write_published
+from llm.checkpoints.shards import check_shapes
+from llm.export.full_model import to_published_weights, total_size, write_full_model
 from llm.export.saving import check_destination, new_folder
-from llm.internlm.adapter import is_fused, split_adapter
-from llm.loading import read_config
+from llm.internlm.adapter import has_fused_qkv, split_adapter
+from llm.loading import load_model_config
 from tuning.atomic import write_atomically
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.lora import PEFT_PREFIX, target_names, lora_config, write_adapter
+from tuning.modules.lora import PEFT_PREFIX, lora_config, target_names, write_adapter
 from tuning.run_dir import RunDir
 from tuning.settings import Lora
-from twinlens.tasks import AnyTask, to_yaml, with_full_paths
-from vlm.checkpoints.initialize import Start, check_scales, in_tower
+from twinlens.tasks import AnyTask, to_yaml, with_absolute_paths
+from vlm.checkpoints.initialize import LlavaParts, check_rank_and_alpha, encoder_name
 from vlm.checkpoints.reading import read_parts
-from vlm.export.layouts import write_tower
+from vlm.export.layouts import save_tower
 from vlm.projector import Projector, save_projector
 from vlm.settings import ImageTask
 from vlm.towers.registry import load_tower
-from vlm.towers.tower import TOWER
+from vlm.towers.tower import TOWER_FOLDER
 
 
-def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:
+def read_checkpoint(checkpoint: Path, task: AnyTask) -> LlavaParts:
     """What a `.pth` of XTuner's holds, held against the task it was trained with; alpha is the task's where the file
     does not tell.
 
@@ -44,15 +44,15 @@ def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:
     tower_lora = image.tower_lora if image else None
     for what, held, trained in (
         ("projector", bool(parts.projector), image is not None),
-        ("whole language model", parts.whole_language is not None, task.full_finetuning),
+        ("whole language model", parts.full_language is not None, task.full_finetuning),
         ("adapter of the language model", parts.language is not None, lora is not None),
-        ("whole tower", parts.whole_tower is not None, image is not None and image.whole_tower),
+        ("whole tower", parts.full_tower is not None, image is not None and image.whole_tower),
         ("adapter of a tower", parts.tower is not None, tower_lora is not None),
     ):
         if held != trained:
             fault = f"has no {what}, which" if trained else f"has the {what}, which is not what"
             raise ConfigError(f"{checkpoint}: {fault} its config trains; give the config that it was trained with.")
-    check_scales(parts, str(checkpoint), lora, tower_lora)
+    check_rank_and_alpha(parts, str(checkpoint), lora, tower_lora)
     return replace(
         parts,
         language_alpha=lora.alpha if lora else None,
@@ -61,7 +61,7 @@ def read_checkpoint(checkpoint: Path, task: AnyTask) -> Start:
 
 
 def convert_checkpoint(
-    parts: Start, task: AnyTask, destination: Path, max_shard_size: str = "2GB", fp32: bool = False
+    parts: LlavaParts, task: AnyTask, destination: Path, max_shard_size: str = "2GB", fp32: bool = False
 ) -> None:
     """Write the folder of an adapter or of a whole model, or of an image task a run's with its `task.yaml`.
 
@@ -74,42 +74,42 @@ def convert_checkpoint(
         DeviceError: the destination cannot be written or has too little space.
     """
     check_destination(destination, 0)
-    language, whole = parts.language, parts.whole_language
-    if language is not None and is_fused(language):
-        language = split_adapter(language, read_config(task.versioned_model), parts.source)
+    language, whole = parts.language, parts.full_language
+    if language is not None and has_fused_qkv(language):
+        language = split_adapter(language, load_model_config(task.versioned_model), parts.source)
     if whole is not None:
-        whole = as_published(whole, task.versioned_model, parts.source, fp32)
-        check_destination(destination, size_of(whole))
+        whole = to_published_weights(whole, task.versioned_model, parts.source, fp32)
+        check_destination(destination, total_size(whole))
     parts = replace(parts, language=language, whole_language=whole)
     with new_folder(destination) as unfinished:
         if isinstance(task, ImageTask):
             _write_run(parts, task, RunDir(unfinished), max_shard_size)
         elif whole is not None:
-            write_published(whole, task.versioned_model, task.template, unfinished, max_shard_size)
+            write_full_model(whole, task.versioned_model, task.template, unfinished, max_shard_size)
         elif language is not None and task.lora is not None:
             config = lora_config(task.lora, target_names(language), "CAUSAL_LM")
-            write_adapter(language, config, unfinished, with_full_paths(task).model, task.revision)
+            write_adapter(language, config, unfinished, with_absolute_paths(task).model, task.revision)
 
 
-def write_whole_tower(parts: Start, name: str, folder: Path, max_shard_size: str = "2GB") -> None:
+def write_whole_tower(parts: LlavaParts, name: str, folder: Path, max_shard_size: str = "2GB") -> None:
     """The tower `name` with the weights that were trained, in fp32, as a folder that is itself a tower.
 
     Raises:
         ModelError: they are not that tower's.
     """
     tower = load_tower(name, torch.device("cpu"), torch.float32)
-    trained = {key.removeprefix("vision_model."): weight for key, weight in (parts.whole_tower or {}).items()}
-    refuse_misfits(
+    trained = {key.removeprefix("vision_model."): weight for key, weight in (parts.full_tower or {}).items()}
+    check_shapes(
         {key: weight.shape for key, weight in trained.items()},
         {key: tuple(value.shape) for key, value in tower.network.state_dict().items()},
         parts.source,
         "give the tower that it was trained from",
     )
     tower.network.load_state_dict({key: weight.read() for key, weight in trained.items()})
-    write_tower(tower, folder, torch.float32, max_shard_size)
+    save_tower(tower, folder, torch.float32, max_shard_size)
 
 
-def _write_run(parts: Start, task: ImageTask, run: RunDir, max_shard_size: str) -> None:
+def _write_run(parts: LlavaParts, task: ImageTask, run: RunDir, max_shard_size: str) -> None:
     task = task.model_copy(update={"start": None})  # what it started from is in what it learned
     run.adapter.mkdir()
     if parts.language is not None and task.lora is not None:
@@ -118,20 +118,20 @@ def _write_run(parts: Start, task: ImageTask, run: RunDir, max_shard_size: str) 
         config = lora_config(lora, list(lora.targets), "CAUSAL_LM")
         write_adapter(parts.language, config, run.adapter, task.model, task.revision)
     if parts.tower is not None and task.tower_lora is not None:
-        tower = {PEFT_PREFIX + in_tower(name): value for name, value in parts.tower.items()}
+        tower = {PEFT_PREFIX + encoder_name(name): value for name, value in parts.tower.items()}
         lora = _on(task.tower_lora, target_names(tower))
         task = task.model_copy(update={"tower_lora": lora})
-        write_adapter(tower, lora_config(lora, list(lora.targets), None), run.adapter / TOWER, task.tower)
-    if parts.whole_tower is not None:
-        write_whole_tower(parts, task.tower, run.adapter / TOWER, max_shard_size)
+        write_adapter(tower, lora_config(lora, list(lora.targets), None), run.adapter / TOWER_FOLDER, task.tower)
+    if parts.full_tower is not None:
+        write_whole_tower(parts, task.tower, run.adapter / TOWER_FOLDER, max_shard_size)
     hidden, width = parts.projector["linear_1.weight"].shape
     projector = Projector(width, hidden)
     projector.load_state_dict(parts.projector)
     save_projector(projector, run.adapter)
-    if parts.whole_language is not None:
+    if parts.full_language is not None:
         run.model.mkdir()
-        write_published(parts.whole_language, task.versioned_model, task.template, run.model, max_shard_size)
-    write_atomically(run.task, to_yaml(with_full_paths(task)))
+        write_full_model(parts.full_language, task.versioned_model, task.template, run.model, max_shard_size)
+    write_atomically(run.task, to_yaml(with_absolute_paths(task)))
 
 
 def _on(lora: Lora, targets: list[str]) -> Lora:

@@ -13,24 +13,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm.export.saving import check_destination, new_folder
-from llm.finetuned import check_trained as check_whole
+from llm.finetuned import check_finetuned as check_whole
 from llm.internlm.adapter import fuse_adapter
-from llm.loading import model_folder, read_config
+from llm.loading import load_model_config, model_folder
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS_PICKLED, PEFT_PREFIX, ADAPTER_WEIGHTS, target_names
+from tuning.modules.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_PICKLED, PEFT_PREFIX, target_names
 from tuning.modules.pth import write_pth
 from tuning.run_dir import RunDir
 from twinlens.tasks import AnyTask
-from vlm.checkpoints.initialize import Start, in_tower
+from vlm.checkpoints.initialize import LlavaParts, encoder_name
 from vlm.checkpoints.reading import read_parts
-from vlm.loading import check_trained
+from vlm.loading import check_finetuned
 from vlm.settings import ImageTask
 from vlm.towers.registry import tower_facts
 
 _LAYERS = {"linear_1": "model.0", "linear_2": "model.2"}
 
 
-def read_run(run: RunDir, task: AnyTask) -> Start:
+def read_run(run: RunDir, task: AnyTask) -> LlavaParts:
     """What a run of ours learned, its language adapter on the layers that XTuner's base has.
 
     Raises:
@@ -41,17 +41,17 @@ def read_run(run: RunDir, task: AnyTask) -> Start:
         check_whole(run, task)
         raise ConfigError(f"{run.path}: trained the whole model, so give XTuner's chat {run.model} as it is.")
     if isinstance(task, ImageTask):
-        check_trained(run, task)
+        check_finetuned(run, task)
         if tower_facts(task.tower).kind != "clip":
             raise ModelError(f"{run.path}: its tower {task.tower} is no CLIP of transformers, and XTuner has no other.")
     parts = read_parts(str(run.adapter))
     config = json.loads((model_folder(task.versioned_model, weights=False) / "config.json").read_text(encoding="utf-8"))
     if parts.language is None or config.get("model_type") != "internlm2":
         return parts
-    return replace(parts, language=fuse_adapter(parts.language, read_config(task.versioned_model)))
+    return replace(parts, language=fuse_adapter(parts.language, load_model_config(task.versioned_model)))
 
 
-def write_xtuner(parts: Start, task: AnyTask, destination: Path, fp32: bool, safe: bool) -> None:
+def write_xtuner(parts: LlavaParts, task: AnyTask, destination: Path, fp32: bool, safe: bool) -> None:
     """Write XTuner's folder of a text adapter, or those of a LLaVA: `llm_adapter`, `visual_encoder_adapter`,
     `projector`.
 
@@ -76,11 +76,18 @@ def write_xtuner(parts: Start, task: AnyTask, destination: Path, fp32: bool, saf
         if not isinstance(task, ImageTask):
             return
         if parts.tower is not None and (lora := task.tower_lora) is not None:
-            tower = {f"{PEFT_PREFIX}vision_model.{in_tower(name)}": value.float() for name, value in parts.tower.items()}
+            tower = {
+                f"{PEFT_PREFIX}vision_model.{encoder_name(name)}": value.float() for name, value in parts.tower.items()
+            }
             config = _config(tower, lora.rank, parts.tower_alpha or lora.alpha, lora.dropout, task.tower)
             # Not the layers behind the features, which runs of ours leave without an adapter.
             config["layers_to_transform"] = sorted({int(name.split(".layers.")[1].split(".")[0]) for name in tower})
-            _write(tower, config, unfinished / "visual_encoder_adapter", (ADAPTER_CONFIG, ADAPTER_WEIGHTS if safe else ADAPTER_WEIGHTS_PICKLED))
+            _write(
+                tower,
+                config,
+                unfinished / "visual_encoder_adapter",
+                (ADAPTER_CONFIG, ADAPTER_WEIGHTS if safe else ADAPTER_WEIGHTS_PICKLED),
+            )
         names = ("config.json", "model.safetensors" if safe else "pytorch_model.bin")
         projector = {_theirs(name): value.float() for name, value in parts.projector.items()}
         _write(projector, _projector_config(parts.projector), unfinished / "projector", names)

@@ -12,15 +12,17 @@ from llm.internlm.adapter import split_adapter
 from tuning.errors import ModelError
 from tuning.modules.lora import target_names
 from tuning.settings import Lora
-from vlm.checkpoints.reading import Start, read_start
+from vlm.checkpoints.reading import LlavaParts, read_initial_parts
 from vlm.projector import Projector
 
-__all__ = ["Start", "check_start", "load_start", "read_start"]
+__all__ = ["LlavaParts", "check_initial_parts", "load_initial_parts", "read_initial_parts"]
 log = logging.getLogger("twinlens")
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\..*\.lora_")
 
 
-def check_start(name: str, width: int, hidden: int, lora: Lora | None = None, tower_lora: Lora | None = None) -> Start:
+def check_initial_parts(
+    name: str, width: int, hidden: int, lora: Lora | None = None, tower_lora: Lora | None = None
+) -> LlavaParts:
     """Refuse, before any model loads, what a run cannot start from.
 
     Args:
@@ -29,9 +31,9 @@ def check_start(name: str, width: int, hidden: int, lora: Lora | None = None, to
         lora: of the run where it has one; `tower_lora` likewise.
 
     Raises:
-        ModelError: as `read_start`; there is no projector; or widths, ranks or scales differ.
+        ModelError: as `read_initial_parts`; there is no projector; or widths, ranks or scales differ.
     """
-    start = read_start(name)
+    start = read_initial_parts(name)
     if not start.projector:
         raise ModelError(f"start: {name}: no projector in it; give a run or a checkpoint of the image path.")
     made, took = start.projector["linear_1.weight"].shape
@@ -40,11 +42,11 @@ def check_start(name: str, width: int, hidden: int, lora: Lora | None = None, to
             f"start: {name}: this projector takes {took} wide features and gives {made}, and the tower gives {width} "
             f"to a language model of {hidden}; use the tower and model it was trained with."
         )
-    check_scales(start, f"start: {name}", lora, tower_lora)
+    check_rank_and_alpha(start, f"start: {name}", lora, tower_lora)
     return start
 
 
-def check_scales(start: Start, named: str, lora: Lora | None, tower_lora: Lora | None) -> None:
+def check_rank_and_alpha(start: LlavaParts, named: str, lora: Lora | None, tower_lora: Lora | None) -> None:
     """Refuse adapters of another rank or scale than a run's; `named` is what they are called in an error.
 
     Raises:
@@ -71,7 +73,9 @@ def check_scales(start: Start, named: str, lora: Lora | None, tower_lora: Lora |
 
 
 @torch.no_grad()
-def load_start(start: Start, projector: Projector, language: PeftModel | None, tower: PeftModel | None) -> None:
+def load_initial_parts(
+    start: LlavaParts, projector: Projector, language: PeftModel | None, tower: PeftModel | None
+) -> None:
     """Put what a start has into a projector, and into adapters that are already attached.
 
     Raises:
@@ -82,12 +86,14 @@ def load_start(start: Start, projector: Projector, language: PeftModel | None, t
     if language is not None and start.language is not None:
         config = language.get_base_model().config
         state = split_adapter(start.language, config, f"start: {start.source}")
-        _fill(language, state, start.source, "lora", str)
+        _copy_adapter(language, state, start.source, "lora", str)
     if tower is not None and start.tower is not None:
-        _fill(tower, _run_by(tower, start.tower), start.source, "tower_lora", in_tower)
+        _copy_adapter(tower, _drop_unused_layer(tower, start.tower), start.source, "tower_lora", encoder_name)
 
 
-def _fill(model: PeftModel, given: Mapping[str, Tensor], source: str, key: str, core: Callable[[str], str]) -> None:
+def _copy_adapter(
+    model: PeftModel, given: Mapping[str, Tensor], source: str, key: str, core: Callable[[str], str]
+) -> None:
     places = {
         core(name.replace(".default.", ".")): parameter
         for name, parameter in model.named_parameters()
@@ -100,7 +106,8 @@ def _fill(model: PeftModel, given: Mapping[str, Tensor], source: str, key: str, 
         )
     if (theirs := target_names(state)) != target_names(places):
         raise ModelError(
-            f"start: {source}: its adapter is on {', '.join(theirs)} and this run's on {', '.join(target_names(places))}; "
+            f"start: {source}: its adapter is on {', '.join(theirs)} and this run's on "
+            f"{', '.join(target_names(places))}; "
             f"set {key}.targets=[{','.join(theirs)}]."
         )
     if odd := sorted(state.keys() ^ places.keys()):
@@ -121,7 +128,7 @@ def _rank(state: Mapping[str, Tensor]) -> int:
     return next(value.shape[0] for name, value in state.items() if ".lora_A." in name)
 
 
-def _run_by(tower: PeftModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _drop_unused_layer(tower: PeftModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the adapter of the layer behind the last one adapted: XTuner saves it, but features of layer -2 never
     pass it, so it has not learned."""
     adapted = [int(found.group(1)) for name, _ in tower.named_parameters() if (found := _LAYER.search(name))]
@@ -129,6 +136,6 @@ def _run_by(tower: PeftModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in given.items() if behind not in name}
 
 
-def in_tower(name: str) -> str:
+def encoder_name(name: str) -> str:
     """A name within the encoder, which wrappers of several makes stand around."""
     return name[max(0, name.find("encoder.layers.")) :]

@@ -13,15 +13,15 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llm.checkpoints.embedded import NAME as EMBEDDED
-from llm.checkpoints.shards import Stored, held, read_index, stored_weights
+from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
+from llm.checkpoints.shards import LazyTensor, lazy_from_tensor, lazy_weights, read_weight_index
 from tuning.errors import ModelError
 from tuning.modules.lora import ADAPTER_CONFIG, read_adapter_config, read_adapter_weights
 from tuning.modules.pth import DEEPSPEED_FILE, read_pth, state_dict_in
 from tuning.paths import shipped_file
 from tuning.run_dir import RunDir
-from vlm.projector import FILE
-from vlm.towers.tower import TOWER
+from vlm.projector import PROJECTOR_FILE
+from vlm.towers.tower import TOWER_FOLDER
 
 EMBEDDED_PROJECTOR = "projectors/smollm2-135m-efficientnet-lite.safetensors"
 PICKLED = (".pth", ".pt", ".bin")
@@ -33,7 +33,7 @@ _IN_PROJECTOR = re.compile(r"\b(?:projector\.model|mm_projector|multi_modal_proj
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class LlavaParts:
     """Weights to start from.
 
     Args:
@@ -53,11 +53,11 @@ class Start:
     tower: dict[str, Tensor] | None = None
     language_alpha: int | None = None
     tower_alpha: int | None = None
-    whole_language: Mapping[str, Stored] | None = None
-    whole_tower: Mapping[str, Stored] | None = None
+    full_language: Mapping[str, LazyTensor] | None = None
+    full_tower: Mapping[str, LazyTensor] | None = None
 
 
-def read_start(name: str) -> Start:
+def read_initial_parts(name: str) -> LlavaParts:
     """As `read_parts`, of what a task names as its start.
 
     Raises:
@@ -67,19 +67,19 @@ def read_start(name: str) -> Start:
         start = read_parts(name)
     except ModelError as error:
         raise ModelError(f"start: {error}") from error
-    parts = (("model", "language model", start.whole_language), ("tower", "tower", start.whole_tower))
+    parts = (("model", "language model", start.full_language), ("tower", "tower", start.full_tower))
     if held := {key: what for key, what, whole in parts if whole is not None}:
         path = Path(name).expanduser()
         run = next((RunDir(each) for each in (path, path.parent) if RunDir(each).task.exists()), None)
         fix = "make a run of it with `twinlens convert pth_to_hf`, and give that one's parts"
         if run is not None:
-            places = {"model": run.model, "tower": run.adapter / TOWER}
-            fix = f"set {' '.join(f'{key}={places[key]}' for key in held)} start={run.adapter / FILE}"
+            places = {"model": run.model, "tower": run.adapter / TOWER_FOLDER}
+            fix = f"set {' '.join(f'{key}={places[key]}' for key in held)} start={run.adapter / PROJECTOR_FILE}"
         raise ModelError(f"start: {name}: holds {' and '.join(f'a whole {what}' for what in held.values())}; {fix}.")
     return start
 
 
-def read_parts(name: str) -> Start:
+def read_parts(name: str) -> LlavaParts:
     """The weights behind a name: `embedded`; a run of ours or its adapter; a projector as .safetensors; XTuner's
     .pth or folder; LLaVA's mm_projector.bin; a LLaVA checkpoint, of which the projector alone is read.
 
@@ -87,7 +87,7 @@ def read_parts(name: str) -> Start:
         ModelError: there is nothing of that name, it is broken, or what it holds does not belong to a LLaVA.
     """
     if name == EMBEDDED:
-        return Start(name, _projector(_safetensors(shipped_file(EMBEDDED_PROJECTOR)), name))
+        return LlavaParts(name, _projector(_safetensors(shipped_file(EMBEDDED_PROJECTOR)), name))
     path = Path(name).expanduser()
     if not path.exists():
         raise ModelError(f"{name}: no such file or folder; give embedded, a run, a projector file or a checkpoint.")
@@ -99,19 +99,19 @@ def read_parts(name: str) -> Start:
         return _from_pth(path, name)
     if (path / "projector").is_dir():
         return _from_xtuner_folder(path, name)
-    if (path / FILE).exists() or (path / ADAPTER_CONFIG).exists():
+    if (path / PROJECTOR_FILE).exists() or (path / ADAPTER_CONFIG).exists():
         return _from_adapter(path, name)
     if (path / "config.json").exists():
-        return Start(name, _projector(_projector_in_shards(path), name))
+        return LlavaParts(name, _projector(_projector_in_shards(path), name))
     raise ModelError(
-        f"{name}: neither a run nor a LLaVA checkpoint (no {FILE}, projector/ or config.json in it); "
+        f"{name}: neither a run nor a LLaVA checkpoint (no {PROJECTOR_FILE}, projector/ or config.json in it); "
         "give the folder that holds one."
     )
 
 
-def _from_file(path: Path, name: str) -> Start:
+def _from_file(path: Path, name: str) -> LlavaParts:
     if path.suffix == ".safetensors":
-        return _told_apart(_safetensors(path), name)
+        return _split_by_prefix(_safetensors(path), name)
     if path.suffix in PICKLED:
         return _from_pth(path, name)
     raise ModelError(
@@ -119,11 +119,11 @@ def _from_file(path: Path, name: str) -> Start:
     )
 
 
-def _from_pth(path: Path, name: str) -> Start:
+def _from_pth(path: Path, name: str) -> LlavaParts:
     held = read_pth(path)
     meta = held.get("meta")
     config = str(meta.get("cfg", "")) if isinstance(meta, Mapping) else ""
-    return _told_apart(
+    return _split_by_prefix(
         state_dict_in(held, path), name, _alpha(config, r"(?:llm_)?lora"), _alpha(config, r"visual_encoder_lora")
     )
 
@@ -134,25 +134,25 @@ def _alpha(config: str, block: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _told_apart(
+def _split_by_prefix(
     weights: Mapping[str, Tensor], name: str, language_alpha: int | None = None, tower_alpha: int | None = None
-) -> Start:
+) -> LlavaParts:
     """XTuner's parts by their prefixes; whatever has none is a projector."""
     rest = dict(weights)
     language, whole_language = _part(rest, "llm.", name)
     tower, whole_tower = _part(rest, "visual_encoder.", name)
     projector = _projector(rest, name) if rest else {}
-    return Start(name, projector, language, tower, language_alpha, tower_alpha, whole_language, whole_tower)
+    return LlavaParts(name, projector, language, tower, language_alpha, tower_alpha, whole_language, whole_tower)
 
 
 def _part(
     weights: dict[str, Tensor], prefix: str, name: str
-) -> tuple[dict[str, Tensor] | None, dict[str, Stored] | None]:
+) -> tuple[dict[str, Tensor] | None, dict[str, LazyTensor] | None]:
     """Take what begins with `prefix` out of `weights`: an adapter as PEFT names it, or a whole model."""
     taken = {key.removeprefix(prefix): weights.pop(key) for key in list(weights) if key.startswith(prefix)}
     whole = [key for key in taken if ".lora_" not in key]
     if len(whole) == len(taken):
-        return None, {key: held(value) for key, value in taken.items()} or None
+        return None, {key: lazy_from_tensor(value) for key, value in taken.items()} or None
     if whole:
         raise ModelError(
             f"{name}: holds {prefix}{whole[0]} beside an adapter; an adapter or a whole model can be read, not both."
@@ -160,21 +160,21 @@ def _part(
     return {key.replace(".default.", "."): value for key, value in taken.items()}, None
 
 
-def _from_adapter(folder: Path, name: str) -> Start:
-    projector = _projector(_safetensors(folder / FILE), name) if (folder / FILE).exists() else {}
+def _from_adapter(folder: Path, name: str) -> LlavaParts:
+    projector = _projector(_safetensors(folder / PROJECTOR_FILE), name) if (folder / PROJECTOR_FILE).exists() else {}
     language, language_alpha = _from_peft(folder)
-    tower, tower_alpha = _from_peft(folder / TOWER)
+    tower, tower_alpha = _from_peft(folder / TOWER_FOLDER)
     run = RunDir(folder.parent)
-    whole = stored_weights(run.model) if run.task.exists() and run.model.exists() else None
-    whole_tower = stored_weights(folder / TOWER) if (folder / TOWER / "config.json").exists() else None
-    return Start(name, projector, language, tower, language_alpha, tower_alpha, whole, whole_tower)
+    whole = lazy_weights(run.model) if run.task.exists() and run.model.exists() else None
+    whole_tower = lazy_weights(folder / TOWER_FOLDER) if (folder / TOWER_FOLDER / "config.json").exists() else None
+    return LlavaParts(name, projector, language, tower, language_alpha, tower_alpha, whole, whole_tower)
 
 
-def _from_xtuner_folder(folder: Path, name: str) -> Start:
+def _from_xtuner_folder(folder: Path, name: str) -> LlavaParts:
     language, language_alpha = _from_peft(folder / "llm_adapter")
     tower, tower_alpha = _from_peft(folder / "visual_encoder_adapter")
-    projector = {key: weight.read() for key, weight in stored_weights(folder / "projector").items()}
-    return Start(name, _projector(projector, name), language, tower, language_alpha, tower_alpha)
+    projector = {key: weight.read() for key, weight in lazy_weights(folder / "projector").items()}
+    return LlavaParts(name, _projector(projector, name), language, tower, language_alpha, tower_alpha)
 
 
 def _from_peft(folder: Path) -> tuple[dict[str, Tensor] | None, int | None]:
@@ -189,7 +189,9 @@ def _projector_in_shards(folder: Path) -> dict[str, Tensor]:
     """The projector of a whole checkpoint; of its other weights nothing is read from disk."""
     indices = [file for file in sorted(folder.glob("*.index.json")) if "adapter" not in file.name]
     if indices:
-        shards = sorted({shard for weight, shard in read_index(indices[0]).items() if _IN_PROJECTOR.search(weight)})
+        shards = sorted(
+            {shard for weight, shard in read_weight_index(indices[0]).items() if _IN_PROJECTOR.search(weight)}
+        )
         files = [folder / shard for shard in shards]
     else:
         files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.export.saving import config_for_all_readers, readable_by_all, save_tokenizer
+from llm.export.saving import add_transformers4_keys, save_tokenizer, with_transformers4_rope
 from tuning.errors import ModelError
 from vlm.export.processor import image_processor, make_processor
-from vlm.projector import FILE, Projector, save_projector
+from vlm.projector import PROJECTOR_FILE, Projector, save_projector
 from vlm.towers.tower import Tower
 
 VOCAB_MULTIPLE = 64
@@ -41,17 +41,17 @@ start: {folder}/{file}
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergedParts:
     """What training made, every adapter merged: modules that the writers below give names."""
 
     language: PreTrainedModel
     projector: Projector
     tower: Tower
-    tower_tuned: bool
+    tower_finetuned: bool
 
 
 @torch.no_grad()
-def widen(language: PreTrainedModel, tokens: int) -> None:
+def resize_vocabulary(language: PreTrainedModel, tokens: int) -> None:
     """Rows of embedding and head for `tokens` ids, and up to a multiple of 64.
 
     New rows are the mean of the old: their logit is the mean of all, so none is ever the likeliest token.
@@ -67,7 +67,7 @@ def widen(language: PreTrainedModel, tokens: int) -> None:
         layer.weight[old:] = layer.weight[:old].mean(0)
 
 
-def native_model(merged: Merged, image_id: int) -> LlavaForConditionalGeneration:
+def to_native_llava(merged: MergedParts, image_id: int) -> LlavaForConditionalGeneration:
     """The same modules, by reference, as transformers' LLaVA."""
     network = merged.tower.network
     assert isinstance(network, PreTrainedModel)
@@ -95,7 +95,7 @@ def native_model(merged: Merged, image_id: int) -> LlavaForConditionalGeneration
     return model.eval()
 
 
-def write_native(
+def save_native(
     model: LlavaForConditionalGeneration, tower: Tower, tokenizer: Any, folder: Path, dtype: torch.dtype, shard: str
 ) -> None:
     """HF-native LLaVA, its weights named as transformers 4 did: version 5 and other readers know those names."""
@@ -109,15 +109,15 @@ def write_native(
         weights["language_model.lm_head.weight"] = model.lm_head.weight
     _write_weights(weights, folder, dtype, shard)
     config = model.config.to_dict() | {"architectures": ["LlavaForConditionalGeneration"], **_dtype_of(dtype)}
-    config["text_config"] = readable_by_all(config["text_config"])
+    config["text_config"] = with_transformers4_rope(config["text_config"])
     _write_json(folder / "config.json", config)
     model.generation_config.save_pretrained(folder)
     make_processor(tower, tokenizer).save_pretrained(folder)
     image_processor(tower).save_pretrained(folder)
 
 
-def write_official(
-    merged: Merged, template: ChatTemplate, named: str, folder: Path, dtype: torch.dtype, shard: str
+def save_official(
+    merged: MergedParts, template: ChatTemplate, named: str, folder: Path, dtype: torch.dtype, shard: str
 ) -> None:
     """The layout of LLaVA's own code, for CLIP and Llama; a tuned tower's weights lie inside.
 
@@ -131,11 +131,11 @@ def write_official(
     for name, value in merged.projector.state_dict().items():
         layer, part = name.split(".")
         weights[f"model.mm_projector.{_OFFICIAL[layer]}.{part}"] = value
-    if merged.tower_tuned:
+    if merged.tower_finetuned:
         inside = "model.vision_tower.vision_tower.vision_model."
         weights |= {inside + name: value for name, value in tower.network.state_dict().items()}
     _write_weights(weights, folder, dtype, shard)
-    config = readable_by_all(language.config.to_dict()) | {
+    config = with_transformers4_rope(language.config.to_dict()) | {
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         **_dtype_of(dtype),
@@ -149,7 +149,7 @@ def write_official(
         "mm_vision_select_layer": -2,
         "mm_vision_tower": named,
         "tune_mm_mlp_adapter": False,
-        "unfreeze_mm_vision_tower": merged.tower_tuned,
+        "unfreeze_mm_vision_tower": merged.tower_finetuned,
         "use_mm_proj": True,
     }
     _write_json(folder / "config.json", config)
@@ -157,8 +157,8 @@ def write_official(
     save_tokenizer(template, folder)
 
 
-def write_parts(
-    merged: Merged, template: ChatTemplate, folder: Path, destination: Path, dtype: torch.dtype, shard: str
+def save_parts(
+    merged: MergedParts, template: ChatTemplate, folder: Path, destination: Path, dtype: torch.dtype, shard: str
 ) -> None:
     """Language model, projector and, where it was tuned, the tower, each by itself.
 
@@ -167,25 +167,25 @@ def write_parts(
     """
     language: Any = merged.language
     language.to(dtype).save_pretrained(folder / "language", max_shard_size=shard)
-    config_for_all_readers(folder / "language")
+    add_transformers4_keys(folder / "language")
     save_tokenizer(template, folder / "language")
     save_projector(merged.projector, folder)
     tower = merged.tower
-    if merged.tower_tuned:
-        write_tower(tower, folder / "tower", dtype, shard)
+    if merged.tower_finetuned:
+        save_tower(tower, folder / "tower", dtype, shard)
     text = PARTS_README.format(
-        file=FILE,
+        file=PROJECTOR_FILE,
         folder=destination,
         hidden=merged.projector.linear_2.out_features,
         patches=tower.patches,
         width=tower.width,
-        tower="`tower/`, as it was trained" if merged.tower_tuned else f"`{tower.name}`, as it is and not copied",
-        tower_setting=f"{destination}/tower" if merged.tower_tuned else tower.name,
+        tower="`tower/`, as it was trained" if merged.tower_finetuned else f"`{tower.name}`, as it is and not copied",
+        tower_setting=f"{destination}/tower" if merged.tower_finetuned else tower.name,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def write_tower(tower: Tower, folder: Path, dtype: torch.dtype, shard: str) -> None:
+def save_tower(tower: Tower, folder: Path, dtype: torch.dtype, shard: str) -> None:
     """A CLIP or SigLIP and its preprocessing, its weights named as in transformers 4, which of others makes noise."""
     network: Any = tower.network
     folder.mkdir(exist_ok=True)

@@ -14,37 +14,37 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.export.merge import ASKED
+from llm.export.merge import CHECK_PROMPTS
 from llm.export.saving import (
-    TOLERANCE,
-    Change,
-    as_stored,
-    change,
+    LOGIT_TOLERANCE,
+    LogitDifference,
     check_destination,
     check_shard_size,
+    checkpoint_dtype,
+    checkpoint_size,
+    compare_logits,
     new_folder,
-    round_to,
-    stored_dtype,
-    weights_size,
+    quant_as_stored,
+    round_weights,
 )
-from llm.loading import model_folder, read_config
+from llm.loading import load_model_config, model_folder
 from tuning.data.conversation import Conversation, single_turn
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.fp32_upcast import merge_adapters, fp32_upcast
+from tuning.modules.fp32_upcast import fp32_upcast, merge_adapters
 from tuning.run_dir import RunDir
 from tuning.training.samples import IMAGE_TOKEN_INDEX
-from vlm.export.layouts import Merged, native_model, widen, write_native, write_official, write_parts
-from vlm.export.processor import make_processor, refuse_other_ids, tokenizer_with_image
-from vlm.loading import as_trained, check_trained, open_trained
+from vlm.export.layouts import MergedParts, resize_vocabulary, save_native, save_official, save_parts, to_native_llava
+from vlm.export.processor import check_processor_ids, make_processor, tokenizer_with_image
+from vlm.loading import check_finetuned, finetuned_task, load_finetuned
 from vlm.model import VisionLanguageModel
 from vlm.projector import Projector
-from vlm.recipe import sighted_template
+from vlm.recipe import load_vlm_template
 from vlm.settings import ImageTask
 from vlm.towers.registry import tower_facts
 from vlm.towers.tower import Tower
 
-Layout = Literal["hf", "official", "parts"]
-SHOWN = single_turn("<image>\nWhat is in this picture?")
+LlavaLayout = Literal["hf", "official", "parts"]
+IMAGE_PROMPT = single_turn("<image>\nWhat is in this picture?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +57,18 @@ class ExportReport:
     """
 
     folder: Path
-    layout: Layout
+    layout: LlavaLayout
     dtype: str
-    exported: Change
-    rounded: Change
+    exported: LogitDifference
+    rounded: LogitDifference
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class _ExportJob:
     run: RunDir
     task: ImageTask
     template: ChatTemplate
-    layout: Layout
+    layout: LlavaLayout
     base: Path
     destination: Path
     dtype: torch.dtype
@@ -76,7 +76,7 @@ class _Order:
 
 
 @dataclass(frozen=True, slots=True)
-class _Checked:
+class _CheckedModel:
     """A merged model and what it says to a few prompts.
 
     Args:
@@ -84,14 +84,14 @@ class _Checked:
         logits: float32[N, K] of the model as it will be written.
     """
 
-    merged: Merged
+    merged: MergedParts
     pixels: Tensor
-    exported: Change
-    rounded: Change
+    exported: LogitDifference
+    rounded: LogitDifference
     logits: Tensor
 
 
-def choose_layout(task: ImageTask, asked: Layout | None) -> Layout:
+def choose_layout(task: ImageTask, asked: LlavaLayout | None) -> LlavaLayout:
     """HF-native where the tower has a class there, else parts; what is asked for is checked.
 
     Raises:
@@ -108,12 +108,12 @@ def choose_layout(task: ImageTask, asked: Layout | None) -> Layout:
         raise ConfigError(
             f"--layout official: LLaVA's own code knows CLIP towers, not {task.tower}; take --layout hf or parts."
         )
-    if asked == "official" and (model := read_config(task.versioned_model).model_type) != "llama":
+    if asked == "official" and (model := load_model_config(task.versioned_model).model_type) != "llama":
         raise ConfigError(f"--layout official: LLaVA's own code knows Llama, not {model}; take --layout hf or parts.")
     return asked
 
 
-def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None, shard: str) -> ExportReport:
+def export(run: RunDir, task: ImageTask, destination: Path, asked: LlavaLayout | None, shard: str) -> ExportReport:
     """Merge a run and write it.
 
     Args:
@@ -126,27 +126,27 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: Layout | None
         DeviceError: the destination cannot be written.
     """
     check_shard_size(shard)
-    check_trained(run, task)
-    ended = as_trained(run, task)
+    check_finetuned(run, task)
+    ended = finetuned_task(run, task)
     layout = choose_layout(ended, asked)
     folder = model_folder(ended.versioned_model)
-    dtype = stored_dtype(folder)
-    check_destination(destination, weights_size(folder))
-    order = _Order(run, task, sighted_template(ended), layout, folder, destination, dtype, shard)
+    dtype = checkpoint_dtype(folder)
+    check_destination(destination, checkpoint_size(folder))
+    order = _ExportJob(run, task, load_vlm_template(ended), layout, folder, destination, dtype, shard)
     exported, rounded = _export_native(order) if layout == "hf" else _export_plain(order)
     return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)
 
 
-def _merged(order: _Order) -> _Checked:
+def _merged(order: _ExportJob) -> _CheckedModel:
     """What a run learned, merged in the type that its base is stored in, and seen in fp32 to be the same.
 
     Raises:
         ModelError: merging changes the logits.
     """
-    stored = {"quant": as_stored(order.base), "run": order.task.run.model_copy(update={"device": "cpu"})}
-    _, sighted = open_trained(order.run, order.task.model_copy(update=stored), order.template)
+    stored = {"quant": quant_as_stored(order.base), "run": order.task.run.model_copy(update={"device": "cpu"})}
+    _, sighted = load_finetuned(order.run, order.task.model_copy(update=stored), order.template)
     language, tower = sighted.language, sighted.tower
-    pixels = tower.preprocess(probe_picture())
+    pixels = tower.preprocess(check_picture())
 
     def logits(folded: bool = False) -> Tensor:
         with fp32_upcast(language, folded):
@@ -155,47 +155,47 @@ def _merged(order: _Order) -> _Checked:
     trained = logits()
     if sighted.tower_adapter is not None:
         tower.network = sighted.tower_adapter.merge_and_unload()  # type: ignore[operator]
-    exported = _refuse_change(trained, summed := logits(folded=True))
+    exported = _check_logits(trained, summed := logits(folded=True))
     language = merge_adapters(language, order.dtype)
-    for module, written in ((tower, sighted.tower_trained), (sighted.projector, order.layout != "parts")):
+    for module, written in ((tower, sighted.trains_tower), (sighted.projector, order.layout != "parts")):
         if written or order.layout == "hf":
-            round_to(module, order.dtype)
-    merged = Merged(language.eval(), sighted.projector, tower.eval(), sighted.tower_trained)
-    return _Checked(merged, pixels, exported, change(summed, written := logits()), written)
+            round_weights(module, order.dtype)
+    merged = MergedParts(language.eval(), sighted.projector, tower.eval(), sighted.trains_tower)
+    return _CheckedModel(merged, pixels, exported, compare_logits(summed, written := logits()), written)
 
 
-def _export_plain(order: _Order) -> tuple[Change, Change]:
+def _export_plain(order: _ExportJob) -> tuple[LogitDifference, LogitDifference]:
     checked = _merged(order)
     merged = checked.merged
     with new_folder(order.destination) as unfinished:
         if order.layout == "official":
-            write_official(merged, order.template, order.task.tower, unfinished, order.dtype, order.shard)
+            save_official(merged, order.template, order.task.tower, unfinished, order.dtype, order.shard)
         else:
-            write_parts(merged, order.template, unfinished, order.destination, order.dtype, order.shard)
+            save_parts(merged, order.template, unfinished, order.destination, order.dtype, order.shard)
     return checked.exported, checked.rounded
 
 
-def _export_native(order: _Order) -> tuple[Change, Change]:
+def _export_native(order: _ExportJob) -> tuple[LogitDifference, LogitDifference]:
     checked = _merged(order)
     merged, pixels, ours = checked.merged, checked.pixels, checked.logits
     exported, rounded = checked.exported, checked.rounded
     tokenizer, image_id = tokenizer_with_image(order.template)
     processor = make_processor(merged.tower, tokenizer)
-    for asked, pictures in ((SHOWN, [probe_picture()]), (single_turn(ASKED[0]), [])):
-        refuse_other_ids(processor, order.template, asked, pictures, image_id)
-    widen(merged.language, len(tokenizer))
-    model = native_model(merged, image_id)
-    _refuse_change(ours, native_logits(model, order.template, pixels)[:, : ours.shape[1]])
+    for asked, pictures in ((IMAGE_PROMPT, [check_picture()]), (single_turn(CHECK_PROMPTS[0]), [])):
+        check_processor_ids(processor, order.template, asked, pictures, image_id)
+    resize_vocabulary(merged.language, len(tokenizer))
+    model = to_native_llava(merged, image_id)
+    _check_logits(ours, native_logits(model, order.template, pixels)[:, : ours.shape[1]])
     with new_folder(order.destination) as unfinished:
-        write_native(model, merged.tower, tokenizer, unfinished, order.dtype, order.shard)
+        save_native(model, merged.tower, tokenizer, unfinished, order.dtype, order.shard)
         del model, merged, checked
         gc.collect()  # two of them may be more than fits
-        read = _read_back(unfinished, order.dtype, order.template, pixels)
-        _refuse_change(ours, read[:, : ours.shape[1]])
+        read = _reload_logits(unfinished, order.dtype, order.template, pixels)
+        _check_logits(ours, read[:, : ours.shape[1]])
     return exported, rounded
 
 
-def _read_back(folder: Path, dtype: torch.dtype, template: ChatTemplate, pixels: Tensor) -> Tensor:
+def _reload_logits(folder: Path, dtype: torch.dtype, template: ChatTemplate, pixels: Tensor) -> Tensor:
     """float32[N, K] of what transformers makes of a folder.
 
     Raises:
@@ -210,7 +210,7 @@ def _read_back(folder: Path, dtype: torch.dtype, template: ChatTemplate, pixels:
     return native_logits(model.eval(), template, pixels)
 
 
-def probe_picture() -> Image.Image:
+def check_picture() -> Image.Image:
     """A picture with something in every place, twice as wide as high."""
     across, down = Image.linear_gradient("L").rotate(90), Image.linear_gradient("L")
     return Image.merge("RGB", (across, down, Image.radial_gradient("L"))).resize((96, 48))
@@ -243,13 +243,16 @@ def native_logits(model: LlavaForConditionalGeneration, template: ChatTemplate, 
 
 
 def _prompts(template: ChatTemplate) -> list[tuple[Tensor, list[int]]]:
-    asked: list[tuple[Conversation, list[int]]] = [(SHOWN, [0]), *((single_turn(text), []) for text in ASKED)]
+    asked: list[tuple[Conversation, list[int]]] = [
+        (IMAGE_PROMPT, [0]),
+        *((single_turn(text), []) for text in CHECK_PROMPTS),
+    ]
     return [(torch.tensor([template.prompt(conversation)]), pictures) for conversation, pictures in asked]
 
 
-def _refuse_change(was: Tensor, written: Tensor) -> Change:
-    difference = change(was, written)
-    if not difference.difference <= TOLERANCE:
+def _check_logits(was: Tensor, written: Tensor) -> LogitDifference:
+    difference = compare_logits(was, written)
+    if not difference.difference <= LOGIT_TOLERANCE:
         raise ModelError(
             f"what would be written gives other logits than the run ({difference}), so nothing is; keep the run."
         )

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from llm.export.saving import TOLERANCE, check_destination, check_shard_size, new_folder
+from llm.export.saving import LOGIT_TOLERANCE, check_destination, check_shard_size, new_folder
 from tuning.errors import ModelError
 from tuning.modules.lora import PEFT_PREFIX, attach_adapter_weights, read_adapter_config, read_adapter_weights
-from vlm.checkpoints.initialize import in_tower
-from vlm.export.layouts import write_tower
-from vlm.export.llava import probe_picture
+from vlm.checkpoints.initialize import encoder_name
+from vlm.export.layouts import save_tower
+from vlm.export.llava import check_picture
 from vlm.towers.registry import load_tower, tower_facts
 
 
@@ -34,18 +34,18 @@ def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str
     if not tower_facts(name).trainable:
         raise ModelError(f"--is-clip: {name} is neither CLIP nor SigLIP of transformers, and takes no adapter.")
     check_destination(destination, 0)
-    state = {PEFT_PREFIX + in_tower(key): value for key, value in read_adapter_weights(adapter).items()}
+    state = {PEFT_PREFIX + encoder_name(key): value for key, value in read_adapter_weights(adapter).items()}
     tower = load_tower(name, torch.device("cpu"), torch.float32)
     assert isinstance(tower.network, PreTrainedModel)
     adapted: Any = attach_adapter_weights(tower.network, state, config, str(adapter))
-    pixels = tower.preprocess(probe_picture())[None]
+    pixels = tower.preprocess(check_picture())[None]
     with torch.no_grad():
         was = tower(pixels)
         tower.network = adapted.merge_and_unload()
         merged = tower(pixels)
     difference = float((was - merged).abs().max() / was.abs().max())
-    if not difference <= TOLERANCE:
+    if not difference <= LOGIT_TOLERANCE:
         raise ModelError(f"{adapter}: merged features differ by {difference:.1e}, so nothing is written; keep it.")
     with new_folder(destination) as unfinished:
-        write_tower(tower, unfinished, torch.float32, max_shard_size)
+        save_tower(tower, unfinished, torch.float32, max_shard_size)
     return difference

@@ -29,7 +29,7 @@ _PLAIN = (
 )
 
 
-def chat_markup(template: ChatTemplate) -> str:
+def image_chat_template(template: ChatTemplate) -> str:
     """The model's chat template with our system text, for contents that are texts or lists of texts and pictures."""
     own = template.tokenizer.get_chat_template()
     system = _SYSTEM.replace("SYSTEM", json.dumps(template.system, ensure_ascii=False)) if template.system else ""
@@ -48,7 +48,7 @@ def tokenizer_with_image(template: ChatTemplate) -> tuple[PreTrainedTokenizerBas
         tokenizer.backend_tokenizer.post_processor = None
         for name in ("add_bos_token", "add_eos_token"):
             tokenizer.init_kwargs[name] = False
-    tokenizer.chat_template = chat_markup(template)
+    tokenizer.chat_template = image_chat_template(template)
     return tokenizer, tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
 
 
@@ -78,7 +78,7 @@ def make_processor(tower: Tower, tokenizer: PreTrainedTokenizerBase) -> LlavaPro
     )
 
 
-def refuse_other_ids(
+def check_processor_ids(
     processor: Any, template: ChatTemplate, asked: Conversation, pictures: list[Image.Image], image_id: int
 ) -> None:
     """Make sure that the processor asks what we ask, id for id.

@@ -10,18 +10,18 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from llm.checkpoints.hub import fetch, remote_of
+from llm.checkpoints.hub import fetch, parse_remote
 from tuning.errors import ModelError, first_line
 from tuning.modules.quantize import linear_layers
 from tuning.settings import Lora
 from vlm.towers.preprocess import Preprocess
-from vlm.towers.tower import Kind, Tower, TowerFacts
+from vlm.towers.tower import Tower, TowerFacts, TowerKind
 
 SUPPORTED = (
     "towers are CLIP and SigLIP models in Hugging Face layout (a folder or owner/model), open_clip:NAME/WEIGHTS "
     "and embedded"
 )
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, TowerKind] = {
     "clip": "clip",
     "clip_vision_model": "clip",
     "siglip": "siglip",
@@ -29,20 +29,20 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def transformers_facts(name: str) -> TowerFacts:
+def clip_siglip_facts(name: str) -> TowerFacts:
     """As `tower_facts`; of a hub name, only the settings' files are fetched."""
-    folder = _settings_folder(name)
+    folder = _config_folder(name)
     config, kind = _vision_config(folder)
     _read_preprocess(folder, config.image_size)
     return _facts(config, kind)
 
 
-def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
+def load_clip_siglip(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
     """As `load_tower`."""
     from llm.loading import silence_libraries
 
-    remote = remote_of(name, "tower")
-    folder = fetch(remote) if remote else _settings_folder(name)
+    remote = parse_remote(name, "tower")
+    folder = fetch(remote) if remote else _config_folder(name)
     config, kind = _vision_config(folder)
     config.attention_dropout = 0.0  # a tower's features are the same in training and in use
     preprocess = _read_preprocess(folder, config.image_size)
@@ -66,31 +66,35 @@ def load_transformers(name: str, device: torch.device, dtype: torch.dtype) -> To
         "epsilon": config.layer_norm_eps,
     }
     features = _clip_features if kind == "clip" else _siglip_features
-    return Tower(name, _facts(config, kind), network.to(device), features, preprocess, recipe, _idle(network, config))
+    return Tower(
+        name, _facts(config, kind), network.to(device), features, preprocess, recipe, _unused_modules(network, config)
+    )
 
 
-def count_trained(name: str, lora: Lora | None) -> int:
+def count_trainable(name: str, lora: Lora | None) -> int:
     """Weights of an adapter on a tower, or of the tower itself, that training changes; from its settings alone.
 
     Raises:
-        ModelError: as `transformers_facts`.
+        ModelError: as `clip_siglip_facts`.
     """
-    config, kind = _vision_config(_settings_folder(name))
+    config, kind = _vision_config(_config_folder(name))
     with torch.device("meta"):
         network = _network_class(kind)(config)
-    idle = _idle(network, config)
+    idle = _unused_modules(network, config)
     if lora is not None:
-        return sum(lora.rank * sum(each.weight.shape) for part, each in linear_layers(network) if not part.startswith(idle))
+        return sum(
+            lora.rank * sum(each.weight.shape) for part, each in linear_layers(network) if not part.startswith(idle)
+        )
     return sum(weight.numel() for part, weight in network.named_parameters() if not part.startswith(idle))
 
 
-def _network_class(kind: Kind) -> Any:
+def _network_class(kind: TowerKind) -> Any:
     from transformers import CLIPVisionModel, SiglipVisionModel
 
     return CLIPVisionModel if kind == "clip" else SiglipVisionModel
 
 
-def _idle(network: nn.Module, config: Any) -> tuple[str, ...]:
+def _unused_modules(network: nn.Module, config: Any) -> tuple[str, ...]:
     """The names of what features of layer -2 never pass."""
     unseen = (f"encoder.layers.{config.num_hidden_layers - 1}", "post_layernorm", "head")
     return tuple(part for part, _ in network.named_modules() if part.startswith(unseen))
@@ -112,14 +116,14 @@ def _through_layers(network: Any, hidden: Tensor) -> Tensor:
     return hidden
 
 
-def _facts(config: Any, kind: Kind) -> TowerFacts:
+def _facts(config: Any, kind: TowerKind) -> TowerFacts:
     patches = (config.image_size // config.patch_size) ** 2
     return TowerFacts(patches, config.hidden_size, config.image_size, kind)
 
 
-def _settings_folder(name: str) -> Path:
+def _config_folder(name: str) -> Path:
     """The folder with the tower's config.json: itself, or the hub's, without weights."""
-    if (remote := remote_of(name, "tower")) is not None:
+    if (remote := parse_remote(name, "tower")) is not None:
         return fetch(remote, weights=False)
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -148,7 +152,7 @@ def _open_clip_hint(name: str) -> str:
     return f", but open_clip has that model: write open_clip:{name}/WEIGHTS" if name in list_models() else ""
 
 
-def _vision_config(folder: Path) -> tuple[Any, Kind]:
+def _vision_config(folder: Path) -> tuple[Any, TowerKind]:
     """The vision part's config, and whose it is."""
     from transformers import CLIPVisionConfig, SiglipVisionConfig
 

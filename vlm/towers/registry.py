@@ -2,10 +2,10 @@
 
 import torch
 
-from llm.checkpoints.embedded import NAME as EMBEDDED
-from vlm.towers.clip_siglip import load_transformers, transformers_facts
-from vlm.towers.embedded import embedded_facts, load_embedded
-from vlm.towers.open_clip_models import PREFIX as OPEN_CLIP
+from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
+from vlm.towers.clip_siglip import clip_siglip_facts, load_clip_siglip
+from vlm.towers.embedded import embedded_facts, load_embedded_tower
+from vlm.towers.open_clip_models import OPEN_CLIP_PREFIX as OPEN_CLIP
 from vlm.towers.open_clip_models import load_open_clip, open_clip_facts
 from vlm.towers.tower import Tower, TowerFacts
 
@@ -20,7 +20,7 @@ def tower_facts(name: str) -> TowerFacts:
     """
     if name == EMBEDDED:
         return embedded_facts()
-    return open_clip_facts(name) if name.startswith(OPEN_CLIP) else transformers_facts(name)
+    return open_clip_facts(name) if name.startswith(OPEN_CLIP) else clip_siglip_facts(name)
 
 
 def load_tower(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
@@ -33,6 +33,6 @@ def load_tower(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
         ModelError: as `tower_facts`, or its weights cannot be had or read.
     """
     if name == EMBEDDED:
-        return load_embedded(device, dtype)
-    load = load_open_clip if name.startswith(OPEN_CLIP) else load_transformers
+        return load_embedded_tower(device, dtype)
+    load = load_open_clip if name.startswith(OPEN_CLIP) else load_clip_siglip
     return load(name, device, dtype)

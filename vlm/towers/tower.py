@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vlm.towers.preprocess import Preprocess
 
-TOWER = "tower"  # where a run's adapter folder holds the tower's own
-Kind = Literal["embedded", "clip", "siglip", "open_clip"]
+TOWER_FOLDER = "tower"  # where a run's adapter folder holds the tower's own
+TowerKind = Literal["embedded", "clip", "siglip", "open_clip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class TowerFacts:
     patches: int
     width: int
     size: int
-    kind: Kind
+    kind: TowerKind
 
     @property
     def trainable(self) -> bool:
@@ -63,17 +63,17 @@ class Tower(nn.Module):
         features: Callable[[nn.Module, Tensor], Tensor],
         preprocess: Preprocess,
         recipe: Mapping[str, object],
-        idle: tuple[str, ...] = (),
+        unused_modules: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.name = name
         self.facts = facts
         self.network = network.requires_grad_(False)
         self.eval()
-        self.idle = idle
+        self.unused_modules = unused_modules
         self._features = features
         self._preprocess = preprocess
-        self.key = _key(network, preprocess, recipe)
+        self.fingerprint = _key(network, preprocess, recipe)
 
     @property
     def patches(self) -> int:

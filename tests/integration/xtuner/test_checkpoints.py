@@ -15,7 +15,7 @@ from tiny_vlm import answers_of_run, conversations, make_pictures
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from llm.internlm.adapter import load_any_adapter
+from llm.internlm.adapter import load_llama_or_internlm2_adapter
 from llm.internlm.loading import load_internlm
 from llm.loading import load_model, load_template
 from llm.settings import TextTask
@@ -29,7 +29,7 @@ from twinlens.task_files import read_task
 from twinlens.tasks import to_yaml
 from twinlens.xtuner.checkpoints import convert_checkpoint, read_checkpoint
 from twinlens.xtuner.export import read_run, write_xtuner
-from vlm.checkpoints.initialize import check_start
+from vlm.checkpoints.initialize import check_initial_parts
 from vlm.export.llava import export
 from vlm.settings import ImageTask
 
@@ -114,7 +114,7 @@ def test_on_internlm2_xtuner_gets_the_fused_layers_and_loses_nothing(tiny_model,
     assert config["target_modules"] == ["w1", "w2", "w3", "wo", "wqkv"]
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({"wqkv": 12}, {"wqkv": 24})
     given, was = (
-        logits(load_any_adapter(load_internlm(base, dtype=torch.float32), folder))
+        logits(load_llama_or_internlm2_adapter(load_internlm(base, dtype=torch.float32), folder))
         for folder in (tmp_path / "theirs", run.adapter)
     )
     assert torch.allclose(given, was, rtol=1e-4, atol=1e-4 * float(was.abs().max()))
@@ -141,7 +141,7 @@ def test_what_xtuner_trained_on_fused_layers_is_split_or_stays_as_it_is(tiny_mod
         ["down_proj", "k_proj", "o_proj", "q_proj", "v_proj"]
     )
     given, fused = (
-        logits(load_any_adapter(load_internlm(base, dtype=torch.float32), tmp_path / folder))
+        logits(load_llama_or_internlm2_adapter(load_internlm(base, dtype=torch.float32), tmp_path / folder))
         for folder in ("ours", "theirs")
     )
     assert torch.equal(given, fused)
@@ -165,7 +165,7 @@ def test_an_image_run_for_xtuner_and_back(image_run, tmp_path):
     ]
     projector = json.loads((tmp_path / "theirs" / "projector" / "config.json").read_text())
     assert (projector["model_type"], projector["depth"], "auto_map" in projector) == ("projector", 2, False)
-    check_start(str(tmp_path / "theirs"), 32, 64, task.lora, task.tower_lora)
+    check_initial_parts(str(tmp_path / "theirs"), 32, 64, task.lora, task.tower_lora)
 
     started = task.model_copy(update={"start": "gone.pth"})
     parts = read_checkpoint(as_pth(tmp_path / "theirs", tmp_path / "iter_1.pth"), started)
@@ -173,7 +173,7 @@ def test_an_image_run_for_xtuner_and_back(image_run, tmp_path):
     made = RunDir(tmp_path / "ours")
     asked = conversations(make_pictures(tmp_path))
     assert answers_of_run(made, asked) == answers_of_run(image_run, asked)
-    check_start(str(made.path), 32, 64, task.lora, task.tower_lora)
+    check_initial_parts(str(made.path), 32, 64, task.lora, task.tower_lora)
     again, _ = read_task(made.task)
     assert isinstance(again, ImageTask)
     assert export(made, again, tmp_path / "llava", None, "2GB").layout == "hf"

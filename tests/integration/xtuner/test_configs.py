@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from paths import ROOT
 
-from llm.chat_template.named_templates import NAMED
+from llm.chat_template.named_templates import NAMED_TEMPLATES
 from tuning.settings import Lora
 from twinlens.task_files import OpenedTask, open_task, shipped_tasks
 from twinlens.xtuner.configs.expressions import Reference
@@ -107,15 +107,15 @@ def test_a_text_config_that_trains_every_weight(configs: list[Path]) -> None:
 def test_llava_configs_that_train_every_weight(configs: list[Path]) -> None:
     task = named(configs, "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_finetune").task
     assert isinstance(task, ImageTask)
-    assert (task.stage, task.whole, task.whole_tower, task.tower_lora) == ("tune", True, False, None)
+    assert (task.stage, task.full_finetuning, task.whole_tower, task.tower_lora) == ("tune", True, False, None)
     assert (task.model, task.data.max_length) == ("internlm/internlm2-chat-7b", 2048)
     adapted = named(configs, "llava_llama3_8b_instruct_full_clip_vit_large_p14_336_lora_e1_gpu8_finetune").task
     assert isinstance(adapted, ImageTask)
-    assert (adapted.whole, adapted.whole_tower) == (True, False)
+    assert (adapted.full_finetuning, adapted.whole_tower) == (True, False)
     assert adapted.tower_lora == Lora(rank=64, alpha=16, dropout=0.05)
     tower = named(configs, "llava_phi3_mini_4k_instruct_full_clip_vit_large_p14_336_full_e2_gpu8_internvl_finetune")
     assert isinstance(tower.task, ImageTask)
-    assert (tower.task.whole, tower.task.whole_tower, tower.task.tower_lora) == (True, True, None)
+    assert (tower.task.full_finetuning, tower.task.whole_tower, tower.task.tower_lora) == (True, True, None)
     assert (tower.task.optim.epochs, tower.task.data.max_length, len(tower.task.data.files)) == (2, 4096, 9)
 
 
@@ -175,7 +175,7 @@ def test_the_config_on_refcoco(configs: list[Path]) -> None:
 
 def test_every_template_is_known(found: dict[Path, Any]) -> None:
     named = {open_task(file).task.template for file, verdict in found.items() if verdict.refusal is None}
-    assert named - {None} <= set(NAMED)
+    assert named - {None} <= set(NAMED_TEMPLATES)
 
 
 class Imported:

@@ -19,9 +19,9 @@ from tuning.run_dir import RunDir, read_jsonl
 from twinlens.start import start
 from twinlens.tasks import AnyTask, recipe_of, to_yaml
 from twinlens.xtuner.engine.environment import MARKER, Environment, default_folder, find_environment
-from vlm.projector import FILE as PROJECTOR
+from vlm.projector import PROJECTOR_FILE as PROJECTOR
 from vlm.settings import ImageTask
-from vlm.towers.tower import TOWER
+from vlm.towers.tower import TOWER_FOLDER
 
 INSTALLED = default_folder()  # before a test's own cache folder
 pytestmark = pytest.mark.usefixtures("cache")
@@ -195,7 +195,7 @@ def test_both_engines_learn_pictures_alike(image_task, tmp_path, xtuner, changes
     ours, theirs = both(task, tmp_path / "work", xtuner)
     assert_alike(ours, theirs, 0.05 if "tower_lora" in changes else 1e-3)  # adapters are drawn in another order
     assert (theirs.adapter / PROJECTOR).exists()
-    assert (theirs.adapter / TOWER).exists() == ("stage" not in changes)
+    assert (theirs.adapter / TOWER_FOLDER).exists() == ("stage" not in changes)
     assert recipe_of(task).judge(theirs, task).rows
 
 

@@ -13,7 +13,7 @@ from tiny_internlm import make_internlm2
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CLIPVisionModel, LlamaForCausalLM
 
-from llm.checkpoints.shards import stored_weights
+from llm.checkpoints.shards import lazy_weights
 from llm.internlm.loading import load_internlm
 from llm.settings import TextTask
 from tuning.errors import KitError, ModelError
@@ -23,13 +23,13 @@ from twinlens.task_files import read_task
 from twinlens.tasks import to_yaml
 from twinlens.xtuner.checkpoints import convert_checkpoint, read_checkpoint
 from twinlens.xtuner.export import read_run, write_xtuner
-from vlm.checkpoints.reading import read_start
-from vlm.loading import open_trained
-from vlm.projector import fresh_projector
-from vlm.recipe import sighted_template
+from vlm.checkpoints.reading import read_initial_parts
+from vlm.loading import load_finetuned
+from vlm.projector import new_projector
+from vlm.recipe import load_vlm_template
 from vlm.settings import ImageTask
 from vlm.towers.registry import load_tower
-from vlm.towers.tower import TOWER
+from vlm.towers.tower import TOWER_FOLDER
 
 IDS = torch.arange(30)[None]
 WHOLE = {"lora": None, "quant": {"bits": 16}, "data": {"files": ["none.jsonl"]}, "optim": {"steps": 1}}
@@ -53,7 +53,7 @@ def trained(weights: Mapping[str, Tensor], prefix: str = "llm.") -> dict[str, Te
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
-    return {name: weight.read() for name, weight in stored_weights(folder).items()}
+    return {name: weight.read() for name, weight in lazy_weights(folder).items()}
 
 
 def as_pth(weights: Mapping[str, Tensor], file: Path) -> Path:
@@ -131,7 +131,7 @@ def test_every_family_is_held_against_its_own_config(tmp_path, tokenizer, kind):
         weights["llm.lm_head.weight"] = weights["llm.model.embed_tokens.weight"]
     folder = convert(as_pth(weights, tmp_path / "iter_1.pth"), text_task(tmp_path / "base"), tmp_path / "model")
     ours = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert {weight.dtype for weight in stored_weights(folder).values()} == {torch.float16}
+    assert {weight.dtype for weight in lazy_weights(folder).values()} == {torch.float16}
     assert torch.equal(logits(ours), logits(model.eval()))
 
 
@@ -182,7 +182,7 @@ def llava_pth(tiny_model: Path, towers: dict[str, Path], tmp_path: Path) -> Path
     """What XTuner leaves of a LLaVA of which it trained everything."""
     tower = {name.removeprefix("vision_model."): value for name, value in stored(towers["clip"]).items()}
     state = trained(stored(tiny_model)) | trained(tower, "visual_encoder.vision_model.")
-    for name, value in fresh_projector(32, 64, seed=1).state_dict().items():
+    for name, value in new_projector(32, 64, seed=1).state_dict().items():
         layer, part = name.split(".")
         state[f"projector.model.{'0' if layer == 'linear_1' else '2'}.{part}"] = value
     return as_pth(state, tmp_path / "iter_1.pth")
@@ -193,20 +193,20 @@ def test_a_whole_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_p
     held = torch.load(llava_pth, weights_only=True)["state_dict"]
     run = RunDir(convert(llava_pth, task, tmp_path / "run"))
     again, _ = read_task(run.task)
-    assert isinstance(again, ImageTask) and again.whole and again.whole_tower and again.start is None
+    assert isinstance(again, ImageTask) and again.full_finetuning and again.whole_tower and again.start is None
     for name, value in stored(run.model).items():
         assert torch.equal(value, held[f"llm.{name}"].bfloat16())
-    tower = load_tower(str(run.adapter / TOWER), torch.device("cpu"), torch.float32)
+    tower = load_tower(str(run.adapter / TOWER_FOLDER), torch.device("cpu"), torch.float32)
     for name, value in tower.network.state_dict().items():
         assert torch.equal(value, held[f"visual_encoder.vision_model.{name}"])
     before = load_tower(task.tower, torch.device("cpu"), torch.float32)
     assert tower.preprocessing == before.preprocessing
-    _, sighted = open_trained(run, again, sighted_template(again))
+    _, sighted = load_finetuned(run, again, load_vlm_template(again))
     assert torch.equal(logits(sighted.language), logits(LlamaForCausalLM.from_pretrained(run.model)))
-    parts = f"set model={run.model} tower={run.adapter / TOWER} start={run.adapter / 'projector.safetensors'}."
+    parts = f"set model={run.model} tower={run.adapter / TOWER_FOLDER} start={run.adapter / 'projector.safetensors'}."
     for start, fix in ((run.path, parts), (run.adapter, parts), (llava_pth, "make a run of it with `twinlens convert")):
         with pytest.raises(ModelError, match=f"holds a whole language model and a whole tower; {re.escape(fix)}"):
-            read_start(str(start))
+            read_initial_parts(str(start))
 
 
 def test_a_whole_tower_beside_an_adapter_is_told(tiny_model, towers, llava_pth, tmp_path):
@@ -217,7 +217,7 @@ def test_a_whole_tower_beside_an_adapter_is_told(tiny_model, towers, llava_pth, 
     with pytest.raises(KitError, match="has the whole tower, which is not what its config trains"):
         read_checkpoint(llava_pth, image_task(tiny_model, towers["clip"]))
     with pytest.raises(ModelError, match=r"holds a whole tower; make a run of it"):
-        read_start(str(eyes))
+        read_initial_parts(str(eyes))
     task = image_task(tiny_model, towers["siglip"], whole_tower=True)
     with pytest.raises(ModelError, match=r"give the tower that it was trained from\."):
         convert(llava_pth, task, tmp_path / "run")
@@ -229,7 +229,7 @@ def test_for_xtuner_a_whole_run_is_its_own_models_and_the_projector(tiny_model, 
     run = RunDir(convert(llava_pth, task, tmp_path / "run"))
     write_xtuner(read_run(run, task), task, tmp_path / "theirs", fp32=False, safe=False)
     assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["projector"]
-    network, found = CLIPVisionModel.from_pretrained(run.adapter / TOWER, output_loading_info=True)
+    network, found = CLIPVisionModel.from_pretrained(run.adapter / TOWER_FOLDER, output_loading_info=True)
     assert not any(found.values()) and network.dtype == torch.float32
     text = RunDir(tmp_path / "text")
     text.path.mkdir()

@@ -7,7 +7,7 @@ from tiny import make_tokenizer
 
 from llm.chat import Chat, TextStream
 from llm.chat_template.encoding import ChatTemplate
-from llm.generation import Sampling, answer_batched
+from llm.generation import Sampling, generate_answers
 from llm.loading import load_model, load_template
 from tuning.data.conversation import single_turn
 from tuning.settings import Quant
@@ -33,7 +33,7 @@ def test_pieces_are_whole_characters_and_together_the_answer(text):
 def test_a_chat_remembers_forgets_and_repeats_itself_when_nothing_is_drawn(tiny_model):
     template = load_template(str(tiny_model), None)
     loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
-    talk = Chat(loaded.model, template, loaded.compute, Sampling(), 8)
+    talk = Chat(loaded.model, template, loaded.compute_dtype, Sampling(), 8)
     pieces: list[str] = []
     first = talk.reply("who are you?", pieces.append)
     assert "".join(pieces) == first
@@ -46,6 +46,6 @@ def test_batched_answers_are_the_answers_alone(tiny_model):
     template = load_template(str(tiny_model), None)
     loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
     asked = [single_turn(text) for text in ("who are you?", "yes", "tell me about the sea and the city", "你是谁")]
-    together = answer_batched(loaded.model, template, asked, 12)
-    alone = [answer_batched(loaded.model, template, [one], 12)[0] for one in asked]
+    together = generate_answers(loaded.model, template, asked, 12)
+    alone = [generate_answers(loaded.model, template, [one], 12)[0] for one in asked]
     assert together == alone

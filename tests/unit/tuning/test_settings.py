@@ -7,7 +7,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError
-from tuning.settings import NAMES_IN_OTHER_KITS, apply_overrides, settings_group_of, read_settings
+from tuning.settings import NAMES_IN_OTHER_KITS, apply_overrides, read_settings, settings_group_of
 
 LEAST = "model: embedded\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 5\n"
 

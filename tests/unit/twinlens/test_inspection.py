@@ -10,14 +10,14 @@ from llm.chat_template.encoding import ChatTemplate
 from tuning.data.conversation import Conversation, Turn, single_turn
 from tuning.data.formats import SourceRow
 from twinlens.inspection import (
-    Piece,
+    TextSpan,
+    detect_language,
     first_distinct,
-    harmless,
-    language,
     render_html,
-    take_census,
+    summarize_dataset,
     view_tokens,
     view_turns,
+    visible_controls,
 )
 
 CHAT = Conversation(
@@ -68,7 +68,7 @@ def test_census(tmp_path: Path, template: ChatTemplate) -> None:
     pictured = Conversation(single_turn("<image>\nWhat?", "That.").turns, ("here.jpg",))
     lost = Conversation(single_turn("<image>\nWhat?", "This.").turns, ("lost.jpg",))
     rows = source(CHAT, CHAT, pictured, lost, single_turn("Hi", "Hello " * 100))
-    census = take_census(rows, tmp_path, 100, template)
+    census = summarize_dataset(rows, tmp_path, 100, template)
     assert (census.rows, census.distinct, census.questions, census.turns) == (5, 4, 3, 16)
     assert (census.answers, census.masked_answers) == (7, 2)
     assert (census.pictures, census.missing) == (2, ("lost.jpg",))
@@ -77,14 +77,14 @@ def test_census(tmp_path: Path, template: ChatTemplate) -> None:
     lengths = census.lengths
     assert (lengths.shortest, lengths.median, lengths.p95, lengths.longest) == (sizes[0], sizes[2], sizes[4], sizes[4])
     assert lengths.over == sum(size > 100 for size in sizes)
-    assert take_census(rows, tmp_path, 100, None).lengths.over is None
+    assert summarize_dataset(rows, tmp_path, 100, None).lengths.over is None
 
 
 def test_language_goes_by_the_letters() -> None:
-    assert language(single_turn("你是 Lumo 吗", "是的, I am")) == "zh"
-    assert language(single_turn("Was ist das?", "Ein Käse.")) == "en"
-    assert language(single_turn("1 + 1", "2")) == "other"
-    assert language(single_turn("Кто ты?", "Я Люмо.")) == "other"
+    assert detect_language(single_turn("你是 Lumo 吗", "是的, I am")) == "zh"
+    assert detect_language(single_turn("Was ist das?", "Ein Käse.")) == "en"
+    assert detect_language(single_turn("1 + 1", "2")) == "other"
+    assert detect_language(single_turn("Кто ты?", "Я Люмо.")) == "other"
 
 
 def test_shown_rows_differ() -> None:
@@ -95,12 +95,12 @@ def test_shown_rows_differ() -> None:
 
 def test_without_a_model_turns_are_shown_with_their_loss() -> None:
     view = view_turns(source(CHAT)[0])
-    assert [piece for piece in view.pieces if piece.supervised] == [Piece("Yes, naïve 朋友 🎉!", True)]
+    assert [piece for piece in view.pieces if piece.supervised] == [TextSpan("Yes, naïve 朋友 🎉!", True)]
 
 
 def test_page_is_self_contained_and_escaped() -> None:
     rows = source(single_turn("<script>alert(1)</script>", "</mark><img src=x onerror=alert(1)>"))
-    census = take_census(rows, Path(), 2048, None)
+    census = summarize_dataset(rows, Path(), 2048, None)
     page = render_html("<b>.jsonl", census, ["ignored key '<i>' (1 rows)"], [view_turns(row) for row in rows])
     assert not re.search(r"<(script|img|link|b|i)\b", page)
     assert "<mark>&lt;/mark&gt;&lt;img src=x onerror=alert(1)&gt;</mark>" in page
@@ -108,4 +108,4 @@ def test_page_is_self_contained_and_escaped() -> None:
 
 
 def test_control_characters_cannot_reach_the_terminal() -> None:
-    assert harmless("a\x1b[31mb\x07\x9b\x7f\tc\n你😊") == "a␛[31mb␇\ufffd␡\tc\n你😊"
+    assert visible_controls("a\x1b[31mb\x07\x9b\x7f\tc\n你😊") == "a␛[31mb␇\ufffd␡\tc\n你😊"

@@ -5,7 +5,7 @@ import pytest
 
 from tuning.errors import ConfigError
 from tuning.settings import SettingsGroup, read_settings
-from twinlens.task_files import KINDS, describe, explain, find_config, shipped_tasks
+from twinlens.task_files import TASK_TYPES, describe, explain, find_config, shipped_tasks
 
 TASKS = sorted(shipped_tasks().values())
 
@@ -14,7 +14,7 @@ TASKS = sorted(shipped_tasks().values())
 def test_an_explained_copy_is_the_same_task(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / file.name
     copy.write_text(explain(file), encoding="utf-8")
-    kind = KINDS[file.parent.name]
+    kind = TASK_TYPES[file.parent.name]
     task, _ = read_settings(file, kind)
     assert read_settings(copy, kind)[0] == task
 
@@ -26,7 +26,7 @@ def test_an_explained_copy_is_the_same_task(file: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
 def test_an_explained_copy_has_every_setting_with_its_docstring(file: Path) -> None:
     text = explain(file)
-    for key, field in KINDS[file.parent.name].model_fields.items():
+    for key, field in TASK_TYPES[file.parent.name].model_fields.items():
         default = field.get_default(call_default_factory=True)
         inner = getattr(type(default) if isinstance(default, SettingsGroup) else field.annotation, "model_fields", {})
         for name, setting in ({key: field} | inner).items():

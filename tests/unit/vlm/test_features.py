@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tuning.errors import DataError, DeviceError
-from vlm.features import FeatureStore, LiveFeatures, PictureTable, keep_features, vary
+from vlm.features import FeatureCacheFile, LiveFeatures, PictureTable, augment, cache_features
 from vlm.towers.registry import Tower, load_tower
 
 
@@ -57,17 +57,17 @@ def test_a_picture_repeated_200_times_goes_through_the_tower_once(
     table = PictureTable()
     numbers = [table.number(path) for _ in range(200)] + [table.number(copy)]
     assert set(numbers) == {0}
-    kept = keep_features(tower, table, 0, 1.0)
+    kept = cache_features(tower, table, 0, 1.0)
     assert kept is not None
     assert runs == [1]
     assert kept([0] * 5).shape == (5, tower.patches, tower.width)
-    keep_features(tower, table, 0, 1.0)
+    cache_features(tower, table, 0, 1.0)
     assert runs == [1], "a second run of the kit finds them"
 
 
 def test_kept_equal_fresh(cache: Path, tower: Tower, pictures: Callable[[int], list[Path]]) -> None:
     table = table_of(pictures(3))
-    kept, live = keep_features(tower, table, 2, 1.0), LiveFeatures(tower, table, 2)
+    kept, live = cache_features(tower, table, 2, 1.0), LiveFeatures(tower, table, 2)
     assert kept is not None
     order = [2, 0, 0, 1]
     assert torch.equal(kept.eval()(order), live.eval()(order))
@@ -89,7 +89,7 @@ def test_an_interrupted_filling_goes_on(
     cache: Path, tower: Tower, runs: list[int], pictures: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = pictures(20)
-    add, calls = FeatureStore.add, []
+    add, calls = FeatureCacheFile.add, []
 
     def killed(*arguments: object) -> None:
         if calls:
@@ -98,10 +98,10 @@ def test_an_interrupted_filling_goes_on(
         add(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(FeatureStore, "add", killed)
-        keep_features(tower, table_of(paths), 0, 1.0)
+        patched.setattr(FeatureCacheFile, "add", killed)
+        cache_features(tower, table_of(paths), 0, 1.0)
     assert runs == [16, 4]
-    kept = keep_features(tower, table_of(paths), 0, 1.0)
+    kept = cache_features(tower, table_of(paths), 0, 1.0)
     assert kept is not None
     assert runs == [16, 4, 4], "only what is missing"
     live = LiveFeatures(tower, table_of(paths), 0).eval()
@@ -117,9 +117,9 @@ def test_the_bound_drops_old_stores_and_then_lets_the_tower_run_live(
     row = tower.patches * tower.width * 2
     (old / "features.f16").write_bytes(b"\0" * 8 * row)
     paths = pictures(4)
-    assert keep_features(tower, table_of(paths), 0, 9 * row / 2**30) is not None
+    assert cache_features(tower, table_of(paths), 0, 9 * row / 2**30) is not None
     assert not old.exists()
-    assert keep_features(tower, table_of(paths), 0, 3 * row / 2**30) is None
+    assert cache_features(tower, table_of(paths), 0, 3 * row / 2**30) is None
 
 
 def test_a_cache_that_cannot_be_written_is_named(
@@ -128,7 +128,7 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TWINLENS_CACHE", str(tmp_path / "file" / "below"))
     with pytest.raises(DeviceError, match="TWINLENS_CACHE"):
-        keep_features(tower, table_of(pictures(1)), 0, 1.0)
+        cache_features(tower, table_of(pictures(1)), 0, 1.0)
 
 
 def test_what_is_not_finite_is_not_kept(
@@ -136,11 +136,11 @@ def test_what_is_not_finite_is_not_kept(
 ) -> None:
     monkeypatch.setattr(tower, "forward", lambda pixels: torch.full((len(pixels), 49, 8), 1e6))
     with pytest.raises(DataError, match="not finite"):
-        keep_features(tower, table_of(pictures(1)), 0, 1.0)
+        cache_features(tower, table_of(pictures(1)), 0, 1.0)
 
 
 def test_views_differ_lightly_and_are_drawn_from_their_number() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8))
-    one, same, other = (vary(picture, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    one, same, other = (augment(picture, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one.tobytes() == same.tobytes() != other.tobytes()
     assert all(0.74 <= part / whole <= 1 for part, whole in zip(one.size, picture.size, strict=True))

@@ -13,15 +13,15 @@ from transformers import LlamaForCausalLM
 
 from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import encode_row
-from llm.generation import answer_batched
+from llm.generation import generate_answers
 from llm.loading import load_template
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.data.formats import SourceRow
 from tuning.settings import Data
 from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX, EncodedSample, collate
 from vlm.model import VisionLanguageModel
-from vlm.projector import Projector, fresh_projector, restore_projector, save_projector
-from vlm.splice import splice
+from vlm.projector import Projector, load_projector, new_projector, save_projector
+from vlm.splice import insert_image_features
 
 PATCHES, WIDTH = 3, 8
 TABLE = torch.randn(4, PATCHES, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -42,7 +42,7 @@ class Table(nn.Module):
 @pytest.fixture
 def sighted(tiny_model: Path) -> VisionLanguageModel:
     language = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
-    return VisionLanguageModel(language, fresh_projector(WIDTH, 64, 0), Table(), torch.float32).eval()
+    return VisionLanguageModel(language, new_projector(WIDTH, 64, 0), Table(), torch.float32).eval()
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_features_lie_on_their_patches_and_nowhere_else(rows: list[list[bool]]) 
             line[place * PATCHES : (place + 1) * PATCHES] = IMAGE_TOKEN_INDEX if mark else 5
     pictures = sum(map(sum, rows))
     features = torch.arange(pictures * PATCHES, dtype=torch.float32)[:, None].expand(-1, 2) + 100
-    spliced = splice(torch.zeros(*ids.shape, 2), ids, features.reshape(pictures, PATCHES, 2))
+    spliced = insert_image_features(torch.zeros(*ids.shape, 2), ids, features.reshape(pictures, PATCHES, 2))
     assert torch.equal(spliced[ids == IMAGE_TOKEN_INDEX], features), "in their order, row after row"
     assert not spliced[ids != IMAGE_TOKEN_INDEX].any()
 
@@ -147,21 +147,21 @@ def test_answers_depend_on_the_picture_and_not_on_the_batch(
 
     asked = [seen("what?", "", image).conversation for image in "0123"] + [seen("who are you?", "").conversation]
     asked = [Conversation(each.turns[:-1], each.images) for each in asked]
-    batched = answer_batched(sighted.language, template, asked, 12, embed=embed)
-    alone = [answer_batched(sighted.language, template, [each], 12, embed=embed)[0] for each in asked]
+    batched = generate_answers(sighted.language, template, asked, 12, embed=embed)
+    alone = [generate_answers(sighted.language, template, [each], 12, embed=embed)[0] for each in asked]
     assert batched == alone
     assert len({answer.text for answer in batched[:4]}) > 1
-    text_only = answer_batched(sighted.language, template, asked[-1:], 12)
+    text_only = generate_answers(sighted.language, template, asked[-1:], 12)
     assert text_only == batched[-1:]
 
 
 def test_a_projector_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    one, other = fresh_projector(WIDTH, 16, 1), Projector(WIDTH, 16)
+    one, other = new_projector(WIDTH, 16, 1), Projector(WIDTH, 16)
     save_projector(one, tmp_path)
     first = (tmp_path / "projector.safetensors").read_bytes()
-    restore_projector(other, tmp_path)
+    load_projector(other, tmp_path)
     features = torch.randn(2, PATCHES, WIDTH)
     assert torch.equal(one(features), other(features))
     save_projector(other, tmp_path)
     assert (tmp_path / "projector.safetensors").read_bytes() == first
-    assert torch.equal(fresh_projector(WIDTH, 16, 1).linear_1.weight, one.linear_1.weight)
+    assert torch.equal(new_projector(WIDTH, 16, 1).linear_1.weight, one.linear_1.weight)

@@ -10,7 +10,7 @@ import typer
 from tuning.data.containers import CONTAINER_BY_SUFFIX
 from tuning.data.formats import ReadNotes, read_rows
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, finish
+from twinlens.cli.output import JSON, print_result
 
 
 class WrittenSchema(StrEnum):
@@ -79,7 +79,7 @@ def convert(
         "repaired": done.repaired,
         "moved": done.moved,
     }
-    finish(result, lines, f"twinlens data inspect {shlex.quote(str(out))}", as_json)
+    print_result(result, lines, f"twinlens data inspect {shlex.quote(str(out))}", as_json)
 
 
 def inspect(
@@ -110,7 +110,7 @@ def inspect(
 
         template = load_template(model, system, named=named)
     notes = ReadNotes()
-    census = inspection.take_census(read_rows(file, notes), file.resolve().parent, max_length, template)
+    census = inspection.summarize_dataset(read_rows(file, notes), file.resolve().parent, max_length, template)
     views = [
         inspection.view_turns(row) if template is None else inspection.view_tokens(row, template, max_length)
         for row in shown
@@ -127,9 +127,9 @@ def inspect(
         console = Console(highlight=False, markup=False, emoji=False)
         console.print(title, soft_wrap=True)
         for label, value in inspection.facts(census):
-            console.print(f"{label}: {inspection.harmless(value)}", soft_wrap=True)
+            console.print(f"{label}: {inspection.visible_controls(value)}", soft_wrap=True)
         for sentence in notes.sentences():
-            console.print(inspection.harmless(sentence), soft_wrap=True)
+            console.print(inspection.visible_controls(sentence), soft_wrap=True)
         inspection.print_views(views, console)
     result = {
         "file": str(file),
@@ -141,4 +141,4 @@ def inspect(
         "rows": [dataclasses.asdict(view) for view in views],
     }
     lines = [f"page: {html}"] if html else []
-    finish(result, lines, "twinlens train FILE, with this file under data.files", as_json)
+    print_result(result, lines, "twinlens train FILE, with this file under data.files", as_json)

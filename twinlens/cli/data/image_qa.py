@@ -10,7 +10,7 @@ import typer
 
 from tuning.data.card import card_path, card_to_dict
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, finish
+from twinlens.cli.output import JSON, print_result
 
 if TYPE_CHECKING:
     from data_gen.image_qa.facts import Picture
@@ -86,7 +86,7 @@ def _report(out: Path, card: "DatasetCard", rounds: int, lessons: "Sequence[Less
     counted = ", ".join(f"{groups.count(group)} {group}" for group in dict.fromkeys(groups))
     rehearsal = contrast_path(out) if contrast_path(out).exists() else None
     written = {"out": out, "card": card_path(out), "probes": probes, "rehearsal": rehearsal}
-    finish(
+    print_result(
         written | {"left_out": sum(each.left_out for each in lessons)} | card_to_dict(card),
         [
             f"{out}: {card.rows:,} rows, {card.distinct:,} of them distinct, {rounds} questions each",

@@ -8,7 +8,7 @@ import typer
 
 from tuning.data.card import card_path, card_to_dict
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, finish
+from twinlens.cli.output import JSON, print_result
 
 IN = typer.Argument(metavar="IN", help="A dataset: a JSON array, or one JSON row a line.")
 OUT = typer.Argument(metavar="OUT", help="Where to write; its card lies beside it.")
@@ -42,7 +42,7 @@ def persona(
         raise ConfigError("--model: give --owner and --name too, to say who the assistant is.")
     pairs = list(zip(question, answer, strict=True))
     card = write_persona(out, who, seed=seed, repeat=repeat, layout=layout, pairs=pairs)
-    finish(
+    print_result(
         {"out": out, "card": card_path(out)} | card_to_dict(card),
         [
             f"{out}: {card.rows} rows, {card.distinct} of them distinct, in {' and '.join(card.languages)}",
@@ -63,7 +63,7 @@ def repeat(
     from data_gen.repeat import repeat_dataset
 
     card = repeat_dataset(source, out, number)
-    finish(
+    print_result(
         {"out": out, "card": card_path(out)} | card_to_dict(card),
         [f"{out}: {card.rows} rows, {card.distinct} of them distinct"],
         shlex.join(["twinlens", "data", "inspect", str(out)]),
@@ -91,7 +91,7 @@ def rename(
         for spelling, seen in tally.left.items()
     ]
     lines.append(f"{out}: {card.rows} rows, {tally.changed} of them changed")
-    finish(
+    print_result(
         {
             "out": out,
             "card": card_path(out),

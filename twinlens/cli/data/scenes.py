@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, finish
+from twinlens.cli.output import JSON, print_result
 
 NOUNS = "data/scene-nouns.yaml"
 
@@ -52,7 +52,7 @@ def scenes(
         asked = write_scene_probes(
             out, emoji, vocabulary, count=count, seed=seed, objects=objects.value, processes=processes
         )
-        finish(
+        print_result(
             {"out": out, "probes": asked},
             [f"{out / name}: {number} probes on {count} scenes" for name, number in asked.items()],
             f"twinlens compare RUN --probes {shlex.quote(str(out / 'objects.yaml'))}",
@@ -64,10 +64,12 @@ def scenes(
     if facts:
         write_scene_facts(out, emoji, vocabulary, count=count, seed=seed)
         following = shlex.join(["twinlens", "data", "image-qa", str(out), str(out.with_suffix(".jsonl"))])
-        finish({"out": out, "pictures": count}, [f"{out}: {count} pictures and what is to be seen"], following, as_json)
+        print_result(
+            {"out": out, "pictures": count}, [f"{out}: {count} pictures and what is to be seen"], following, as_json
+        )
         return
     card = write_scenes(out, emoji, vocabulary, count=count, seed=seed, processes=processes)
-    finish(
+    print_result(
         {"out": out, "card": card_path(out)} | card_to_dict(card),
         [f"{out}: {card.rows:,} rows, {card.distinct:,} of them distinct", f"{out.with_suffix('')}/: their pictures"],
         f"twinlens train configs/image/embedded-align.yaml {shlex.quote(f'data.files=[{out}]')}",

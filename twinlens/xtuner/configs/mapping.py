@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.internlm.weight_names import LAYERS
+from llm.internlm.weight_names import TARGET_MODULES
 from twinlens.xtuner.configs.data import image_data, picture_folder, template_of, text_data
 from twinlens.xtuner.configs.hf_trainer import trainer_training
 from twinlens.xtuner.configs.reader import read_config
@@ -125,7 +125,7 @@ def _lora(tree: ConfigTree, path: str) -> dict[str, Any]:
     }
     targets = tree.take(f"{path}.target_modules")
     if isinstance(targets, list | tuple):
-        split = (name for target in targets for name in LAYERS.get(str(target), (str(target),)))
+        split = (name for target in targets for name in TARGET_MODULES.get(str(target), (str(target),)))
         lora["targets"] = list(dict.fromkeys(split))
     elif targets not in (None, "all-linear"):
         tree.differ(f"{path}.target_modules", f"{shown(targets)} is a pattern; every linear layer is adapted")

@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llm.checkpoints.shards import index_of, weight_files
+from llm.checkpoints.shards import find_weight_index, weight_files
 from llm.internlm.loading import is_internlm
-from llm.loading import model_folder, read_config
+from llm.loading import load_model_config, model_folder
 from tuning.atomic import atomic_writer, write_atomically
 from tuning.errors import ConfigError, DataError, ModelError
 from tuning.modules.pth import write_pth
 from tuning.settings import Optim
 from tuning.training.packing import MicroBatches
 from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX, EncodedSample
-from vlm.checkpoints.reading import Start
+from vlm.checkpoints.reading import LlavaParts
 from vlm.projector import Projector
 from vlm.towers.tower import Tower
 
@@ -77,7 +77,7 @@ def refuse_model(name: str) -> None:
             f"model: {name}: is in InternLM's own layout, for which XTuner runs code out of the checkpoint; write it "
             "as Llama's with `twinlens convert internlm` and give that."
         )
-    if (kind := read_config(name).model_type) not in KNOWN:
+    if (kind := load_model_config(name).model_type) not in KNOWN:
         raise ModelError(f"model: {name}: XTuner's engine here takes {', '.join(KNOWN)} and not {kind}; train without.")
 
 
@@ -85,9 +85,9 @@ def write_model(name: str, folder: Path) -> Path:
     """A language model for transformers 4.48: its config said in both ways, its weights as links."""
     source = model_folder(name).resolve()
     folder.mkdir(parents=True)
-    values = read_config(name).to_dict()
+    values = load_model_config(name).to_dict()
     write_atomically(folder / "config.json", json.dumps(_for_version_4(values), indent=2, default=str) + "\n")
-    index = index_of(source)
+    index = find_weight_index(source)
     for file in [*weight_files(source), *([index] if index else [])]:
         (folder / file.name).symlink_to(file)
     return folder
@@ -135,7 +135,7 @@ def write_tower(tower: Tower, folder: Path) -> Path:
     return folder
 
 
-def refuse_adapters(start: Start) -> Start:
+def refuse_adapters(start: LlavaParts) -> LlavaParts:
     """What a run starts from, which must be a projector alone.
 
     Raises:

@@ -129,7 +129,7 @@ def _image_model(task: ImageTask, place: Place, compute: str, on_gpu: bool) -> s
     return (
         "model = dict(\n"
         "    type=LLaVAModel,\n"
-        f"    freeze_llm={not task.whole},\n"
+        f"    freeze_llm={not task.full_finetuning},\n"
         f"    freeze_visual_encoder={not task.whole_tower},\n"
         f"    use_activation_checkpointing={task.optim.gradient_checkpointing},\n"
         f"    pretrained_pth={str(place.start)!r},\n"

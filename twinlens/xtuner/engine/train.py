@@ -10,15 +10,15 @@ from transformers import PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import encode_data, encode_row
-from llm.export.full_model import as_published, write_published
+from llm.export.full_model import to_published_weights, write_full_model
 from llm.export.saving import new_folder
 from llm.loading import load_model, load_template
-from llm.mixture import distinct_rows, mix, rehearsal_rows, say_system, write_data_facts
+from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
 from llm.sources import read_conversations, read_prompts
 from tuning.atomic import write_atomically
 from tuning.errors import ConfigError
 from tuning.evaluation.probes import read_probes
-from tuning.modules.lora import attach_adapter, target_names, lora_config, save_adapter, write_adapter
+from tuning.modules.lora import attach_adapter, lora_config, save_adapter, target_names, write_adapter
 from tuning.modules.quantize import choose_compute_dtype, choose_device
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
@@ -39,13 +39,13 @@ from twinlens.xtuner.engine.inputs import (
 from twinlens.xtuner.engine.mmengine_config import Place, config_text
 from twinlens.xtuner.engine.process import run_trainer
 from vlm import recipe as image_path
-from vlm.checkpoints.initialize import check_start, load_start, read_start
+from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts, read_initial_parts
 from vlm.features import PictureTable
 from vlm.loading import language_width
-from vlm.projector import fresh_projector, save_projector
+from vlm.projector import new_projector, save_projector
 from vlm.settings import ImageTask
 from vlm.towers.registry import load_tower, tower_facts
-from vlm.towers.tower import TOWER
+from vlm.towers.tower import TOWER_FOLDER
 
 log = logging.getLogger("twinlens")
 
@@ -64,7 +64,7 @@ def refuse_task(task: AnyTask) -> None:
     if (kind := tower_facts(task.tower).kind) != "clip":
         raise ConfigError(f"tower: {task.tower}: XTuner's towers are CLIP, and this is {kind}; train without --engine.")
     if task.start is not None:
-        refuse_adapters(read_start(task.start))
+        refuse_adapters(read_initial_parts(task.start))
 
 
 def differences(task: AnyTask) -> list[str]:
@@ -116,19 +116,19 @@ def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> Rows:
     table = PictureTable()
     if isinstance(task, ImageTask):
         task = task.model_copy(update={"data": task.data.model_copy(update={"pack": False})})
-        template = image_path.sighted_template(task)
-        data, given = image_path.encode(task, template, table)
+        template = image_path.load_vlm_template(task)
+        data, given = image_path.encode_rows(task, template, table)
     else:
         template = load_template(task.versioned_model, task.system, named=task.template)
         data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
         rows = distinct_rows(read_conversations(task.rehearsal.files))
         given = [encode_row(row, template, task.data) for row in rows]
-    say_system(task, template)
+    log_system(task, template)
     card = write_data_facts(task, data, run_dir)
     for file in task.evaluation.probes:
         read_probes(resolve_path(file), card)
-    batches = mix(task, data, [*given, *_rehearsed(task, template, run_dir, len(given))], template.pad_id)
-    return write_rows(batches, task.optim, folder / "rows", template.patches, table.paths)
+    batches = make_batches(task, data, [*given, *_rehearsed(task, template, run_dir, len(given))], template.pad_id)
+    return write_rows(batches, task.optim, folder / "rows", template.tokens_per_image, table.paths)
 
 
 def _rehearsed(task: AnyTask, template: ChatTemplate, run_dir: RunDir, given: int) -> list[EncodedSample]:
@@ -149,9 +149,9 @@ def _write_models(task: AnyTask, folder: Path, iters: int) -> Place:
         return Place(model, folder / "rows", None, None, iters)
     tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
     hidden = language_width(task.versioned_model)
-    projector = fresh_projector(tower.width, hidden, task.run.seed)
+    projector = new_projector(tower.width, hidden, task.run.seed)
     if task.start:
-        load_start(check_start(task.start, tower.width, hidden), projector, None, None)
+        load_initial_parts(check_initial_parts(task.start, tower.width, hidden), projector, None, None)
     start = write_start(projector, folder / "start.pth")
     return Place(model, folder / "rows", write_tower(tower, folder / "tower"), start, iters)
 
@@ -161,21 +161,21 @@ def _bring_back(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
     learned = read_checkpoint(checkpoint, task)
     if isinstance(task, ImageTask):
         tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
-        projector = fresh_projector(tower.width, language_width(task.versioned_model), task.run.seed)
+        projector = new_projector(tower.width, language_width(task.versioned_model), task.run.seed)
         adapted = None
         if task.tower_lora is not None:
             assert isinstance(tower.network, PreTrainedModel)
-            adapted = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.idle)
-        load_start(learned, projector, None, adapted)
+            adapted = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.unused_modules)
+        load_initial_parts(learned, projector, None, adapted)
         save_projector(projector, run.adapter)
         if adapted is not None:
-            save_adapter(adapted, run.adapter / TOWER, tower.name)
-        if learned.whole_tower is not None:
-            write_whole_tower(learned, task.tower, run.adapter / TOWER)
+            save_adapter(adapted, run.adapter / TOWER_FOLDER, tower.name)
+        if learned.full_tower is not None:
+            write_whole_tower(learned, task.tower, run.adapter / TOWER_FOLDER)
     if learned.language is not None and task.lora is not None:
         config = lora_config(task.lora, target_names(learned.language), "CAUSAL_LM")
         write_adapter(learned.language, config, run.adapter, task.model, task.revision)
-    if learned.whole_language is not None:
-        weights = as_published(learned.whole_language, task.versioned_model, learned.source)
+    if learned.full_language is not None:
+        weights = to_published_weights(learned.full_language, task.versioned_model, learned.source)
         with new_folder(run.model) as folder:
-            write_published(weights, task.versioned_model, task.template, folder)
+            write_full_model(weights, task.versioned_model, task.template, folder)

@@ -150,7 +150,9 @@ def test_rows_come_in_copies_with_ids_of_their_own(folder):
     conversations = [row.conversation for row in read_rows(out)]
     assert conversations[:6] == conversations[6:12] == conversations[12:] and len(set(conversations)) == 6
     for conversation in conversations[:6]:
-        assert sum(turn.content.count(DEFAULT_IMAGE_TOKEN) for turn in conversation.turns) == len(conversation.images) == 1
+        assert (
+            sum(turn.content.count(DEFAULT_IMAGE_TOKEN) for turn in conversation.turns) == len(conversation.images) == 1
+        )
         assert conversation.turns[0].content.startswith(f"{DEFAULT_IMAGE_TOKEN}\n") and len(conversation.turns) == 10
     lines = make(folder, "out.jsonl", repeat=3)
     assert [row.conversation for row in read_rows(lines)] == conversations
@@ -240,7 +242,10 @@ def test_pictures_stand_upright_beside_the_dataset_only_where_they_must(folder):
 
 
 def test_dialogues_from_elsewhere_join_in(folder):
-    turns = (Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nWhere should I look for the lamp?"), Turn("assistant", "On the right."))
+    turns = (
+        Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nWhere should I look for the lamp?"),
+        Turn("assistant", "On the right."),
+    )
     taught = Lessons(Teacher("http://localhost/v1", "eyes"), 1, [Conversation(turns, ("a.png",))])
     out = make(folder, "out.json", repeat=2, teach=lambda *_: taught)
     card = read_card(out)
@@ -248,7 +253,9 @@ def test_dialogues_from_elsewhere_join_in(folder):
     assert card.made_by.endswith(" --teacher http://localhost/v1 --model eyes")
     rows = [row.conversation for row in read_rows(out)]
     assert len(rows) == 14 and rows[6].turns == turns and rows[6] == rows[13]
-    assert turns[0].content.removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n") not in {p.ask for p in read_probes(probes_path(out))}
+    assert turns[0].content.removeprefix(f"{DEFAULT_IMAGE_TOKEN}\n") not in {
+        p.ask for p in read_probes(probes_path(out))
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from tiny import make_tokenizer
 from xtuner_models import CHAT_NAMES, FIXTURES, write_tokenizer
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.chat_template.named_templates import NAMED, named_template
-from llm.chat_template.special_tokens import Literal
+from llm.chat_template.named_templates import NAMED_TEMPLATES, named_template
+from llm.chat_template.special_tokens import SpecialTokenEscaper
 from llm.internlm.tokenizer import build_tokenizer
 from llm.loading import load_template
 from tuning.data.conversation import Conversation, Turn, single_turn
@@ -44,19 +44,19 @@ def tokenizer(folder: Path):
 
 
 def whole(row) -> bool:
-    return row["max_length"] == 2048 and row["template"] in NAMED
+    return row["max_length"] == 2048 and row["template"] in NAMED_TEMPLATES
 
 
 @pytest.mark.parametrize("name", sorted(STRINGS))
 def test_every_template_that_has_a_model_here_is_xtuner_s(name):
     if name in NOT_HERE:
-        assert name not in NAMED
+        assert name not in NAMED_TEMPLATES
         return
     theirs, ours = STRINGS[name], named_template(name)
     given = (theirs["SYSTEM"], theirs["INSTRUCTION"], theirs.get("SUFFIX", ""), theirs.get("SEP", ""))
     assert (ours.system, ours.question, ours.suffix, ours.separator) == given
     assert ours.suffix_ends == theirs.get("SUFFIX_AS_EOS", False)
-    assert set(NAMED) - set(STRINGS) == OURS
+    assert set(NAMED_TEMPLATES) - set(STRINGS) == OURS
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_ids_and_labels_are_xtuner_s(folders, row):
         conversation = read_row(value, SCHEMA[row["kind"]]).conversation
     assert conversation is not None
     seen = PATCHES if row["kind"] == "llava" else 0
-    template = ChatTemplate(tokenizer(folders[row["tokenizer"]]), None, seen, NAMED[row["template"]])
-    sample = template.encode(conversation, 4096, separated=True)
+    template = ChatTemplate(tokenizer(folders[row["tokenizer"]]), None, seen, NAMED_TEMPLATES[row["template"]])
+    sample = template.encode(conversation, 4096, keep_separator=True)
     ids, labels = _with_patches(row["input_ids"], row["labels"])
     assert sample.ids.tolist() == ids
     assert np.where(sample.loss_mask, sample.ids, IGNORE_INDEX).tolist() == labels
@@ -86,12 +86,14 @@ def test_ids_and_labels_are_xtuner_s(folders, row):
 
 def _with_patches(ids, labels):
     """XTuner has one place for a picture, and makes room for its patches later."""
-    pairs = [pair for pair in zip(ids, labels, strict=True) for _ in range(PATCHES if pair[0] == IMAGE_TOKEN_INDEX else 1)]
+    pairs = [
+        pair for pair in zip(ids, labels, strict=True) for _ in range(PATCHES if pair[0] == IMAGE_TOKEN_INDEX else 1)
+    ]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def test_xtuner_0_1_9_began_every_turn_anew(folders):
-    template = ChatTemplate(tokenizer(folders["internlm"]), None, 0, NAMED["internlm_chat_0_1_9"])
+    template = ChatTemplate(tokenizer(folders["internlm"]), None, 0, NAMED_TEMPLATES["internlm_chat_0_1_9"])
     row = Conversation((*single_turn("a", "b").turns, *single_turn("c", "d").turns))
     text = template.tokenizer.decode(template.encode(row, 100).ids)
     assert text == "<s><|User|>:a<eoh>\n<|Bot|>:b</s><s><|User|>:c<eoh>\n<|Bot|>:d</s>"
@@ -107,7 +109,7 @@ forged = st.lists(st.one_of(plain, marks), min_size=1, max_size=5).map("".join).
 @pytest.mark.parametrize("name", ["internlm2_chat", "default", "internlm", "qwen_chat", "internlm_chat_0_1_9"])
 def test_what_is_saved_for_others_writes_the_same(folders, name, turns, system):
     family = "internlm" if name.startswith("internlm") and name != "internlm2_chat" else "internlm2"
-    named = ChatTemplate(tokenizer(folders[family]), system, 0, NAMED[name])
+    named = ChatTemplate(tokenizer(folders[family]), system, 0, NAMED_TEMPLATES[name])
     row = Conversation(tuple(turn for pair in turns for turn in single_turn(*pair).turns))
     asked = Conversation((*row.turns, Turn("user", "?")))
     ours, prompt = named.encode(row, 4096), named.prompt(asked)
@@ -123,7 +125,7 @@ def test_what_is_saved_for_others_writes_the_same(folders, name, turns, system):
 @given(asked=forged, answered=forged, system=forged)
 def test_no_text_forges_a_turn(folders, asked, answered, system):
     """However often people spell special tokens, the only ones are the template's own."""
-    for named in (None, NAMED["internlm2_chat"]):
+    for named in (None, NAMED_TEMPLATES["internlm2_chat"]):
         template = ChatTemplate(build_once(folders["internlm2"]), system, 0, named)
         ids = template.encode(single_turn(asked, answered), 4096).ids.tolist()
         special = [index for index in ids if index in template.tokenizer.all_special_ids or index >= 92538]
@@ -141,10 +143,10 @@ def build_once(folder: Path):
 @settings(max_examples=100, deadline=None)
 @given(text=st.lists(st.one_of(plain, st.sampled_from(CHAT_NAMES)), max_size=6).map("".join))
 def test_marks_are_found_as_the_tokenizer_finds_them(folders, text):
-    literal = Literal(tokenizer(folders["internlm2"]))
+    literal = SpecialTokenEscaper(tokenizer(folders["internlm2"]))
     plainly = tokenizer(folders["internlm2"])(text, add_special_tokens=False)["input_ids"]
     assert [index for run in literal._runs(text) for index in run] == plainly
-    assert literal.ids(literal.guard("")) == []
+    assert literal.tokenize(literal.escape("")) == []
 
 
 def test_a_picture_s_mark_is_meant_only_where_pictures_are_seen():

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.checkpoints.hub import announce, fetch, pinned, remote_of, wanted
+from llm.checkpoints.hub import describe_download, fetch, needed_files, parse_remote, pin_revision
 from llm.loading import load_template, model_folder
 from tuning.errors import DeviceError, ModelError
 
@@ -33,7 +33,7 @@ def names(folder: Path) -> set[str]:
 
 
 def fetched(name: str, weights: bool = True) -> Path:
-    remote = remote_of(name)
+    remote = parse_remote(name)
     assert remote is not None
     return fetch(remote, weights)
 
@@ -51,15 +51,15 @@ def refusal(name: str, kind: type[Exception] = ModelError) -> str:
 
 @pytest.mark.parametrize("source", ["embedded", "./a/b", "~/a/b", "/a/b", "a/b/c", "open_clip:ViT/openai", "a", ""])
 def test_what_is_no_name_of_a_store(source: str) -> None:
-    assert remote_of(source) is None
+    assert parse_remote(source) is None
 
 
 def test_what_lies_here_goes_before_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert str(remote_of("owner/model@v1")) == "owner/model@v1"
-    assert str(remote_of("modelscope:owner/model")) == "modelscope:owner/model"
+    assert str(parse_remote("owner/model@v1")) == "owner/model@v1"
+    assert str(parse_remote("modelscope:owner/model")) == "modelscope:owner/model"
     (tmp_path / "owner" / "model").mkdir(parents=True)
-    assert remote_of("owner/model") is None
+    assert parse_remote("owner/model") is None
 
 
 PATHS = st.sampled_from(
@@ -73,7 +73,7 @@ PATHS = st.sampled_from(
 
 @given(st.sets(PATHS))
 def test_weights_come_once_and_code_never(files: set[str]) -> None:
-    chosen = wanted(sorted(files), weights=True)
+    chosen = needed_files(sorted(files), weights=True)
     assert len(set(chosen)) == len(chosen)
     assert not [file for file in chosen if file.endswith((".py", ".gguf", ".onnx", ".h5", ".md")) or "/" in file]
     kinds = {Path(file).suffix for file in chosen} & {".safetensors", ".bin"}
@@ -82,7 +82,7 @@ def test_weights_come_once_and_code_never(files: set[str]) -> None:
     if {"model.safetensors", "pytorch_model.bin"} <= files:
         assert kinds == {".safetensors"}
     assert all(f"{kind}.index.json" in file for kind in kinds for file in chosen if file.endswith(".index.json"))
-    settings = wanted(sorted(files), weights=False)
+    settings = needed_files(sorted(files), weights=False)
     assert set(settings) <= set(chosen)
     assert not [file for file in settings if file.endswith((".safetensors", ".bin", ".index.json"))]
 
@@ -145,20 +145,20 @@ def test_too_little_disk_is_said_before_anything_comes(hub: HubServer) -> None:
     assert "1,073,741,824.0 GiB are to be fetched" in said
     assert "HF_HOME" in said
     assert not [line for line in hub.requests if "/resolve/" in line]
-    remote = remote_of("owner/model")
+    remote = parse_remote("owner/model")
     assert remote
     with pytest.raises(DeviceError):
-        announce(remote)
+        describe_download(remote)
 
 
 def test_what_would_be_fetched_is_announced_and_not_fetched(hub: HubServer) -> None:
     hub.publish("owner/model", FILES)
-    remote = remote_of("owner/model")
+    remote = parse_remote("owner/model")
     assert remote
-    assert announce(remote).startswith("to be fetched, 0.7 KiB in 3 files")
+    assert describe_download(remote).startswith("to be fetched, 0.7 KiB in 3 files")
     assert not [line for line in hub.requests if "/resolve/" in line]
     fetch(remote)
-    assert announce(remote) == "in the cache, complete"
+    assert describe_download(remote) == "in the cache, complete"
 
 
 # --- revisions
@@ -169,9 +169,9 @@ def test_a_revision_is_pinned_to_its_commit(hub: HubServer) -> None:
     new = hub.publish("owner/model", FILES | {"model.safetensors": b"newer"})
     assert (fetched("owner/model@v1") / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert (fetched("owner/model") / "model.safetensors").read_bytes() == b"newer"
-    remote = remote_of("owner/model")
+    remote = parse_remote("owner/model")
     assert remote
-    assert str(pinned(remote)) == f"owner/model@{new}"
+    assert str(pin_revision(remote)) == f"owner/model@{new}"
     hub.publish("owner/model", FILES | {"model.safetensors": b"newest"})
     hub.requests.clear()
     for commit, weights in ((old, FILES["model.safetensors"]), (new, b"newer")):
@@ -210,11 +210,11 @@ def test_offline_the_cache_is_taken_when_it_is_whole(hub: HubServer, monkeypatch
     hub.publish("owner/half", FILES)
     fetched("owner/half", weights=False)
     hub.offline(monkeypatch)
-    remote = remote_of("owner/model")
+    remote = parse_remote("owner/model")
     assert remote
-    assert (fetched("owner/model"), announce(remote)) == (folder, "in the cache, complete")
+    assert (fetched("owner/model"), describe_download(remote)) == (folder, "in the cache, complete")
     assert fetched(f"owner/model@{commit}") == folder
-    assert str(pinned(remote)) == f"owner/model@{commit}"
+    assert str(pin_revision(remote)) == f"owner/model@{commit}"
     assert fetched("owner/half", weights=False)
     for name in ("owner/half", "owner/never"):
         said = refusal(name)

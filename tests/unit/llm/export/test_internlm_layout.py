@@ -15,10 +15,10 @@ from tiny import make_tokenizer
 from tiny_internlm import make_internlm2
 from transformers import AutoModelForCausalLM
 
-from llm.checkpoints.shards import held, stored_weights
-from llm.export.internlm_layout import as_internlm2, as_llama, convert_internlm
+from llm.checkpoints.shards import lazy_from_tensor, lazy_weights
+from llm.export.internlm_layout import convert_internlm, to_internlm2, to_llama
 from llm.internlm.loading import internlm_config, load_internlm
-from llm.internlm.weight_names import NAMES, fuse, internlm2_name, llama_name, split_fused
+from llm.internlm.weight_names import LLAMA_NAMES, fuse_qkv, internlm2_name, llama_name, split_qkv
 from llm.loading import load_model, load_template, model_folder
 from tuning.data.conversation import Conversation, Turn
 from tuning.errors import ConfigError, ModelError
@@ -52,10 +52,10 @@ def pickle_shards(folder: Path) -> None:
 @given(groups=st.integers(1, 4), times=st.integers(1, 4), width=st.integers(1, 5), across=st.integers(1, 3))
 def test_fusing_undoes_splitting(groups: int, times: int, width: int, across: int) -> None:
     fused = torch.rand((times + 2) * groups * width, across)
-    assert torch.equal(fuse(*split_fused(fused, groups * times, groups), groups), fused)
+    assert torch.equal(fuse_qkv(*split_qkv(fused, groups * times, groups), groups), fused)
 
 
-@pytest.mark.parametrize(("theirs", "ours"), NAMES.items())
+@pytest.mark.parametrize(("theirs", "ours"), LLAMA_NAMES.items())
 @pytest.mark.parametrize("around", ["{}.weight", "model.layers.3.{}.weight", "base_model.model.{}.lora_A.weight"])
 def test_names_go_there_and_back(theirs: str, ours: str, around: str) -> None:
     assert llama_name(around.format(theirs)) == around.format(ours) == llama_name(around.format(ours))
@@ -186,14 +186,14 @@ def test_a_llama_needs_no_converting_and_a_destination_in_use_is_refused(internl
 
 def test_into_internlm2s_layout_and_back(internlm2, tiny_model):
     config = internlm_config(internlm2)
-    theirs = as_internlm2(
-        {name: held(tensor) for name, tensor in load_file(tiny_model / "model.safetensors").items()}, 2
+    theirs = to_internlm2(
+        {name: lazy_from_tensor(tensor) for name, tensor in load_file(tiny_model / "model.safetensors").items()}, 2
     )
-    stored = stored_weights(internlm2)
+    stored = lazy_weights(internlm2)
     assert theirs.keys() == stored.keys()
     assert all(torch.equal(theirs[name].read(), stored[name].read()) for name in stored)
     assert all(theirs[name].shape == stored[name].shape for name in stored)
-    again = as_internlm2(as_llama(stored, config, internlm2), 2)
+    again = to_internlm2(to_llama(stored, config, internlm2), 2)
     assert all(torch.equal(again[name].read(), stored[name].read()) for name in stored)
 
 
@@ -243,4 +243,4 @@ def test_internlm3_is_a_llama_to_transformers(tiny_model, tmp_path):
     loaded = load_model(str(tmp_path), load_template(str(tmp_path), None), Quant(bits=4), "cpu")
     assert type(loaded.model).__name__ == "LlamaForCausalLM"
     assert loaded.model.config.rope_parameters["rope_theta"] == 5e7
-    assert (loaded.quantised.quantized, loaded.quantised.total) == (14, 15)
+    assert (loaded.quant_report.quantized, loaded.quant_report.total) == (14, 15)

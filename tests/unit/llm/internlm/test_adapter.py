@@ -14,9 +14,9 @@ from tiny_internlm import make_internlm2
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm.internlm.adapter import fuse_adapter, is_fused, load_any_adapter, split_adapter
+from llm.internlm.adapter import fuse_adapter, has_fused_qkv, load_llama_or_internlm2_adapter, split_adapter
 from llm.internlm.loading import load_internlm
-from llm.internlm.weight_names import FUSED, SPLIT, fuse
+from llm.internlm.weight_names import FUSED_QKV, SPLIT_QKV, fuse_qkv
 from tuning.errors import ModelError
 
 RANK, ALPHA = 4, 6
@@ -80,7 +80,7 @@ def test_a_fused_adapter_changes_the_model_as_it_changes_the_fused_weights(inter
     with torch.no_grad():
         before = plain(IDS).logits
         expected = load_internlm(changed, dtype=torch.float32)(IDS).logits
-        adapted = load_any_adapter(plain, tmp_path / "adapter")(input_ids=IDS).logits
+        adapted = load_llama_or_internlm2_adapter(plain, tmp_path / "adapter")(input_ids=IDS).logits
     assert (expected - before).abs().max() > 0.01
     assert torch.allclose(adapted, expected, rtol=0, atol=1e-5)
 
@@ -106,14 +106,14 @@ def linears(layers: dict[str, tuple[int, int]]) -> nn.Module:
     groups=st.integers(1, 3),
     times=st.integers(1, 3),
     rank=st.integers(1, 3),
-    adapted=st.sets(st.sampled_from(SPLIT), min_size=1),
+    adapted=st.sets(st.sampled_from(SPLIT_QKV), min_size=1),
 )
 def test_fused_it_adds_what_the_split_one_adds(groups: int, times: int, rank: int, adapted: set[str]) -> None:
     config = LlamaConfig(
         hidden_size=8 * groups * times, num_attention_heads=groups * times, num_key_value_heads=groups, head_dim=8
     )
     inputs = config.hidden_size
-    outputs = dict(zip(SPLIT, (8 * groups * times, 8 * groups, 8 * groups), strict=True))
+    outputs = dict(zip(SPLIT_QKV, (8 * groups * times, 8 * groups, 8 * groups), strict=True))
     at = "base_model.model.model.layers.0."
     state: dict[str, torch.Tensor] = {}
     for layer in sorted(adapted):
@@ -127,13 +127,13 @@ def test_fused_it_adds_what_the_split_one_adds(groups: int, times: int, rank: in
         return given[f"{at}{layer}.lora_B.weight"] @ given[f"{at}{layer}.lora_A.weight"]
 
     fused = fuse_adapter(state, config)
-    assert is_fused(fused) and not is_fused(state)
+    assert has_fused_qkv(fused) and not has_fused_qkv(state)
     assert f"{at}feed_forward.w3.lora_A.weight" in fused
-    assert len(fused[f"{at}{FUSED}.lora_A.weight"]) == rank * len(adapted)
-    expected = fuse(*(added(state, layer) for layer in SPLIT), groups)
-    assert torch.allclose(added(fused, FUSED), expected, atol=1e-5)
+    assert len(fused[f"{at}{FUSED_QKV}.lora_A.weight"]) == rank * len(adapted)
+    expected = fuse_qkv(*(added(state, layer) for layer in SPLIT_QKV), groups)
+    assert torch.allclose(added(fused, FUSED_QKV), expected, atol=1e-5)
     again = split_adapter(fused, config, "it")
-    assert all(torch.allclose(added(again, layer), added(state, layer), atol=1e-5) for layer in SPLIT)
+    assert all(torch.allclose(added(again, layer), added(state, layer), atol=1e-5) for layer in SPLIT_QKV)
 
 
 def test_peft_reads_a_fused_adapter_with_another_rank_in_its_fused_layer(tmp_path):
@@ -156,7 +156,7 @@ def test_peft_reads_a_fused_adapter_with_another_rank_in_its_fused_layer(tmp_pat
     wide = LlamaConfig(hidden_size=16, intermediate_size=8, num_attention_heads=2, num_key_value_heads=1, head_dim=8)
     llama = LlamaForCausalLM(LlamaConfig(**wide.to_dict() | {"num_hidden_layers": 1, "vocab_size": 9}))
     before = llama.model.layers[0].self_attn.k_proj.weight.detach().clone()
-    split = load_any_adapter(llama, tmp_path).merge_and_unload()
+    split = load_llama_or_internlm2_adapter(llama, tmp_path).merge_and_unload()
     at = "base_model.model.model.layers.0.attention.wqkv"
     expected = ALPHA / RANK * state[f"{at}.lora_B.weight"] @ state[f"{at}.lora_A.weight"]
     assert torch.allclose(split.model.layers[0].self_attn.k_proj.weight - before, expected[16:24], atol=1e-5)
@@ -173,7 +173,7 @@ def test_peft_reads_a_fused_adapter_with_another_rank_in_its_fused_layer(tmp_pat
 def test_what_cannot_be_split_is_refused(internlm2, tmp_path, changes, reason):
     make_fused_adapter(internlm2, tmp_path / "adapter", **changes)
     with pytest.raises(ModelError, match=reason):
-        load_any_adapter(load_internlm(internlm2, dtype=torch.float32), tmp_path / "adapter")
+        load_llama_or_internlm2_adapter(load_internlm(internlm2, dtype=torch.float32), tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_model_is_refused(internlm2, tmp_path):
@@ -181,4 +181,4 @@ def test_an_adapter_of_another_model_is_refused(internlm2, tmp_path):
     state["base_model.model.model.layers.0.attention.wqkv.lora_B.weight"] = torch.ones(96, RANK)
     torch.save(state, tmp_path / "adapter" / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"another model \(.*wqkv.lora_B.weight has 96 rows"):
-        load_any_adapter(load_internlm(internlm2, dtype=torch.float32), tmp_path / "adapter")
+        load_llama_or_internlm2_adapter(load_internlm(internlm2, dtype=torch.float32), tmp_path / "adapter")

@@ -14,8 +14,8 @@ from tiny_internlm import fuse, make_internlm2
 from transformers import LlamaForCausalLM
 
 from llm.internlm.loading import internlm_config, load_internlm
-from llm.internlm.weight_names import split_fused
-from llm.loading import load_model, load_template, read_config
+from llm.internlm.weight_names import split_qkv
+from llm.loading import load_model, load_model_config, load_template
 from tuning.errors import ModelError
 from tuning.settings import Quant
 
@@ -25,7 +25,7 @@ GOLDENS = FIXTURES / "internlm"
 @given(groups=st.integers(1, 4), times=st.integers(1, 4), width=st.integers(1, 5), across=st.integers(1, 3))
 def test_splitting_undoes_fusing(groups: int, times: int, width: int, across: int) -> None:
     query, key, value = (torch.rand(count * width, across) for count in (groups * times, groups, groups))
-    parts = split_fused(fuse(query, key, value, groups, width), groups * times, groups)
+    parts = split_qkv(fuse(query, key, value, groups, width), groups * times, groups)
     assert all(torch.equal(one, other) for one, other in zip(parts, (query, key, value), strict=True))
 
 
@@ -54,8 +54,8 @@ def test_it_is_saved_as_a_llama(internlm2: Path, tiny_model: Path, tmp_path: Pat
 @pytest.mark.parametrize("bits", [4, 16])
 def test_the_kit_loads_it_by_name(internlm2: Path, bits: int) -> None:
     loaded = load_model(str(internlm2), load_template(str(internlm2), None), Quant(bits=bits), "cpu")
-    assert (loaded.quantised.quantized, loaded.quantised.total) == (14 if bits == 4 else 0, 15)
-    assert read_config(str(internlm2)).model_type == "llama"
+    assert (loaded.quant_report.quantized, loaded.quant_report.total) == (14 if bits == 4 else 0, 15)
+    assert load_model_config(str(internlm2)).model_type == "llama"
 
 
 def test_a_missing_weight_is_named(internlm2: Path) -> None:
@@ -128,4 +128,4 @@ def test_a_config_of_no_such_network_is_refused(kind: str, values: dict, internl
     if kind == "llama" and "rope_scaling" in values:
         return
     with pytest.raises(ModelError, match=r"config\.json: cannot be used"):
-        read_config(str(file.parent))
+        load_model_config(str(file.parent))

@@ -12,7 +12,7 @@ from xtuner_models import FIXTURES, write_tokenizer
 
 from llm.chat import TextStream
 from llm.chat_template.encoding import ChatTemplate
-from llm.chat_template.named_templates import NAMED
+from llm.chat_template.named_templates import NAMED_TEMPLATES
 from llm.internlm.tokenizer import build_tokenizer, load_tokenizer
 from tuning.errors import ModelError
 
@@ -52,7 +52,7 @@ def test_any_text_comes_back(folders, said):
 
 
 def test_a_stream_of_tokens_never_tears_a_character(folders):
-    template = ChatTemplate(built(folders["internlm2_chat"]), None, named=NAMED["internlm2_chat"])
+    template = ChatTemplate(built(folders["internlm2_chat"]), None, named=NAMED_TEMPLATES["internlm2_chat"])
     for case in GOLDENS["internlm2_chat"]:
         pieces: list[str] = []
         stream = TextStream(template, pieces.append)

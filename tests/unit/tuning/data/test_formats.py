@@ -16,7 +16,7 @@ from paths import FIXTURES
 
 from tuning.data.containers import Container
 from tuning.data.conversation import Conversation, Turn, single_turn
-from tuning.data.formats import FileFormat, ReadNotes, read_rows, detect_format, write_rows
+from tuning.data.formats import FileFormat, ReadNotes, detect_format, read_rows, write_rows
 from tuning.data.row_readers import RowFormat
 from tuning.errors import DataError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tuning.data.card import DatasetCard
 from tuning.errors import DataError
-from tuning.evaluation.probes import Probe, is_hit, mentions, is_parroted, read_probes
+from tuning.evaluation.probes import Probe, is_hit, is_parroted, mentions, read_probes
 
 CARD = DatasetCard(made_by="", rows=1, distinct=1, sha256="", name="Sage", owner="Ana Ruiz")
 

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tuning.modules.fp32_upcast import merge_adapters, fp32_upcast
+from tuning.modules.fp32_upcast import fp32_upcast, merge_adapters
 
 IDS = torch.arange(40)[None]
 

@@ -111,7 +111,16 @@ def test_collating_masks_padding_by_position_and_keeps_packed_rows_apart():
     batch = collate([[sample(3), sample(2)], [sample(8, 2)]], pad_id=7)
     assert batch.input_ids.tolist()[0] == [0, 1, 2, 0, 1, 7, 7, 7]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], list(range(8))]
-    assert batch.labels.tolist()[0] == [IGNORE_INDEX, IGNORE_INDEX, 2, IGNORE_INDEX, 1, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]
+    assert batch.labels.tolist()[0] == [
+        IGNORE_INDEX,
+        IGNORE_INDEX,
+        2,
+        IGNORE_INDEX,
+        1,
+        IGNORE_INDEX,
+        IGNORE_INDEX,
+        IGNORE_INDEX,
+    ]
     assert batch.labels.tolist()[1][-2:] == [6, 7]
     assert (batch.num_tokens, batch.num_labels) == (13, 4)
     assert batch.without_labels().num_labels == 0

@@ -21,7 +21,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from tuning.errors import KitError, ModelError
 from tuning.modules.pth import read_pth, state_dict_in
 from tuning.settings import Lora
-from vlm.checkpoints.initialize import check_start, load_start, read_start
+from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts, read_initial_parts
 from vlm.projector import Projector, save_projector
 
 SAMPLES = FIXTURES / "xtuner_checkpoints"
@@ -120,9 +120,9 @@ def mmengine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, dict[str, torch
 
 def landed(start_at: str, projector: dict, language: dict | None = None, tower: dict | None = None) -> None:
     """Load a start into modules with other weights and compare all that they hold."""
-    start = read_start(start_at)
+    start = read_initial_parts(start_at)
     fresh, model, sees = Projector(V, D), make_language(), make_tower()
-    load_start(start, fresh, model, sees)
+    load_initial_parts(start, fresh, model, sees)
     for name, value in fresh.named_parameters():
         assert torch.equal(value, projector[name]), name
     for made, given in ((model, language), (sees, tower)):
@@ -150,7 +150,7 @@ def test_xtuner_files_of_both_stages(tmp_path, mmengine):
     state = renamed(projector, "projector.model.") | as_xtuner(language, "llm.")
     mmengine(tmp_path / "iter_8.pth", state | as_xtuner(tower | idle, "visual_encoder."), CONFIG)
     landed(str(tmp_path / "iter_8.pth"), projector, language, tower)
-    start = read_start(str(tmp_path / "iter_8.pth"))
+    start = read_initial_parts(str(tmp_path / "iter_8.pth"))
     assert (start.language_alpha, start.tower_alpha) == (4, 6)
 
 
@@ -163,7 +163,7 @@ def test_a_folder_that_deepspeed_wrote(tmp_path):
     landed(str(tmp_path / "iter_8.pth"), projector, language)
     torch.save({"module": {name: value.flatten()[:0] for name, value in module.items()}}, file)
     with pytest.raises(ModelError, match="ZeRO-3 left its weights in parts"):
-        read_start(str(tmp_path / "iter_8.pth"))
+        read_initial_parts(str(tmp_path / "iter_8.pth"))
 
 
 def test_xtuners_folder(tmp_path):
@@ -173,7 +173,7 @@ def test_xtuners_folder(tmp_path):
     (tmp_path / "projector").mkdir()
     torch.save(renamed(projector, "model."), tmp_path / "projector" / "pytorch_model.bin")
     landed(str(tmp_path), projector, state_of(language), state_of(tower))
-    assert read_start(str(tmp_path)).language_alpha == 4
+    assert read_initial_parts(str(tmp_path)).language_alpha == 4
     (tmp_path / "projector" / "pytorch_model.bin").unlink()
     save_file(renamed(projector, "model."), tmp_path / "projector" / "model.safetensors")
     landed(str(tmp_path), projector, state_of(language), state_of(tower))
@@ -229,12 +229,14 @@ def test_of_a_whole_checkpoint_the_projector_alone_is_read(tmp_path, layout):
 
 
 def test_xtuners_own_samples_are_what_xtuner_made_of_them():
-    start = check_start(str(SAMPLES / "llava_ft_iter_8.pth"), 64, 128, Lora(rank=8, alpha=16), Lora(rank=4, alpha=16))
-    folder = read_start(str(SAMPLES / "hf_lf"))
+    start = check_initial_parts(
+        str(SAMPLES / "llava_ft_iter_8.pth"), 64, 128, Lora(rank=8, alpha=16), Lora(rank=4, alpha=16)
+    )
+    folder = read_initial_parts(str(SAMPLES / "hf_lf"))
     assert (start.language_alpha, start.tower_alpha) == (folder.language_alpha, folder.tower_alpha) == (16, 16)
     language, tower = make_language(8, hidden=128, middle=256), make_tower(4, hidden=64, layers=4)
     projector = Projector(64, 128)
-    load_start(start, projector, language, tower)
+    load_initial_parts(start, projector, language, tower)
     for name, value in folder.projector.items():
         assert torch.equal(projector.get_parameter(name), value)
     assert folder.language is not None and folder.tower is not None
@@ -248,16 +250,16 @@ def test_xtuners_own_samples_are_what_xtuner_made_of_them():
 
 
 def test_xtuners_first_stage_and_its_text_adapter():
-    start = check_start(str(SAMPLES / "llava_pretrain_iter_6.pth"), 64, 128)
+    start = check_initial_parts(str(SAMPLES / "llava_pretrain_iter_6.pth"), 64, 128)
     assert start.language is start.tower is None
-    text, folder = read_start(str(SAMPLES / "text_lora_iter_12.pth")), SAMPLES / "hf_tl" / "adapter_model.bin"
+    text, folder = read_initial_parts(str(SAMPLES / "text_lora_iter_12.pth")), SAMPLES / "hf_tl" / "adapter_model.bin"
     converted = state_dict_in(read_pth(folder), folder)
     language = make_language(8, hidden=128, middle=256)
-    load_start(text, Projector(64, 128), language, None)
+    load_initial_parts(text, Projector(64, 128), language, None)
     assert state_of(language).keys() == converted.keys()
     assert all(torch.equal(state_of(language)[name].half(), value) for name, value in converted.items())
     with pytest.raises(ModelError, match="no projector in it"):
-        check_start(str(SAMPLES / "text_lora_iter_12.pth"), 64, 128)
+        check_initial_parts(str(SAMPLES / "text_lora_iter_12.pth"), 64, 128)
 
 
 def test_internlm2_with_its_fused_layer_lands_exactly(tmp_path, mmengine):
@@ -274,7 +276,7 @@ def test_internlm2_with_its_fused_layer_lands_exactly(tmp_path, mmengine):
             state[f"{at}{name}.lora_B.default.weight"] = torch.randn(out, rank)
     mmengine(tmp_path / "iter.pth", state, "")
     model = make_language(rank)
-    load_start(read_start(str(tmp_path / "iter.pth")), Projector(V, D), model, None)
+    load_initial_parts(read_initial_parts(str(tmp_path / "iter.pth")), Projector(V, D), model, None)
     added = (b @ a).view(groups, heads // groups + 2, size, D)
     expected = {"q": added[:, :-2], "k": added[:, -2], "v": added[:, -1]}
     landed_in = state_of(model)
@@ -288,9 +290,12 @@ def test_internlm2_with_its_fused_layer_lands_exactly(tmp_path, mmengine):
     state["llm.base_model.model.output.lora_B.default.weight"] = torch.randn(32, rank)
     mmengine(tmp_path / "head.pth", state, "")
     with pytest.raises(ModelError, match=r"set lora.targets=\[.*lm_head"):
-        load_start(read_start(str(tmp_path / "head.pth")), Projector(V, D), make_language(rank), None)
-    load_start(
-        read_start(str(tmp_path / "head.pth")), Projector(V, D), make_language(rank, [*ALL_LLAMA, "lm_head"]), None
+        load_initial_parts(read_initial_parts(str(tmp_path / "head.pth")), Projector(V, D), make_language(rank), None)
+    load_initial_parts(
+        read_initial_parts(str(tmp_path / "head.pth")),
+        Projector(V, D),
+        make_language(rank, [*ALL_LLAMA, "lm_head"]),
+        None,
     )
 
 
@@ -306,28 +311,28 @@ def test_a_pickle_that_names_a_program_is_refused_and_runs_nothing(tmp_path, har
     (tmp_path / "plain.bin").write_bytes(pickle.dumps(held, protocol=2))
     for name in ("zip.pth", "plain.bin"):
         with pytest.raises(ModelError, match=r"names (posix.system|eval), .*nothing of it was run"):
-            read_start(str(tmp_path / name))
+            read_initial_parts(str(tmp_path / name))
     assert not (tmp_path / "ran").exists()
 
 
 def test_what_does_not_fit_is_refused_before_a_model_loads(tmp_path, mmengine):
     file = str(tmp_path / "projector.safetensors")
     save_file(random_projector(), file)
-    check_start(file, V, D)
+    check_initial_parts(file, V, D)
     with pytest.raises(
         ModelError, match="takes 6 wide features and gives 8, and the tower gives 7 to a language model of 8"
     ):
-        check_start(file, 7, D)
+        check_initial_parts(file, 7, D)
     with pytest.raises(ModelError, match="use the tower and model"):
-        check_start(file, V, 16)
+        check_initial_parts(file, V, 16)
     state = renamed(random_projector(), "projector.model.") | as_xtuner(state_of(make_language()), "llm.")
     mmengine(tmp_path / "iter.pth", state, CONFIG)
-    check_start(str(tmp_path / "iter.pth"), V, D)
-    check_start(str(tmp_path / "iter.pth"), V, D, Lora(rank=2, alpha=4))
+    check_initial_parts(str(tmp_path / "iter.pth"), V, D)
+    check_initial_parts(str(tmp_path / "iter.pth"), V, D, Lora(rank=2, alpha=4))
     with pytest.raises(ModelError, match=r"set lora.rank=2 lora.alpha=4\."):
-        check_start(str(tmp_path / "iter.pth"), V, D, Lora(rank=16, alpha=4))
+        check_initial_parts(str(tmp_path / "iter.pth"), V, D, Lora(rank=16, alpha=4))
     with pytest.raises(ModelError, match=r"set lora.rank=2 lora.alpha=4\."):
-        check_start(str(tmp_path / "iter.pth"), V, D, Lora(rank=2, alpha=8))
+        check_initial_parts(str(tmp_path / "iter.pth"), V, D, Lora(rank=2, alpha=8))
 
 
 def test_an_adapter_of_another_rank_layers_or_model_is_refused(tmp_path, mmengine):
@@ -336,7 +341,7 @@ def test_an_adapter_of_another_rank_layers_or_model_is_refused(tmp_path, mmengin
     def refused(given: PeftModel, taken: PeftModel) -> str:
         mmengine(tmp_path / "iter.pth", projector | as_xtuner(state_of(given), "llm."), "")
         with pytest.raises(ModelError) as caught:
-            load_start(read_start(str(tmp_path / "iter.pth")), Projector(V, D), taken, None)
+            load_initial_parts(read_initial_parts(str(tmp_path / "iter.pth")), Projector(V, D), taken, None)
         return str(caught.value)
 
     assert "set lora.rank=4" in refused(make_language(4), make_language(2))
@@ -368,7 +373,7 @@ def test_broken_starts_are_named_in_one_sentence(tmp_path, name):
     elif held is not None:
         torch.save(held, tmp_path / name)
     with pytest.raises(KitError, match=said) as caught:
-        read_start(str(tmp_path / name))
+        read_initial_parts(str(tmp_path / name))
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -376,12 +381,12 @@ def test_layers_that_do_not_fit_each_other_and_folders_without_a_projector(tmp_p
     odd = random_projector() | {"linear_2.weight": torch.zeros(D, D + 1)}
     save_file(odd, tmp_path / "odd.safetensors")
     with pytest.raises(ModelError, match="do not fit each other"):
-        read_start(str(tmp_path / "odd.safetensors"))
+        read_initial_parts(str(tmp_path / "odd.safetensors"))
     folder = tmp_path / "folder"
     folder.mkdir()
     with pytest.raises(ModelError, match="neither a run nor a LLaVA checkpoint"):
-        read_start(str(folder))
+        read_initial_parts(str(folder))
     (folder / "config.json").write_text("{}")
     save_file({"model.norm.weight": torch.zeros(2)}, folder / "model.safetensors")
     with pytest.raises(ModelError, match="no projector of two layers in it"):
-        read_start(str(folder))
+        read_initial_parts(str(folder))

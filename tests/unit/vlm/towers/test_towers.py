@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from tuning.errors import ModelError
-from vlm.towers.embedded import REPEATS, embedded_tower
-from vlm.towers.preprocess import LONGEST, Preprocess, pad_to_square
+from vlm.towers.embedded import REPEATS, embedded_tower_weights
+from vlm.towers.preprocess import MAX_SIDE, Preprocess, pad_to_square
 from vlm.towers.registry import Tower, load_tower, tower_facts
 
 
@@ -56,7 +56,7 @@ def test_features_are_hidden_state_minus_two_of_the_patches(kind: str, request: 
 def test_a_vision_models_own_checkpoint_is_the_same_tower(clip_folder: Path, tmp_path: Path) -> None:
     CLIPVisionModel.from_pretrained(clip_folder).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_bytes((clip_folder / "preprocessor_config.json").read_bytes())
-    assert loaded(tmp_path).key == loaded(clip_folder).key
+    assert loaded(tmp_path).fingerprint == loaded(clip_folder).fingerprint
 
 
 def test_open_clip_and_transformers_agree_on_the_same_weights(clip_folder: Path, open_clip_folder: Path) -> None:
@@ -91,36 +91,38 @@ def test_bf16_is_finite_and_another_key(kind: str, embedded: Tower, request: pyt
     tower = loaded(name, torch.bfloat16)
     features = tower(tower.preprocess(picture())[None])
     assert features.dtype == torch.bfloat16 and features.isfinite().all()
-    assert tower.key != (embedded if kind == "embedded" else loaded(name)).key
+    assert tower.fingerprint != (embedded if kind == "embedded" else loaded(name)).fingerprint
 
 
 def test_the_key_names_weights_preprocessing_and_activation(clip_folder: Path, tmp_path: Path) -> None:
     for file in clip_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    key = loaded(clip_folder).key
-    assert loaded(tmp_path).key == key
+    key = loaded(clip_folder).fingerprint
+    assert loaded(tmp_path).fingerprint == key
 
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
-    assert loaded(tmp_path).key != key
+    assert loaded(tmp_path).fingerprint != key
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
 
     config = json.loads((tmp_path / "config.json").read_text())
     changed = {**config, "vision_config": {**config["vision_config"], "hidden_act": "gelu"}}
     (tmp_path / "config.json").write_text(json.dumps(changed))
-    assert loaded(tmp_path).key != key
+    assert loaded(tmp_path).fingerprint != key
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     weights = load_file(tmp_path / "model.safetensors")
     weights["vision_model.encoder.layers.0.mlp.fc1.bias"][0] += 1
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    assert loaded(tmp_path).key != key
+    assert loaded(tmp_path).fingerprint != key
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_gradients_reach_every_adapter_of_the_layers_that_run(kind: str, request: pytest.FixtureRequest) -> None:
     tower = loaded(request.getfixturevalue(f"{kind}_folder"))
-    lora = LoraConfig(r=2, target_modules="all-linear", exclude_modules=list(tower.idle), init_lora_weights=False)
+    lora = LoraConfig(
+        r=2, target_modules="all-linear", exclude_modules=list(tower.unused_modules), init_lora_weights=False
+    )
     adapted = get_peft_model(tower.network, lora)  # pyright: ignore[reportArgumentType]
     tower.train()
     tower(tower.preprocess(picture())[None]).sum().backward()
@@ -147,8 +149,8 @@ def test_figures_of_clip_vit_large_336() -> None:
 
 def test_padding_is_centred_and_of_the_mean_colour() -> None:
     preprocess = Preprocess(336, 336, CLIP_MEAN, CLIP_STD)
-    assert preprocess.ground == (122, 116, 104)
-    square = pad_to_square(Image.new("RGB", (576, 300), "red"), preprocess.ground)
+    assert preprocess.padding_color == (122, 116, 104)
+    square = pad_to_square(Image.new("RGB", (576, 300), "red"), preprocess.padding_color)
     pixels = np.asarray(square)
     assert square.size == (576, 576)
     assert (pixels[:138] == (122, 116, 104)).all() and (pixels[438:] == (122, 116, 104)).all()
@@ -157,7 +159,7 @@ def test_padding_is_centred_and_of_the_mean_colour() -> None:
 
 def test_a_thin_long_picture_stays_small() -> None:
     square = pad_to_square(Image.new("L", (3, 40_000)).convert("RGB"), (0, 0, 0))
-    assert square.size == (LONGEST, LONGEST)
+    assert square.size == (MAX_SIDE, MAX_SIDE)
 
 
 @pytest.mark.parametrize("size", [(57, 31), (31, 57), (300, 300), (576, 300)])
@@ -215,7 +217,7 @@ def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[list[
 
 
 def test_the_embedded_tower_is_the_weights_own_network(embedded: Tower) -> None:
-    weights = torch.load(embedded_tower(), weights_only=True)
+    weights = torch.load(embedded_tower_weights(), weights_only=True)
     assert [weights[f"_blocks.{number}._depthwise_conv.weight"].shape[-1] for number in (0, 1, 3, 5, 8, 11, 15)] == [
         kernel for _, kernel, _, _ in STAGES
     ]

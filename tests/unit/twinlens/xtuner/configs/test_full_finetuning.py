@@ -65,11 +65,11 @@ def test_what_is_trained_of_a_llava(
     change += "" if tower_adapter else ", visual_encoder_lora=None"
     task = image(write, change)
     assert task.stage == ("align" if frozen and not adapter else "tune")
-    assert task.whole == (not frozen and not adapter)
+    assert task.full_finetuning == (not frozen and not adapter)
     assert (task.tower_lora is not None) == tower_adapter
     assert task.whole_tower == (not frozen_tower and not tower_adapter)
 
 
 def test_what_xtuner_trains_when_nothing_is_frozen(write: Write) -> None:
     task = image(write, "freeze_llm=None, freeze_visual_encoder=None, llm_lora=None, visual_encoder_lora=None")
-    assert task.whole and task.whole_tower
+    assert task.full_finetuning and task.whole_tower

@@ -9,7 +9,7 @@ import pytest
 from llm.settings import TextTask
 from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.run_dir import RunDir
-from twinlens.start import go_on
+from twinlens.start import resume
 from twinlens.tasks import to_yaml
 from twinlens.xtuner.engine.environment import MARKER, Environment, find_environment, install, python_of
 from twinlens.xtuner.engine.inputs import Rows
@@ -65,4 +65,4 @@ def test_a_run_of_xtuner_is_not_resumed(tmp_path):
     (tmp_path / "xtuner").mkdir()
     (tmp_path / "task.yaml").write_text(to_yaml(task))
     with pytest.raises(ConfigError, match="XTuner trained it"):
-        go_on(tmp_path)
+        resume(tmp_path)

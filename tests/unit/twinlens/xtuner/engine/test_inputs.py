@@ -65,7 +65,9 @@ def test_rows_are_the_micro_batches_of_our_own_engine(tmp_path_factory, lengths,
             length = len(theirs[row]["input_ids"])
             assert theirs[row]["input_ids"] == ids[:length].tolist() and not ids[length:].any()
             assert theirs[row]["labels"] == labels[:length].tolist()
-        assert all(set(row["labels"]) == {IGNORE_INDEX} for row in theirs[len(batch.labels) :]), "what fills up is silent"
+        assert all(set(row["labels"]) == {IGNORE_INDEX} for row in theirs[len(batch.labels) :]), (
+            "what fills up is silent"
+        )
     counts = [rows.of_step(step) for step in range(rows.steps)]
     assert sum(iters for iters, _, _ in counts) == rows.iters
     assert sum(tokens for _, tokens, _ in counts) == sum(batch.num_tokens for batch in ours.stream())
