@@ -27,7 +27,7 @@ def check_base(task: Task) -> None:
     """Refuse, before its weights load, a base that cannot be trained as a whole.
 
     Raises:
-        ModelError: it is stored quantised.
+        ModelError: it is stored quantized.
     """
     if task.full_finetuning:
         checkpoint_dtype(model_folder(task.versioned_model, weights=False))

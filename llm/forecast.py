@@ -22,7 +22,7 @@ class Forecast:
     """What a run will cost, known before the weights load.
 
     Args:
-        steps: optimiser steps; `micro_batches` are what XTuner counts as iterations, on all devices together.
+        steps: optimizer steps; `micro_batches` are what XTuner counts as iterations, on all devices together.
         sequences: packs, or padded rows, of the whole run; `rows` of data and `rehearsal` rows are seen in one epoch.
         tokens: of the whole run, prompts of the rehearsal counted at the data's mean length; `labels` of them are
             learned from.

@@ -54,7 +54,7 @@ class LoadedModel:
         template: its chat markup with the task's system text.
         compute: what its products are computed in.
         source: the name it was asked for by; `folder` is where it lies.
-        quantised: what became 4- or 8-bit.
+        quantized: what became 4- or 8-bit.
     """
 
     model: PreTrainedModel
@@ -153,7 +153,7 @@ def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedT
 def load_model(
     name: str, template: ChatTemplate, quant: Quant, device: str = "auto", *, full_finetuning: bool = False
 ) -> LoadedModel:
-    """Load a chat model for its template, quantised as asked, and say what became of its layers.
+    """Load a chat model for its template, quantized as asked, and say what became of its layers.
 
     Args:
         whole: its weights will be trained, so they are held in fp32 whatever they compute in.

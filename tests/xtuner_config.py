@@ -97,7 +97,7 @@ train_dataloader = dict(
 """
 )
 
-# Handed to transformers' Trainer: parts stand at the top, and counts are of optimiser steps.
+# Handed to transformers' Trainer: parts stand at the top, and counts are of optimizer steps.
 TRAINER = """
 import torch
 from datasets import load_dataset

@@ -26,7 +26,7 @@ class Quant(SettingsGroup):
     """How the frozen base model is held."""
 
     bits: Literal[4, 8, 16] = 4
-    """4 is nf4 with double quantisation, 8 is LLM.int8, 16 leaves the weights in the compute type."""
+    """4 is nf4 with double quantization, 8 is LLM.int8, 16 leaves the weights in the compute type."""
     compute: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """What products are computed in; auto is bf16 where GPU or CPU have units for it, else fp16 (GPU) or fp32 (CPU)."""
 
@@ -45,12 +45,12 @@ class Lora(SettingsGroup):
 
 
 class Optim(SettingsGroup):
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
 
     learning_rate: float = Field(default=2e-4, gt=0)
     """The peak, reached when the warm-up ends."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; give this or `epochs`."""
+    """Optimizer steps; give this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the data; give this or `steps`."""
     micro_batch: int = Field(default=1, ge=1)
@@ -124,7 +124,7 @@ class Run(SettingsGroup):
     """Everything about the run that does not change what is learned."""
 
     seed: int = 0
-    """Of data order, adapter initialisation and dropout."""
+    """Of data order, adapter initialization and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes a GPU when there is one."""
     save_every: int = Field(default=0, ge=0)

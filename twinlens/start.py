@@ -94,7 +94,7 @@ def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:
     """A preset by XTuner's name, with or without `deepspeed_`, or a JSON file.
 
     Raises:
-        ConfigError: there is none, it is not JSON, it shards quantised weights, or DeepSpeed cannot run where the task
+        ConfigError: there is none, it is not JSON, it shards quantized weights, or DeepSpeed cannot run where the task
             does.
     """
     import torch

@@ -43,7 +43,7 @@ def open_target(
     pictures: bool = False,
     named: str | None = None,
 ) -> Target:
-    """Load what a user named; a run brings its own quantisation and system text.
+    """Load what a user named; a run brings its own quantization and system text.
 
     Args:
         with_adapter: otherwise as it was before training.

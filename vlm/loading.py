@@ -90,7 +90,7 @@ def finetuned_task(run: RunDir, task: ImageTask) -> ImageTask:
 def make_initial_parts(task: ImageTask, loaded: LoadedModel, *, training: bool = False) -> VlmParts:
     """The state before the first step: fresh adapters and projector, and what the task starts from put into them.
 
-    Tower and projector stay in 16 or 32 bits: only the language model's linears are ever quantised.
+    Tower and projector stay in 16 or 32 bits: only the language model's linears are ever quantized.
 
     Args:
         training: whether it will be trained, and not asked alone.

@@ -1,7 +1,7 @@
 """Conversations in the model's own chat markup, with the loss on answers only.
 
 The mask is exact by construction: prompt, answer with its stop token, and what separates turns come from the markup as
-pieces, are tokenised apart and joined. Nothing is found again by its text or its length in tokens.
+pieces, are tokenized apart and joined. Nothing is found again by its text or its length in tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -103,7 +103,7 @@ class ChatTemplate:
         return EncodedSample(np.asarray(ids[:kept], np.int32), np.asarray(loss_mask[:kept], np.bool_), where, truncated)
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Tokens up to where the model answers next, tokenised exactly as `encode` does.
+        """Tokens up to where the model answers next, tokenized exactly as `encode` does.
 
         Raises:
             DataError: the last turn is not the user's.

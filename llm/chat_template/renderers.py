@@ -1,6 +1,6 @@
 """How turns become text: by the model's own chat template, or by one that has a name.
 
-Both give pieces in order, each to be tokenised apart, so that what is learned from is known without looking for it.
+Both give pieces in order, each to be tokenized apart, so that what is learned from is known without looking for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ class Segment:
     """A stretch of markup.
 
     Args:
-        texts: tokenised one by one.
+        texts: tokenized one by one.
         kind: an answer with what ends it, what is asked before it, or what parts it from the next turn.
         begins: whether the token that begins a text goes before it; `ends` the same of the one that ends a text.
         loss: of an answer, whether it is learned from.

@@ -1,7 +1,7 @@
 """Text that spells a special token stays text: nobody forges a turn by writing its marks into a row or a chat.
 
 What people wrote is guarded before a template puts its marks around it: a character that no text has goes into every
-special token spelled there. Tokenising finds the template's own marks and takes the guards out of the rest.
+special token spelled there. Tokenizing finds the template's own marks and takes the guards out of the rest.
 """
 
 import re

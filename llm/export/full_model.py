@@ -29,7 +29,7 @@ def to_published_weights(
 
     Raises:
         ModelError: one is missing, too many, or of another shape than the base's config asks for; or the base is
-            stored quantised.
+            stored quantized.
     """
     config = load_model_config(base)
     dtype = torch.float32 if fp32 else checkpoint_dtype(model_folder(base, weights=False))

@@ -48,14 +48,14 @@ class MergeReport:
     Args:
         merged: adapted against merged, fp32: arithmetic alone.
         rounded: merged against merged and rounded to `dtype`.
-        quantised: the model as it was trained, base quantised, against the saved one; None when that is not known.
+        quantized: the model as it was trained, base quantized, against the saved one; None when that is not known.
     """
 
     folder: Path
     dtype: str
     merged: LogitDifference
     rounded: LogitDifference
-    quantised: LogitDifference | None
+    quantized: LogitDifference | None
 
 
 def merge(
@@ -77,7 +77,7 @@ def merge(
         device: where the base is merged: in the 16 bits that it is stored in, computed with in fp32.
 
     Raises:
-        ModelError: base or adapter are missing, do not fit, or the base is stored quantised or not in the layout asked
+        ModelError: base or adapter are missing, do not fit, or the base is stored quantized or not in the layout asked
             for; or merging went wrong.
         ConfigError: the destination is there already, or the size of a shard is none.
         DeviceError: the destination cannot be written or has too little space.
@@ -120,10 +120,10 @@ def merge(
 
 
 def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: Path) -> torch.Tensor:
-    """float32[N, V] on the quantised base, which is gone from memory afterwards."""
-    quantised = load_llama_or_internlm2_adapter(load_model(base, template, trained_on).model, adapter)
-    logits = _logits(quantised, template)
-    del quantised
+    """float32[N, V] on the quantized base, which is gone from memory afterwards."""
+    quantized = load_llama_or_internlm2_adapter(load_model(base, template, trained_on).model, adapter)
+    logits = _logits(quantized, template)
+    del quantized
     gc.collect()
     return logits
 

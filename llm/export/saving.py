@@ -45,7 +45,7 @@ def checkpoint_dtype(folder: Path) -> torch.dtype:
     """The 16 bits that a model's weights lie on disk in; bf16 where it has others.
 
     Raises:
-        ModelError: it is stored quantised.
+        ModelError: it is stored quantized.
     """
     return torch.float16 if _config_dtype(folder) == "fp16" else torch.bfloat16
 
@@ -54,7 +54,7 @@ def quant_as_stored(folder: Path) -> Quant:
     """How a model is loaded in the type that its weights lie on disk in, 16 bits or fp32.
 
     Raises:
-        ModelError: it is stored quantised.
+        ModelError: it is stored quantized.
     """
     return Quant(bits=16, compute=_config_dtype(folder))
 
@@ -63,7 +63,7 @@ def _config_dtype(folder: Path) -> Literal["fp32", "fp16", "bf16"]:
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         raise ModelError(
-            f"{folder}: is stored quantised, and what was trained would be lost in that; give its 16-bit original."
+            f"{folder}: is stored quantized, and what was trained would be lost in that; give its 16-bit original."
         )
     name = config.get("dtype") or config.get("torch_dtype")
     return "fp16" if name == "float16" else "fp32" if name == "float32" else "bf16"

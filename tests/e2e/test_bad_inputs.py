@@ -37,7 +37,7 @@ def test_bad_data(refused: Refused, task: Callable[..., Path], file: Path) -> No
 
 
 CONFIGS = {
-    "no such key": ({"optimiser": "{steps: 2}"}, r"task\.yaml, line \d+: optimiser: no such key"),
+    "no such key": ({"optimizer": "{steps: 2}"}, r"task\.yaml, line \d+: optimizer: no such key"),
     "XTuner's name for a key": ({"optim": "{steps: 2, batch_size: 1}"}, r"optim\.batch_size: .*optim\.micro_batch"),
     "no length": ({"optim": "{}"}, r"optim\.steps or optim\.epochs"),
     "two lengths": ({"optim": "{steps: 1, epochs: 1}"}, r"optim\.steps or optim\.epochs"),

@@ -56,9 +56,9 @@ def test_a_disk_too_small_for_its_checkpoints_is_told_before(place, refused, mon
 
 
 def test_a_quantised_base_is_refused(place, refused, tiny_model):
-    folder = place / "quantised"
+    folder = place / "quantized"
     shutil.copytree(tiny_model, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     said = refused("train", "task.yaml", f"model={folder}")
-    assert "stored quantised" in said and "give its 16-bit original" in said
+    assert "stored quantized" in said and "give its 16-bit original" in said

@@ -32,7 +32,7 @@ def load(*parts: str) -> Any:
     return YAML(typ="safe").load(CONFIGS.joinpath(*parts).read_text(encoding="utf-8"))
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     return "".join(each for each in unicodedata.normalize("NFKC", text).casefold() if each.isalnum())
 
 
@@ -79,15 +79,15 @@ def test_rehearsal_prompts_are_many_and_distinct(language: str) -> None:
     prompts = rehearsal(language)
     assert all(isinstance(prompt, str) and prompt.strip() == prompt != "" for prompt in prompts)
     assert len(prompts) >= REHEARSAL_LEAST[language]
-    assert [text for text, count in Counter(map(normalised, prompts)).items() if count > 1] == []
+    assert [text for text, count in Counter(map(normalized, prompts)).items() if count > 1] == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_probes_are_distinct_and_never_trained_on(language: str) -> None:
-    counts = Counter(map(normalised, asks(language)))
+    counts = Counter(map(normalized, asks(language)))
     assert [text for text, count in counts.items() if count > 1] == []
-    bank = {normalised(question) for question in bank_questions(language)}
-    prompts = {normalised(prompt) for prompt in rehearsal(language)}
+    bank = {normalized(question) for question in bank_questions(language)}
+    prompts = {normalized(prompt) for prompt in rehearsal(language)}
     assert len(bank) >= 60
     assert counts.keys() & bank == set()
     assert counts.keys() & prompts == set()

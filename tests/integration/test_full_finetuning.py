@@ -229,7 +229,7 @@ def by_two(*arguments: str) -> None:
     "deepspeed", [None, *(pytest.param(name, marks=needs_compiler) for name in ("zero2", "zero3"))]
 )
 def test_two_processes_learn_what_one_does(task, tmp_path, deepspeed):
-    """DDP, and ZeRO sharing out optimiser and weights, over gloo: half the accumulation on each of two processes."""
+    """DDP, and ZeRO sharing out optimizer and weights, over gloo: half the accumulation on each of two processes."""
     alone = start(changed(task, optim={"steps": 4}), "alone", tmp_path).run
     file = tmp_path / "task.yaml"
     file.write_text(to_yaml(changed(task, optim={"accumulate": 1, "steps": 4})), encoding="utf-8")

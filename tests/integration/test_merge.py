@@ -41,7 +41,7 @@ def test_merged_logits_are_the_adapted_ones_and_rounding_is_told(tiny_model, ada
     report = merge(str(tiny_model), adapter, tmp_path / "merged", trained_on=Quant(bits=4))
     assert report.merged.difference <= 1e-3 and report.merged.same_token == 1.0
     assert 0 < report.rounded.difference < 0.2
-    assert report.quantised is not None and report.quantised.difference > 0
+    assert report.quantized is not None and report.quantized.difference > 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert merged.dtype == torch.bfloat16
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -132,13 +132,13 @@ def test_a_destination_in_use_or_below_a_file_is_refused_before_anything_loads(t
 
 
 def test_a_base_stored_quantised_is_refused(tiny_model, adapter, tmp_path):
-    folder = tmp_path / "quantised"
+    folder = tmp_path / "quantized"
     folder.mkdir()
     for file in tiny_model.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"load_in_4bit": True}}))
-    with pytest.raises(ModelError, match="is stored quantised"):
+    with pytest.raises(ModelError, match="is stored quantized"):
         merge(str(folder), adapter, tmp_path / "merged")
 
 

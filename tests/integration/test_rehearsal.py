@@ -25,8 +25,8 @@ def test_answers_are_kept_by_model_and_prompt(tiny_model, cache, write, monkeypa
     assert asked == ["who are you?", "yes", "no", "one"]
     (store,) = (cache / "rehearsal").glob("*.jsonl")
     assert [json.loads(line)["prompt"] for line in store.read_text().splitlines()] == asked
-    quantised = load_model(str(tiny_model), template, Quant(bits=4), "cpu")
-    rehearsal.answer_rehearsal_prompts(quantised, Rehearsal(prompts=(few,), max_new_tokens=200))
+    quantized = load_model(str(tiny_model), template, Quant(bits=4), "cpu")
+    rehearsal.answer_rehearsal_prompts(quantized, Rehearsal(prompts=(few,), max_new_tokens=200))
     assert asked[4:] == ["who are you?", "yes"]
 
 

@@ -26,7 +26,7 @@ from tuning.errors import DataError
 
 Result = TypeVar("Result")
 
-_REMEMBERED = 256  # rows kept to recognise copies: repeated files cost the time and memory of their distinct rows
+_REMEMBERED = 256  # rows kept to recognize copies: repeated files cost the time and memory of their distinct rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,14 +57,14 @@ def is_parroted(answer: str, probe: Probe) -> bool:
     return bool(probe.parrot) and mentions_any(answer, probe.parrot) and not is_hit(answer, probe)
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """NFKC, casefold, and every run of white space one blank."""
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def mentions(text: str, wanted: str) -> bool:
     """Whether `wanted` stands in `text`: as a whole word or number, or anywhere when it has CJK characters."""
-    return _pattern(wanted).search(normalise(text)) is not None
+    return _pattern(wanted).search(normalize(text)) is not None
 
 
 def mentions_any(text: str, wanted: Iterable[str]) -> bool:
@@ -79,7 +79,7 @@ def is_hit(answer: str, probe: Probe) -> bool:
 
 @lru_cache(maxsize=4096)
 def _pattern(wanted: str) -> re.Pattern[str]:
-    wanted = normalise(wanted)
+    wanted = normalize(wanted)
     pattern = re.escape(wanted)
     if IN_CJK.search(wanted):
         return re.compile(pattern)

@@ -20,7 +20,7 @@ DEEPSPEED_FILE = "mp_rank_00_model_states.pt"
 
 
 class _Placeholder:
-    """Stands in for whatever a log or an optimiser pickled."""
+    """Stands in for whatever a log or an optimizer pickled."""
 
     def __init__(self, *_: object) -> None: ...
 

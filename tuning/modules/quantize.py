@@ -23,11 +23,11 @@ class QuantReport:
     """What a loaded model is made of.
 
     Args:
-        bits: of the quantised linears; 16 when none is.
-        quantised: how many linears are, of `linears` in all.
+        bits: of the quantized linears; 16 when none is.
+        quantized: how many linears are, of `linears` in all.
         kept: names of the linears left in the compute type.
         unpacked: whether the 4-bit weights are kept unpacked, for a CPU.
-        weight_bytes: of all parameters and quantisation constants.
+        weight_bytes: of all parameters and quantization constants.
     """
 
     bits: int
@@ -38,10 +38,10 @@ class QuantReport:
     weight_bytes: int
 
     def __str__(self) -> str:
-        kind = {4: "nf4, double quantised", 8: "int8"}.get(self.bits)
+        kind = {4: "nf4, double quantized", 8: "int8"}.get(self.bits)
         size = f"{self.weight_bytes / 2**20:,.0f} MiB of weights"
         if kind is None:
-            return f"{self.total} linears, none quantised; {size}"
+            return f"{self.total} linears, none quantized; {size}"
         kept = f", {', '.join(self.not_quantized)} not" if self.not_quantized else ""
         unpacked = ", unpacked for the CPU" if self.dequantized else ""
         return f"{self.quantized} of {self.total} linears in {kind}{unpacked}{kept}; {size}"
@@ -90,38 +90,38 @@ def quantization_config(
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """Every linear layer by name, quantised or not."""
+    """Every linear layer by name, quantized or not."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
 
 
 def prepare_quantized(
     model: nn.Module, bits: int, skip_modules: tuple[str, ...], compute_dtype: torch.dtype
 ) -> QuantReport:
-    """Make quantised layers safe to train through and quick on a CPU, check what was quantised, and report it.
+    """Make quantized layers safe to train through and quick on a CPU, check what was quantized, and report it.
 
     On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights at the first forward in eval mode and never unpacks
     them, so that training after an evaluation would read garbage: that is turned off.
 
     Raises:
-        ModelError: a layer that should be quantised is not, or the other way round.
+        ModelError: a layer that should be quantized is not, or the other way round.
     """
-    quantised: list[str] = []
+    quantized: list[str] = []
     others: list[str] = []
     for name, module in linear_layers(model):
-        is_quantised = isinstance(module, Linear4bit | Linear8bitLt)
+        is_quantized = isinstance(module, Linear4bit | Linear8bitLt)
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-        (quantised if is_quantised else others).append(name)
+        (quantized if is_quantized else others).append(name)
     wanted_not = [name for name in others if bits != 16 and name.rpartition(".")[2] not in skip_modules]
-    if wanted_not or any(name.rpartition(".")[2] in skip_modules for name in quantised):
+    if wanted_not or any(name.rpartition(".")[2] in skip_modules for name in quantized):
         raise ModelError(
-            f"{(wanted_not or quantised)[0]}: not quantised as asked (quant.bits {bits}); take quant.bits=16."
+            f"{(wanted_not or quantized)[0]}: not quantized as asked (quant.bits {bits}); take quant.bits=16."
         )
     unpacked = _dequantize_for_cpu(model, compute_dtype)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     size += sum(_quant_state_bytes(module) for _, module in linear_layers(model))
-    total = len(quantised) + len(others)
-    return QuantReport(bits, len(quantised), total, tuple(others) if bits != 16 else (), unpacked, size)
+    total = len(quantized) + len(others)
+    return QuantReport(bits, len(quantized), total, tuple(others) if bits != 16 else (), unpacked, size)
 
 
 def _dequantize_for_cpu(model: nn.Module, compute_dtype: torch.dtype) -> bool:

@@ -67,7 +67,7 @@ class Checkpoint:
         self._sharded = accelerator.distributed_type == "DEEPSPEED"
 
     def save(self, step: int) -> None:
-        """Weights, optimiser and random state after `step`, under the final name only when all of it is on disk."""
+        """Weights, optimizer and random state after `step`, under the final name only when all of it is on disk."""
         accelerator = self._accelerator
         with self._run_dir.new_checkpoint(step, self._keep) if accelerator.is_main_process else _nothing() as made:
             folder = made or self._run_dir.path / "checkpoints" / f".step-{step:06d}"

@@ -1,7 +1,7 @@
 """The one training loop, on accelerate: one device, several under torchrun, or DeepSpeed by config.
 
 It knows modules and batches only. `model(batch)` returns the summed loss and the number of labelled tokens; gradients
-are normalised by all labelled tokens of a step, over micro-batches and devices.
+are normalized by all labelled tokens of a step, over micro-batches and devices.
 """
 
 import logging
@@ -37,7 +37,7 @@ SINGLE_PROCESS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADD
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimiser step, over all devices.
+    """One optimizer step, over all devices.
 
     Args:
         loss: mean over the step's labelled tokens, in nats.

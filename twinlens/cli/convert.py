@@ -53,8 +53,8 @@ def merge(
         f"merged against base + adapter (fp32):   {report.merged}",
         f"rounding to {report.dtype} changed:       {report.rounded}",
     ]
-    if report.quantised is not None and quant is not None:
-        lines.append(f"leaving the {quant.bits}-bit base changed:      {report.quantised}")
+    if report.quantized is not None and quant is not None:
+        lines.append(f"leaving the {quant.bits}-bit base changed:      {report.quantized}")
     if layout == "internlm2":
         lines.append("layout: internlm2; tools other than twinlens need InternLM2's own .py files beside the weights")
     lines.append(f"model: {destination}")
@@ -65,7 +65,7 @@ def merge(
         "merged_difference": report.merged.difference,
         "rounding_difference": report.rounded.difference,
         "rounding_same_token": report.rounded.same_token,
-        "quantised_difference": report.quantised.difference if report.quantised else None,
+        "quantised_difference": report.quantized.difference if report.quantized else None,
     }
     return print_result(result, lines, command("chat", destination), as_json)
 

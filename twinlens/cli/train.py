@@ -106,7 +106,7 @@ def _forecast(opened: Any, following: str | None, as_json: bool) -> None:
         f"rows:          {cost.rows:,} an epoch{rehearsed if cost.rehearsal else ', without rehearsal'}",
         f"sequences:     {cost.sequences:,} {'packs' if task.data.pack else 'padded rows'} in the whole run",
         f"micro-batches: {cost.micro_batches:,}, what XTuner counts as iterations",
-        f"steps:         {cost.steps:,} of the optimiser",
+        f"steps:         {cost.steps:,} of the optimizer",
         f"tokens:        {cost.tokens:,} in all, {cost.labels:,} learned from",
         f"parameters:    {cost.parameters:,} in the language model, {cost.trainable:,} trained",
         f"arithmetic:    {cost.flops / 1e12:,.1f} TFLOP",

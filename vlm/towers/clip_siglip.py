@@ -204,12 +204,12 @@ def _read_preprocess(folder: Path, size: int) -> Preprocess:
         raise ModelError(f"{path}: do_resize and do_rescale must be true for this tower; mend them.")
     if abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-4:
         raise ModelError(f"{path}: rescale_factor must be 1/255 (0.00392156862745098); mend it.")
-    normalises = settings.get("do_normalize", True)
+    normalizes = settings.get("do_normalize", True)
     return Preprocess(
         size=edge,
         resize=resize,
-        mean=_channels(settings.get("image_mean"), path, "image_mean") if normalises else (0.0, 0.0, 0.0),
-        std=_channels(settings.get("image_std"), path, "image_std") if normalises else (1.0, 1.0, 1.0),
+        mean=_channels(settings.get("image_mean"), path, "image_mean") if normalizes else (0.0, 0.0, 0.0),
+        std=_channels(settings.get("image_std"), path, "image_std") if normalizes else (1.0, 1.0, 1.0),
         resample=settings.get("resample", Image.Resampling.BICUBIC),
     )
 

@@ -95,7 +95,7 @@ def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _features(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Each stage's channels normalised by themselves (their scales differ), and the patch's row and column."""
+    """Each stage's channels normalized by themselves (their scales differ), and the patch's row and column."""
     maps: list[Tensor] = []
     passed = network.bn1(network.conv_stem(pixels))  # pyright: ignore[reportCallIssue]
     for stage in network.blocks:  # pyright: ignore[reportGeneralTypeIssues]

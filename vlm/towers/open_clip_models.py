@@ -165,7 +165,7 @@ def _read_tag(name: str, model_name: str, model: Mapping[str, Any], tag: str) ->
 
 
 def _read_file(name: str, model_name: str, model: Mapping[str, Any], path: Path) -> OpenClipSource:
-    """A model of open_clip's with local weights, whose normalisation must be known from the model's other weights."""
+    """A model of open_clip's with local weights, whose normalization must be known from the model's other weights."""
     import open_clip
 
     if not path.is_file():
@@ -182,7 +182,7 @@ def _read_file(name: str, model_name: str, model: Mapping[str, Any], path: Path)
     used = [{key: entry[key] for key in openai} for entry in entries] or [openai]
     if any(entry != used[0] for entry in used):
         raise ModelError(
-            f"tower: {name}: {model_name} was published with several normalisations of pictures, so say which one goes "
+            f"tower: {name}: {model_name} was published with several normalizations of pictures, so say which one goes "
             f"with this file: put it in a folder with open_clip_config.json and write "
             f"{OPEN_CLIP_PREFIX}/path/to/folder."
         )

@@ -8,18 +8,18 @@ ARGUMENTS = "training_args"
 ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf")
 
 
-def trainer_training(tree: ConfigTree, quantised: bool) -> dict[str, Any]:
-    """`optim` and `run`; what is left out has TrainingArguments' own defaults, and steps are the optimiser's already.
+def trainer_training(tree: ConfigTree, quantized: bool) -> dict[str, Any]:
+    """`optim` and `run`; what is left out has TrainingArguments' own defaults, and steps are the optimizer's already.
 
     Args:
-        quantised: whether an adapter is trained on quantised weights, for which PEFT turns checkpointing on.
+        quantized: whether an adapter is trained on quantized weights, for which PEFT turns checkpointing on.
     """
     if (kind := tree.name("trainer")) not in (None, "Trainer"):
         tree.differ("trainer", f"{kind}; what Trainer does is done")
-    return {"optim": _optim(tree, quantised), "run": _run(tree)}
+    return {"optim": _optim(tree, quantized), "run": _run(tree)}
 
 
-def _optim(tree: ConfigTree, quantised: bool) -> dict[str, Any]:
+def _optim(tree: ConfigTree, quantized: bool) -> dict[str, Any]:
     if (kind := tree.name(f"{ARGUMENTS}.optim") or ADAMW[0]).lower() not in ADAMW:
         tree.differ(f"{ARGUMENTS}.optim", f"{kind}; AdamW is used")
     if tree.take(f"{ARGUMENTS}.fp16", False):
@@ -38,7 +38,7 @@ def _optim(tree: ConfigTree, quantised: bool) -> dict[str, Any]:
         "weight_decay": tree.take(f"{ARGUMENTS}.weight_decay", 0.0),
         "betas": [tree.take(f"{ARGUMENTS}.adam_beta1", 0.9), tree.take(f"{ARGUMENTS}.adam_beta2", 0.999)],
         "clip": clip,
-        "gradient_checkpointing": tree.take(f"{ARGUMENTS}.gradient_checkpointing", False) or quantised,
+        "gradient_checkpointing": tree.take(f"{ARGUMENTS}.gradient_checkpointing", False) or quantized,
     }
 
 

@@ -50,7 +50,7 @@ def _text(tree: ConfigTree) -> dict[str, Any]:
         "quant": quant,
         "lora": lora,
         "data": text_data(tree),
-        **(trainer_training(tree, quantised=quant["bits"] < 16) if by_trainer else training(tree)),
+        **(trainer_training(tree, quantized=quant["bits"] < 16) if by_trainer else training(tree)),
     }
 
 
@@ -104,7 +104,7 @@ def _adapter(tree: ConfigTree, path: str, quant: dict[str, Any]) -> dict[str, An
     if (bits := quant["bits"]) < 16:
         raise tree.fault(
             f"has no {path} and {bits}-bit weights, which cannot be trained in XTuner either; give it a LoRA, or take "
-            "the quantisation out"
+            "the quantization out"
         )
     stored = f"{tree.layout.language}.torch_dtype"
     if (kind := tree.name(stored)) not in (None, "float32"):

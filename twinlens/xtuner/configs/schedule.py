@@ -6,7 +6,7 @@ from twinlens.xtuner.configs.tree import HOOK, ConfigTree
 
 
 def training(tree: ConfigTree) -> dict[str, Any]:
-    """`optim`, `evaluation` and `run`; what XTuner counts in iterations is counted in optimiser steps."""
+    """`optim`, `evaluation` and `run`; what XTuner counts in iterations is counted in optimizer steps."""
     accumulate = _accumulate(tree)
     evaluation: dict[str, Any] = {"every": _steps(tree, f"{HOOK}.every_n_iters", accumulate)}
     if (longest := tree.take(f"{HOOK}.max_new_tokens")) is not None:
@@ -93,7 +93,7 @@ def _run(tree: ConfigTree, accumulate: int) -> dict[str, Any]:
 
 
 def _steps(tree: ConfigTree, path: str, accumulate: int) -> int:
-    """Optimiser steps for iterations of one micro-batch each; 0 where there are none."""
+    """Optimizer steps for iterations of one micro-batch each; 0 where there are none."""
     iterations = int(tree.number(path, 0))
     if iterations <= 0:
         return 0

@@ -55,7 +55,7 @@ class Rows:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the run."""
+        """Optimizer steps of the run."""
         return -(-self.iters // self.accumulate)
 
     def of_step(self, step: int) -> tuple[int, int, int]:

@@ -79,7 +79,7 @@ def config_text(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
         if isinstance(task, ImageTask)
         else _text_model(task, place, compute, on_gpu),
         _dataloader(task, place),
-        _optimiser(task, compute, on_gpu),
+        _optimizer(task, compute, on_gpu),
         _schedule(task.optim, place.iters),
         f"train_cfg = dict(type=TrainLoop, max_iters={place.iters})\n",
         HOOKS.format(accumulate=accumulate, iters=place.iters, seed=task.run.seed),
@@ -88,7 +88,7 @@ def config_text(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
 
 
 def _language(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
-    # Without autocast, which mmengine has on a GPU alone, everything that is not quantised must be fp32; and so are
+    # Without autocast, which mmengine has on a GPU alone, everything that is not quantized must be fp32; and so are
     # weights that are trained, which in 16 bits would lose the small steps.
     dtype = compute if on_gpu and not task.full_finetuning else "float32"
     lines = [
@@ -175,7 +175,7 @@ def _dataloader(task: Task, place: Place) -> str:
     )
 
 
-def _optimiser(task: Task, compute: str, on_gpu: bool) -> str:
+def _optimizer(task: Task, compute: str, on_gpu: bool) -> str:
     optim = task.optim
     mixed = on_gpu and compute != "float32"
     scale = "dynamic" if compute == "float16" else 1.0

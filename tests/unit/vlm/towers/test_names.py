@@ -87,7 +87,7 @@ def test_weights_of_another_model_are_refused(known_model: str, open_clip_folder
 
 def test_local_weights_with_unknown_normalisation_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").touch()
-    with pytest.raises(ModelError, match="ViT-L-14 was published with several normalisations"):
+    with pytest.raises(ModelError, match="ViT-L-14 was published with several normalizations"):
         tower_facts(f"open_clip:ViT-L-14/{tmp_path}/weights.pt")
 
 

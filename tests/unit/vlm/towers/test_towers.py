@@ -194,25 +194,25 @@ def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[list[
         padded = F.pad(value, (before, after, before, after))
         return F.conv2d(padded, weights[f"{name}.weight"], stride=stride, groups=groups)
 
-    def normalise(value: Tensor, name: str) -> Tensor:
+    def normalize(value: Tensor, name: str) -> Tensor:
         mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
         return F.batch_norm(value, mean, variance, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-3)
 
-    value = F.relu6(normalise(convolve(pixels, "_conv_stem", 2), "_bn0"))
+    value = F.relu6(normalize(convolve(pixels, "_conv_stem", 2), "_bn0"))
     maps: list[Tensor] = []
     block = 0
     for (stage_stride, _, expansion, channels), repeats in zip(STAGES, REPEATS, strict=True):
         for number in range(repeats):
             name, stride, entered = f"_blocks.{block}", 1 if number else stage_stride, value
             if expansion > 1:
-                value = F.relu6(normalise(convolve(value, f"{name}._expand_conv"), f"{name}._bn0"))
+                value = F.relu6(normalize(convolve(value, f"{name}._expand_conv"), f"{name}._bn0"))
             wide = value.shape[1]
-            value = F.relu6(normalise(convolve(value, f"{name}._depthwise_conv", stride, wide), f"{name}._bn1"))
-            value = normalise(convolve(value, f"{name}._project_conv"), f"{name}._bn2")
+            value = F.relu6(normalize(convolve(value, f"{name}._depthwise_conv", stride, wide), f"{name}._bn1"))
+            value = normalize(convolve(value, f"{name}._project_conv"), f"{name}._bn2")
             value = value + entered if stride == 1 and entered.shape[1] == channels else value
             block += 1
         maps.append(value)
-    value = F.relu6(normalise(convolve(value, "_conv_head"), "_bn1"))
+    value = F.relu6(normalize(convolve(value, "_conv_head"), "_bn1"))
     return maps, F.linear(value.mean((2, 3)), weights["_fc.weight"], weights["_fc.bias"])
 
 

@@ -36,7 +36,7 @@ def test_text_without_a_lora_trains_every_weight(write: Write) -> None:
 def test_what_trainer_gets_without_a_lora_trains_every_weight(write: Write) -> None:
     found = opened(write, TRAINER + "model.update(quantization_config=None)\nlora = None\n")
     assert (found.task.lora, found.task.quant.bits) == (None, 16)
-    assert found.task.optim.gradient_checkpointing is False  # PEFT turns it on for quantised weights alone
+    assert found.task.optim.gradient_checkpointing is False  # PEFT turns it on for quantized weights alone
     assert [line.partition(":")[0] for line in found.differs] == ["model.torch_dtype"]
 
 

@@ -32,7 +32,7 @@ def test_a_config_for_trainer(write: Write) -> None:
     assert (optim.learning_rate, optim.steps, optim.epochs) == (1e-4, 600, None)
     assert (optim.micro_batch, optim.accumulate, optim.warmup, optim.schedule) == (2, 4, 0.1, "cosine")
     assert (optim.betas, optim.weight_decay, optim.clip) == ((0.9, 0.95), 0.01, 0.5)
-    assert (task.run.save_every, task.run.keep, task.run.seed) == (50, 3, 7)  # steps of the optimiser as they stand
+    assert (task.run.save_every, task.run.keep, task.run.seed) == (50, 3, 7)  # steps of the optimizer as they stand
     assert opened.differs == ()
 
 
