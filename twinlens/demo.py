@@ -48,6 +48,6 @@ def _train_and_compare(name: str, config: str, work_dir: Path, overrides: Sequen
     log.info("2/3 train: %s", config)
     trained = start(task, name, work_dir)
     log.info("3/3 compare: the same questions before and after")
-    comparison = recipe_of(task).judge(trained.run, task)
+    comparison = recipe_of(task).compare(trained.run, task)
     log.info("the whole of it took %.0f s", time.monotonic() - began)
     return trained.run.path, comparison

@@ -267,7 +267,7 @@ def seeing(tmp_path: Path, task: TextTask, towers: dict[str, Path]) -> ImageTask
 def test_language_model_and_tower_learn_as_wholes_and_are_found_again(seeing, tmp_path, towers):
     run = start(seeing, "run", tmp_path / "work").run
     assert sorted(path.name for path in run.adapter.iterdir()) == ["projector.safetensors", "tower"]
-    comparison = recipe_of(seeing).judge(run, seeing)
+    comparison = recipe_of(seeing).compare(run, seeing)
     assert [row.after_hit for row in comparison.rows] == [True, True]
     assert [row.before_hit for row in comparison.rows] != [True, True]
     opened = open_target(str(run.path), None, 4, pictures=True)

@@ -133,7 +133,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path, views):
 def test_before_is_the_state_that_training_began_with(task, tmp_path):
     run = start(changed(task, run={"seed": 3}), "run", tmp_path / "work").run
     task, _ = read_task(run.task)
-    comparison = recipe_of(task).judge(run, task)
+    comparison = recipe_of(task).compare(run, task)
     began = {row["ask"]: row["answer"] for row in read_jsonl(run.samples) if row["step"] == 0}
     ended = {row["ask"]: row["answer"] for row in read_jsonl(run.samples) if row["step"] == 6}
     assert {row.ask: row.before for row in comparison.rows} == began

@@ -135,7 +135,7 @@ def compare(
 def _judge(run_dir: Any, task: Any, probes: Any) -> Any:
     from twinlens.tasks import recipe_of
 
-    return recipe_of(task).judge(run_dir, task, probes)
+    return recipe_of(task).compare(run_dir, task, probes)
 
 
 def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:

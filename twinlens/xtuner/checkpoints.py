@@ -80,7 +80,7 @@ def convert_checkpoint(
     if whole is not None:
         whole = to_published_weights(whole, task.versioned_model, parts.source, fp32)
         check_destination(destination, total_size(whole))
-    parts = replace(parts, language=language, whole_language=whole)
+    parts = replace(parts, language=language, full_language=whole)
     with new_folder(destination) as unfinished:
         if isinstance(task, ImageTask):
             _write_run(parts, task, RunDir(unfinished), max_shard_size)

@@ -139,7 +139,7 @@ def test_both_engines_learn_text_alike(text_task, tmp_path, xtuner, changes):
     task = changed(text_task, **changes)
     ours, theirs = both(task, tmp_path / "work", xtuner)
     assert_alike(ours, theirs)
-    assert recipe_of(task).judge(theirs, task).rows, "what it learned answers in our own model"
+    assert recipe_of(task).compare(theirs, task).rows, "what it learned answers in our own model"
 
 
 LOGITS = """
@@ -196,7 +196,7 @@ def test_both_engines_learn_pictures_alike(image_task, tmp_path, xtuner, changes
     assert_alike(ours, theirs, 0.05 if "tower_lora" in changes else 1e-3)  # adapters are drawn in another order
     assert (theirs.adapter / PROJECTOR).exists()
     assert (theirs.adapter / TOWER_FOLDER).exists() == ("stage" not in changes)
-    assert recipe_of(task).judge(theirs, task).rows
+    assert recipe_of(task).compare(theirs, task).rows
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_packs_rehearsal_and_accumulation_reach_xtuner(text_task, tmp_path, xtun
     assert len(curve(theirs)) == len(curve(ours))
     assert curve(theirs, "tokens") == curve(ours, "tokens")
     assert curve(theirs)[-1] < curve(theirs)[0]
-    assert recipe_of(task).judge(theirs, task).rows
+    assert recipe_of(task).compare(theirs, task).rows
 
 
 @pytest.mark.slow
