@@ -1,4 +1,14 @@
-"""Fixtures that every test may use: a tiny chat model in Hugging Face layout, made here."""
+"""Fixtures that every test may use: a tiny chat model in Hugging Face layout, made here.
+
+The suite states what would otherwise depend on the CPU: the compute dtype and the number of threads. Both can be set from
+outside, such as `TWINLENS_CPU_COMPUTE=bf16 OMP_NUM_THREADS=1 pytest`; processes that tests start inherit them.
+"""
+
+import os
+
+os.environ.setdefault("TWINLENS_CPU_COMPUTE", "fp32")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +48,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     words.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test once for each compute dtype of a CPU, whatever the CPU at hand would choose."""
+    monkeypatch.setenv("TWINLENS_CPU_COMPUTE", request.param)
+    return request.param
 
 
 @pytest.fixture

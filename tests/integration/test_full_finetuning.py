@@ -131,8 +131,8 @@ def test_a_run_ends_in_a_model_that_transformers_loads(task, tmp_path):
         assert chat.reply("who are you?", lambda _: None).strip() == answer
 
 
-def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path):
-    task = changed(task, optim={"steps": 9})
+def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path, compute):
+    task = changed(task, optim={"steps": 9}, quant={"compute": "auto"})
     straight = start(task, "straight", tmp_path / "work").run
     stopped = start(task, "stopped", tmp_path / "work").run
     shutil.rmtree(stopped.model)

@@ -19,7 +19,7 @@ needs_embedded = pytest.mark.skipif(embedded_weights() is None, reason="the embe
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, monkeypatch):
+def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, compute, monkeypatch):
     monkeypatch.setattr(quantize, "MEMORY_SHARE", 0)
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=bits), "cpu")
     report = loaded.quant_report
@@ -41,7 +41,7 @@ def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, mon
 
 @needs_embedded
 @pytest.mark.parametrize("room", [0, 0.5])
-def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypatch, room):
+def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypatch, room, compute):
     """bitsandbytes repacks 4-bit weights in eval mode on some CPUs; training through those would read garbage."""
     monkeypatch.setattr(quantize, "MEMORY_SHARE", room)
     template = load_template("embedded", "You are a helpful assistant.")
@@ -59,7 +59,7 @@ def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypa
     assert float(before) / int(labels) < 1.0
 
 
-def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, monkeypatch):
+def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, compute, monkeypatch):
     found = []
     for room in (0, 0.5):
         monkeypatch.setattr(quantize, "MEMORY_SHARE", room)

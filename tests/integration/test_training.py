@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -83,7 +82,8 @@ def adapter_bytes(run: RunDir) -> bytes:
     return (run.adapter / ADAPTER_WEIGHTS).read_bytes()
 
 
-def test_the_same_seed_gives_the_same_losses_and_bytes_and_another_seed_others(task, tmp_path):
+def test_the_same_seed_gives_the_same_losses_and_bytes_and_another_seed_others(task, tmp_path, compute):
+    task = changed(task, quant={"compute": "auto"})
     first = start(task, "a", tmp_path / "work").run
     again = start(task, "b", tmp_path / "work").run
     other = start(changed(task, run={"seed": 1}), "c", tmp_path / "work").run
@@ -93,8 +93,9 @@ def test_the_same_seed_gives_the_same_losses_and_bytes_and_another_seed_others(t
     assert losses(first)[-1] < losses(first)[0]
 
 
-def test_looking_does_not_change_what_is_learned(task, tmp_path):
+def test_looking_does_not_change_what_is_learned(task, tmp_path, compute):
     """4-bit weights read in eval mode must still be right for training."""
+    task = changed(task, quant={"compute": "auto"})
     blind = start(task, "blind", tmp_path / "work").run
     looked = start(changed(task, evaluation={"every": 1}), "looked", tmp_path / "work").run
     assert losses(blind) == losses(looked)
@@ -248,10 +249,10 @@ def run_until(task: TextTask, tmp_path: Path, step: int, how: int) -> tuple[Path
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how):
-    """Killed at a random step (a failure names it), or asked to stop: bit for bit the straight run."""
-    task = changed(task, optim={"steps": 40})
-    stop_at = random.Random(time.time_ns()).randint(3, 30)
+def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how, compute):
+    """Killed at some step, or asked to stop: bit for bit the straight run."""
+    task = changed(task, optim={"steps": 40}, quant={"compute": "auto"})
+    stop_at = 7 if how == signal.SIGTERM else 12
     straight = start(task, "straight", tmp_path).run
     run, code = run_until(task, tmp_path, stop_at, how)
     assert code == (130 if how == signal.SIGTERM else -signal.SIGKILL), f"stopped at {stop_at}"

@@ -11,10 +11,11 @@ from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from tuning.errors import DeviceError, ModelError
+from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.settings import Quant
 
 MEMORY_SHARE = 0.5  # share of the free memory that unpacked weights may take
+CPU_COMPUTE = "TWINLENS_CPU_COMPUTE"  # environment variable: what `quant.compute: auto` means on a CPU
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -63,10 +64,18 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The type products are computed in; see `Quant.compute`."""
+    """The dtype of matrix products; see `Quant.compute`.
+
+    Raises:
+        ConfigError: `TWINLENS_CPU_COMPUTE` names no dtype.
+    """
     if wanted != "auto":
         return DTYPES[wanted]
     if device.type == "cpu":
+        if chosen := os.environ.get(CPU_COMPUTE):
+            if chosen not in DTYPES:
+                raise ConfigError(f"{CPU_COMPUTE}={chosen}: not a compute type; use one of {', '.join(DTYPES)}.")
+            return DTYPES[chosen]
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that will do
         return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

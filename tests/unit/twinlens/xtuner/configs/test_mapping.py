@@ -1,7 +1,6 @@
 """A config's values stand where a task has them, and nothing of it is dropped without a word."""
 
 import ast
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from xtuner_config import IMAGE, INTERN_REPO, TEXT, TRAINER
 
 from tuning.errors import ConfigError
-from tuning.settings import Lora
+from tuning.settings import Lora, Task
 from twinlens.task_files import open_task
 from twinlens.xtuner.configs.mapping import Mapped, map_config
 from twinlens.xtuner.configs.reader import read_config
@@ -192,8 +191,10 @@ def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
         place.value = ast.parse(junk.strip(), mode="eval").body
     file = tmp_path_factory.mktemp("junk") / "config.py"
     file.write_text(ast.unparse(tree), encoding="utf-8")
-    with contextlib.suppress(ConfigError):
-        open_task(file)
+    try:
+        assert isinstance(open_task(file).task, Task)
+    except ConfigError as refusal:
+        assert all(line.startswith(str(file)) for line in str(refusal).splitlines())
 
 
 @pytest.mark.parametrize(
