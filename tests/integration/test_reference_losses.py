@@ -1,6 +1,6 @@
 """Reference losses: 20 steps of text and image fine-tuning in fp32, the same on any CPU.
 
-To write them anew after an intended change: `TWINLENS_WRITE_REFERENCE=1 pytest tests/integration/test_reference_losses.py`
+To write them anew: `TWINLENS_WRITE_REFERENCE=1 pytest tests/integration/test_reference_losses.py`.
 """
 
 import json
