@@ -1,7 +1,7 @@
 """Fixtures that every test may use: a tiny chat model in Hugging Face layout, made here.
 
-The suite states what would otherwise depend on the CPU: the compute dtype and the number of threads. Both can be set from
-outside, such as `TWINLENS_CPU_COMPUTE=bf16 OMP_NUM_THREADS=1 pytest`; processes that tests start inherit them.
+The suite states what would otherwise depend on the CPU: the compute dtype and the number of threads. Both can be set
+from outside, such as `TWINLENS_CPU_COMPUTE=bf16 OMP_NUM_THREADS=1 pytest`; processes that tests start inherit them.
 """
 
 import os
