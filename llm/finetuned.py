@@ -8,8 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llm.checkpoints.shards import weight_files
-from llm.export.saving import checkpoint_dtype, folder_anew, save_model
+from llm.export.saving import checkpoint_dtype, save_model
 from llm.loading import LoadedModel, load_model, model_folder
+from tuning.atomic import atomic_folder
 from tuning.errors import ModelError
 from tuning.modules.full_finetuning import enable_full_finetuning, load_full_weights, save_full_weights
 from tuning.modules.lora import attach_adapter, load_adapter, load_adapter_weights, read_adapter_config, save_adapter
@@ -71,7 +72,7 @@ def save_finetuned(network: Network, loaded: LoadedModel, run: RunDir, task: Tas
     if isinstance(network, PeftModel):
         save_adapter(network, run.adapter, task.model, task.revision)
         return
-    with folder_anew(run.model) as unfinished:
+    with atomic_folder(run.model, replace=True) as unfinished:
         save_model(network, loaded.template, unfinished, checkpoint_dtype(loaded.folder))
 
 

@@ -1,6 +1,5 @@
 """Any causal language model that transformers loads without remote code, from a folder, a hub or the embedded wheel."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from llm.chat_template.encoding import ChatTemplate
 from llm.chat_template.named_templates import NAMED_TEMPLATES, NamedTemplate, named_template
+from llm.checkpoints.config_json import read_model_config
 from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
 from llm.checkpoints.embedded import embedded_folder
 from llm.checkpoints.hub import fetch, parse_remote
@@ -213,11 +213,8 @@ def _check_model_type(folder: Path) -> None:
     path = folder / "config.json"
     if not path.exists():
         raise ModelError(f"model: {folder}: config.json is missing; give the folder of a model in Hugging Face layout.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{path}: not valid JSON ({error}); get the model's files again.") from error
+    config = read_model_config(folder)
+    kind = config.get("model_type")
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_TYPES):

@@ -6,14 +6,14 @@ task.yaml  environment.json  data.json  steps.jsonl  samples.jsonl  checkpoints/
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tuning.atomic import write_atomically
+from tuning.atomic import atomic_folder, write_atomically
 from tuning.errors import ConfigError, DataError, DeviceError
 
 
@@ -61,20 +61,15 @@ class RunDir:
         found = (self.path / "checkpoints").glob("step-*")
         return sorted((int(folder.name.removeprefix("step-")), folder) for folder in found)
 
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint after so many steps."""
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
     @contextmanager
-    def new_checkpoint(self, step: int, keep: int) -> Iterator[Path]:
-        """A folder that becomes `checkpoints/step-N` when the block ends well; older ones beyond `keep` go."""
-        final = self.path / "checkpoints" / f"step-{step:06d}"
-        unfinished = final.with_name(f".{final.name}")
-        with explain_write_errors(unfinished):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            try:
-                yield unfinished
-                shutil.rmtree(final, ignore_errors=True)
-                unfinished.rename(final)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+    def new_checkpoint(self, step: int, keep: int) -> Generator[Path, None, None]:
+        """A folder that becomes `checkpoints/step-N` when the block ends well; older ones beyond `keep` are removed."""
+        with atomic_folder(self.checkpoint(step), replace=True, shared=True) as folder:
+            yield folder
         for _, old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
 
@@ -147,7 +142,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def explain_write_errors(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Generator[None, None, None]:
     """Turns a failed write below `path` into one sentence."""
     try:
         yield

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from llm import finetuned as trained
 from llm.chat_template.encoding import ChatTemplate
 from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
-from llm.export.saving import folder_anew
 from llm.finetuned import Network
 from llm.generation import EmbedFunction
 from llm.loading import LoadedModel, load_model, load_model_config
+from tuning.atomic import atomic_folder
 from tuning.data.conversation import Conversation
 from tuning.errors import ModelError
 from tuning.modules.full_finetuning import enable_full_finetuning, load_full_weights, save_full_weights
@@ -212,6 +212,6 @@ def save_finetuned(sighted: VlmParts, loaded: LoadedModel, run: RunDir, task: Im
     if task.full_finetuning:
         trained.save_finetuned(sighted.language, loaded, run, task)
     if task.whole_tower:
-        with folder_anew(run.adapter / TOWER_FOLDER) as unfinished:
+        with atomic_folder(run.adapter / TOWER_FOLDER, replace=True) as unfinished:
             save_tower(sighted.tower, unfinished, torch.float32, "2GB")
     save_adapters_and_projector(sighted, run.adapter, task)

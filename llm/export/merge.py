@@ -19,12 +19,12 @@ from llm.export.saving import (
     checkpoint_dtype,
     checkpoint_size,
     compare_logits,
-    new_folder,
     quant_as_stored,
     save_model,
 )
 from llm.internlm.adapter import load_llama_or_internlm2_adapter
 from llm.loading import load_model, load_template, model_folder
+from tuning.atomic import atomic_folder
 from tuning.data.conversation import single_turn
 from tuning.errors import ModelError
 from tuning.modules.fp32_upcast import fp32_upcast, merge_adapters
@@ -105,7 +105,7 @@ def merge(
     model = merge_adapters(adapted, dtype)
     with fp32_upcast(model):
         rounded = _logits(model, template)
-    with new_folder(destination) as unfinished:
+    with atomic_folder(destination) as unfinished:
         if layout == "internlm2":
             save_internlm2(model, folder, template, unfinished, max_shard_size)
         else:

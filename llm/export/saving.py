@@ -4,20 +4,18 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
+from llm.checkpoints.config_json import stored_dtype
 from llm.checkpoints.shards import weight_files
-from tuning.errors import ConfigError, DeviceError, ModelError
+from tuning.errors import ConfigError, DeviceError
 from tuning.settings import Quant
 
 LOGIT_TOLERANCE = 1e-3  # of what is written against what was trained, both fp32, relative to the largest logit
@@ -47,7 +45,7 @@ def checkpoint_dtype(folder: Path) -> torch.dtype:
     Raises:
         ModelError: it is stored quantized.
     """
-    return torch.float16 if _config_dtype(folder) == "fp16" else torch.bfloat16
+    return torch.float16 if stored_dtype(folder) == "fp16" else torch.bfloat16
 
 
 def quant_as_stored(folder: Path) -> Quant:
@@ -56,17 +54,7 @@ def quant_as_stored(folder: Path) -> Quant:
     Raises:
         ModelError: it is stored quantized.
     """
-    return Quant(bits=16, compute=_config_dtype(folder))
-
-
-def _config_dtype(folder: Path) -> Literal["fp32", "fp16", "bf16"]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        raise ModelError(
-            f"{folder}: is stored quantized, and what was trained would be lost in that; give its 16-bit original."
-        )
-    name = config.get("dtype") or config.get("torch_dtype")
-    return "fp16" if name == "float16" else "fp32" if name == "float32" else "bf16"
+    return Quant(bits=16, compute=stored_dtype(folder))
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
@@ -149,29 +137,3 @@ def save_tokenizer(template: ChatTemplate, folder: Path) -> None:
     if "extra_special_tokens" in config:
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
-    """A hidden folder beside the destination that gets its name when the block ends well, and else goes."""
-    unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
-    try:
-        yield unfinished
-        for path in (unfinished, *unfinished.rglob("*")):  # temporary folders and safetensors are for their owner alone
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        if destination.exists():
-            destination.rmdir()
-        unfinished.rename(destination)
-    except (OSError, SafetensorError) as error:
-        raise DeviceError(f"{destination}: cannot be written ({error}); free space or give another folder.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextmanager
-def folder_anew(destination: Path) -> Iterator[Path]:
-    """As `new_folder`, in place of what a run wrote there before it went on, which stays until all is written."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(destination) as unfinished:
-        yield unfinished
-        shutil.rmtree(destination, ignore_errors=True)

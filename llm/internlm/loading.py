@@ -6,7 +6,6 @@ and splits while it streams the shards, so that nothing is held twice and a 4-bi
 Facts: InternEvo's configuration and modelling files of both versions.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
+from llm.checkpoints.config_json import model_type, read_model_config
 from llm.checkpoints.shards import with_weight_index
 from llm.internlm.weight_names import FUSED_QKV, LLAMA_NAMES, SPLIT_QKV, split_qkv
 from tuning.errors import ModelError, first_line
@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-
 
 def is_internlm(folder: Path) -> bool:
     """Whether a checkpoint is of version 1, 2 or 2.5; version 3 is Llama to transformers already."""
-    return _read(folder).get("model_type") in MODEL_TYPES
+    return model_type(folder) in MODEL_TYPES
 
 
 def internlm_config(folder: Path) -> LlamaConfig:
@@ -44,7 +44,7 @@ def internlm_config(folder: Path) -> LlamaConfig:
         ModelError: a rotary type that neither version knows, or values that no such network has.
     """
     try:
-        return _as_llama(_read(folder), folder)
+        return _as_llama(read_model_config(folder), folder)
     except (ValueError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         file = folder / "config.json"
         raise ModelError(f"{file}: cannot be used ({first_line(error)}); get the model's files again.") from error
@@ -67,10 +67,6 @@ def _as_llama(values: Mapping[str, Any], folder: Path) -> LlamaConfig:
     return LlamaConfig(
         **(DEFAULTS | given), rope_parameters=rope, attention_bias=bool(values.get("bias", True)), mlp_bias=False
     )
-
-
-def _read(folder: Path) -> Mapping[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def load_internlm(folder: Path, **options: Any) -> LlamaForCausalLM:

@@ -6,7 +6,6 @@ a list of pieces with scores, and byte-pair encoding by score is all that the of
 Facts: sentencepiece_model.proto; InternEvo's tokenization_internlm.py and tokenization_internlm2.py.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from llm.checkpoints.config_json import model_type, read_json_object
 from tuning.errors import ModelError, first_line
 
 CLASSES = ("InternLMTokenizer", "InternLM2Tokenizer", "InternLM2TokenizerFast")
@@ -124,13 +124,10 @@ def _read_pieces(path: Path) -> list[tuple[str, float, int]]:
 def _read_tokenizer_config(folder: Path) -> Mapping[str, Any]:
     """What the checkpoint says of its tokenizer; a folder without the file but with InternLM's config has its class."""
     file = folder / TOKENIZER_CONFIG
-    try:
-        said = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{file}: not a JSON object ({error}); get the model's files again.") from error
+    said = read_json_object(file) if file.is_file() else {}
     if "tokenizer_class" not in said and (folder / "config.json").is_file():
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        said["tokenizer_class"] = {"internlm": CLASSES[0], "internlm2": CLASSES[1]}.get(kind)
+        kind = model_type(folder)
+        said["tokenizer_class"] = {"internlm": CLASSES[0], "internlm2": CLASSES[1]}.get(kind or "")
     return said
 
 

@@ -196,7 +196,7 @@ def test_the_facts_of_llava_with_clip_at_336(make_run, tmp_path):
     colours = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     facts = TowerFacts(patches=576, width=1024, size=336, kind="clip")
     tower = SimpleNamespace(facts=facts, network=network, preprocessing=Preprocess(336, 336, *colours))
-    assert tower.preprocessing.ground == (122, 116, 104)
+    assert tower.preprocessing.padding_color == (122, 116, 104)
     _, template = read(make_run())
     tokenizer, image_id = tokenizer_with_image(template)
     given = make_processor(tower, tokenizer)(text="<image>", images=Image.new("RGB", (576, 300)), return_tensors="pt")

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from tuning.atomic import hidden_name
 from tuning.errors import ConfigError
 from tuning.modules.pth import write_pth
 from tuning.run_dir import RunDir
@@ -70,7 +71,7 @@ class Checkpoint:
         """Weights, optimizer and random state after `step`, under the final name only when all of it is on disk."""
         accelerator = self._accelerator
         with self._run_dir.new_checkpoint(step, self._keep) if accelerator.is_main_process else _nothing() as made:
-            folder = made or self._run_dir.path / "checkpoints" / f".step-{step:06d}"
+            folder = made or hidden_name(self._run_dir.checkpoint(step))
             accelerator.wait_for_everyone()
             write_pth(self._random_state(), folder / f"random-{accelerator.process_index}.pt")
             if self._sharded:

@@ -7,10 +7,10 @@ import torch
 
 from llm.checkpoints.shards import check_shapes
 from llm.export.full_model import to_published_weights, total_size, write_full_model
-from llm.export.saving import check_destination, new_folder
+from llm.export.saving import check_destination
 from llm.internlm.adapter import has_fused_qkv, split_adapter
 from llm.loading import load_model_config
-from tuning.atomic import write_atomically
+from tuning.atomic import atomic_folder, write_atomically
 from tuning.errors import ConfigError, ModelError
 from tuning.modules.lora import PEFT_PREFIX, lora_config, target_names, write_adapter
 from tuning.run_dir import RunDir
@@ -81,7 +81,7 @@ def convert_checkpoint(
         whole = to_published_weights(whole, task.versioned_model, parts.source, fp32)
         check_destination(destination, total_size(whole))
     parts = replace(parts, language=language, full_language=whole)
-    with new_folder(destination) as unfinished:
+    with atomic_folder(destination) as unfinished:
         if isinstance(task, ImageTask):
             _write_run(parts, task, RunDir(unfinished), max_shard_size)
         elif whole is not None:

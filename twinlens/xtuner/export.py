@@ -12,10 +12,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm.export.saving import check_destination, new_folder
+from llm.checkpoints.config_json import model_type
+from llm.export.saving import check_destination
 from llm.finetuned import check_finetuned as check_whole
 from llm.internlm.adapter import fuse_adapter
 from llm.loading import load_model_config, model_folder
+from tuning.atomic import atomic_folder
 from tuning.errors import ConfigError, ModelError
 from tuning.modules.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS_PICKLED, PEFT_PREFIX, target_names
 from tuning.modules.pth import write_pth
@@ -45,8 +47,7 @@ def read_run(run: RunDir, task: AnyTask) -> LlavaParts:
         if tower_facts(task.tower).kind != "clip":
             raise ModelError(f"{run.path}: its tower {task.tower} is no CLIP of transformers, and XTuner has no other.")
     parts = read_parts(str(run.adapter))
-    config = json.loads((model_folder(task.versioned_model, weights=False) / "config.json").read_text(encoding="utf-8"))
-    if parts.language is None or config.get("model_type") != "internlm2":
+    if parts.language is None or model_type(model_folder(task.versioned_model, weights=False)) != "internlm2":
         return parts
     return replace(parts, language=fuse_adapter(parts.language, load_model_config(task.versioned_model)))
 
@@ -66,7 +67,7 @@ def write_xtuner(parts: LlavaParts, task: AnyTask, destination: Path, fp32: bool
     """
     check_destination(destination, 0)
     image = isinstance(task, ImageTask)
-    with new_folder(destination) as unfinished:
+    with atomic_folder(destination) as unfinished:
         if parts.language is not None and task.lora is not None:
             folder = unfinished / "llm_adapter" if image else unfinished
             half = {name: value.float() if fp32 else value.half() for name, value in parts.language.items()}

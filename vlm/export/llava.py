@@ -23,11 +23,11 @@ from llm.export.saving import (
     checkpoint_dtype,
     checkpoint_size,
     compare_logits,
-    new_folder,
     quant_as_stored,
     round_weights,
 )
 from llm.loading import load_model_config, model_folder
+from tuning.atomic import atomic_folder
 from tuning.data.conversation import Conversation, single_turn
 from tuning.errors import ConfigError, ModelError
 from tuning.modules.fp32_upcast import fp32_upcast, merge_adapters
@@ -167,7 +167,7 @@ def _merged(order: _ExportJob) -> _CheckedModel:
 def _export_plain(order: _ExportJob) -> tuple[LogitDifference, LogitDifference]:
     checked = _merged(order)
     merged = checked.merged
-    with new_folder(order.destination) as unfinished:
+    with atomic_folder(order.destination) as unfinished:
         if order.layout == "official":
             save_official(merged, order.template, order.task.tower, unfinished, order.dtype, order.shard)
         else:
@@ -186,7 +186,7 @@ def _export_native(order: _ExportJob) -> tuple[LogitDifference, LogitDifference]
     resize_vocabulary(merged.language, len(tokenizer))
     model = to_native_llava(merged, image_id)
     _check_logits(ours, native_logits(model, order.template, pixels)[:, : ours.shape[1]])
-    with new_folder(order.destination) as unfinished:
+    with atomic_folder(order.destination) as unfinished:
         save_native(model, merged.tower, tokenizer, unfinished, order.dtype, order.shard)
         del model, merged, checked
         gc.collect()  # two of them may be more than fits

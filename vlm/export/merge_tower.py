@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from llm.export.saving import LOGIT_TOLERANCE, check_destination, check_shard_size, new_folder
+from llm.export.saving import LOGIT_TOLERANCE, check_destination, check_shard_size
+from tuning.atomic import atomic_folder
 from tuning.errors import ModelError
 from tuning.modules.lora import PEFT_PREFIX, attach_adapter_weights, read_adapter_config, read_adapter_weights
 from vlm.checkpoints.initialize import encoder_name
@@ -46,6 +47,6 @@ def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str
     difference = float((was - merged).abs().max() / was.abs().max())
     if not difference <= LOGIT_TOLERANCE:
         raise ModelError(f"{adapter}: merged features differ by {difference:.1e}, so nothing is written; keep it.")
-    with new_folder(destination) as unfinished:
+    with atomic_folder(destination) as unfinished:
         save_tower(tower, unfinished, torch.float32, max_shard_size)
     return difference

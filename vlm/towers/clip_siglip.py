@@ -1,6 +1,5 @@
 """CLIP and SigLIP towers of transformers, out of a whole model's checkpoint or a vision model's own."""
 
-import json
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,6 +9,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from llm.checkpoints.config_json import model_type, read_json_object
 from llm.checkpoints.hub import fetch, parse_remote
 from tuning.errors import ModelError, first_line
 from tuning.modules.quantize import linear_layers
@@ -134,7 +134,7 @@ def _config_folder(name: str) -> Path:
         if not any([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
             raise ModelError(f"tower: {name}: no weights (*.safetensors) in this folder; finish the download.")
         for index in folder.glob("*.index.json"):
-            named = set(_read_json(index).get("weight_map", {}).values())
+            named = set(read_json_object(index).get("weight_map", {}).values())
             if missing := sorted(file for file in named if not (folder / file).exists()):
                 raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
         return folder
@@ -157,7 +157,7 @@ def _vision_config(folder: Path) -> tuple[Any, TowerKind]:
     from transformers import CLIPVisionConfig, SiglipVisionConfig
 
     path = folder / "config.json"
-    named = _read_json(path).get("model_type")
+    named = model_type(folder)
     if named == "siglip2":
         raise ModelError(
             f"{path}: this SigLIP 2 cuts every picture into another number of patches (NaFlex); "
@@ -183,10 +183,10 @@ def _read_preprocess(folder: Path, size: int) -> Preprocess:
     """The folder's own image processor settings, as far as they mean anything for a square."""
     path = folder / "preprocessor_config.json"
     if path.exists():
-        settings = _read_json(path)
+        settings = read_json_object(path)
     else:
         path = folder / "processor_config.json"
-        settings = _read_json(path).get("image_processor") if path.exists() else None
+        settings = read_json_object(path).get("image_processor") if path.exists() else None
     if not isinstance(settings, dict):
         raise ModelError(
             f"tower: {folder}: preprocessor_config.json is missing; copy it from where the model came from."
@@ -229,15 +229,3 @@ def _channels(values: Any, path: Path, key: str) -> tuple[float, float, float]:
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: {key} must be three numbers (got {values!r}); mend it.") from error
     return red, green, blue
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as JSON ({first_line(error)}); get the model's files again."
-        ) from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{path}: not a JSON object; get the model's files again.")
-    return document

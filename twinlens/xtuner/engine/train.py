@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import encode_data, encode_row
 from llm.export.full_model import to_published_weights, write_full_model
-from llm.export.saving import new_folder
 from llm.loading import load_model, load_template
 from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
 from llm.sources import read_conversations, read_prompts
-from tuning.atomic import write_atomically
+from tuning.atomic import atomic_folder, write_atomically
 from tuning.errors import ConfigError
 from tuning.evaluation.probes import read_probes
 from tuning.modules.lora import attach_adapter, lora_config, save_adapter, target_names, write_adapter
@@ -177,5 +176,5 @@ def _bring_back(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
         write_adapter(learned.language, config, run.adapter, task.model, task.revision)
     if learned.full_language is not None:
         weights = to_published_weights(learned.full_language, task.versioned_model, learned.source)
-        with new_folder(run.model) as folder:
+        with atomic_folder(run.model) as folder:
             write_full_model(weights, task.versioned_model, task.template, folder)

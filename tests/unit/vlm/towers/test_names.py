@@ -125,7 +125,7 @@ def test_folders_that_are_no_tower(tmp_path: Path, tiny_model: Path, clip_folder
     [
         ("config.json", {"model_type": "qwen2_5_vl"}, "'qwen2_5_vl' is no vision tower"),
         ("config.json", {"model_type": "siglip2"}, "NaFlex"),
-        ("config.json", None, "cannot be read as JSON"),
+        ("config.json", None, "not valid JSON"),
         ("config.json", {"vision_config": {"patch_size": 0}}, "no patches of 0 pixels"),
         ("config.json", {"vision_config": {"num_attention_heads": "many"}}, "expected int, got str"),
         (
