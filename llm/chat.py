@@ -1,6 +1,7 @@
 """A conversation with a chat model, streamed."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Chat:
         compute_dtype: torch.dtype,
         sampling: Sampling,
         max_new_tokens: int,
-        images: Sequence[str] = (),
+        images: Sequence[Path] = (),
         embed: EmbedFunction | None = None,
     ) -> None:
         self._model, self._template, self._compute_dtype = model, template, compute_dtype

@@ -1,32 +1,40 @@
-"""Dataset files -> encoded rows, each distinct row once."""
+"""Training data: dataset rows encoded once each, micro-batches of the whole run, and the run's data.json."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 from numpy.typing import NDArray
 
 from llm.chat_template.encoding import ChatTemplate
-from tuning.data.conversation import Conversation
+from tuning.atomic import write_atomically
+from tuning.data.card import DatasetCard, card_to_dict, file_sha256
+from tuning.data.conversation import Conversation, to_jsonl
 from tuning.data.formats import SourceRow
 from tuning.errors import DataError
-from tuning.settings import Data
+from tuning.paths import resolve_path
+from tuning.run_dir import RunDir
+from tuning.settings import Data, Optim
+from tuning.training.packing import MicroBatches
 from tuning.training.samples import IMAGE_TOKEN_INDEX, EncodedSample
 
 log = logging.getLogger("twinlens")
-PictureNumbering = Callable[[str], int]  # the path of a picture -> its number in the run
+PictureNumbering = Callable[[str | Path], int]  # path of a picture -> its number in the run
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedData:
-    """What is trained on, in tokens.
+    """The training data in tokens.
 
     Args:
         samples: distinct training rows.
-        rows: int32[N], for each row of the files the number of its sample.
-        validation: distinct rows whose questions are kept out of training.
+        rows: int32[N], the sample number of each row of the files.
+        validation: distinct rows whose questions are held out of training.
     """
 
     samples: list[EncodedSample]
@@ -41,59 +49,126 @@ def encode_data(
     seed: int,
     picture_number: PictureNumbering | None = None,
 ) -> EncodedData:
-    """Encode and split. Copies of a row are encoded once and take four bytes each.
+    """Encode rows and split off validation rows. Copies of a row are encoded once and take four bytes each.
 
     Args:
-        number: gives each picture its number, where rows have pictures.
+        picture_number: gives each picture its number, if rows have pictures.
 
     Raises:
-        DataError: a row cannot be used, or nothing is left to train on.
+        DataError: a row cannot be used, or no row is left to train on.
     """
     distinct: dict[Conversation, int] = {}
     samples: list[EncodedSample] = []
     numbers: list[int] = []
     for row in rows:
-        sample = distinct.setdefault(row.conversation, len(samples))
-        if sample == len(samples):
+        number = distinct.setdefault(row.conversation, len(samples))
+        if number == len(samples):
             samples.append(encode_row(row, template, data, picture_number))
-        numbers.append(sample)
-    if cut := sum(sample.truncated for sample in samples):
+        numbers.append(number)
+    if truncated := sum(sample.truncated for sample in samples):
         log.info(
-            "%d distinct rows are longer than %d tokens and were cut after the last whole answer", cut, data.max_length
-        )
+            "%d distinct rows are longer than %d tokens and were cut after the last complete answer",
+            truncated, data.max_length,
+        )  # fmt: skip
     if not data.validation:
         return EncodedData(samples, np.asarray(numbers, np.int32), [])
-    held = held_out({conversation.question for conversation in distinct}, data.validation, seed)
-    kept = [sample for conversation, sample in distinct.items() if conversation.question not in held]
-    if not kept:
+    questions = held_out_questions({conversation.question for conversation in distinct}, data.validation, seed)
+    validation = {number for conversation, number in distinct.items() if conversation.question in questions}
+    training = [number for number in range(len(samples)) if number not in validation]
+    if not training:
         raise DataError(
-            f"data.validation: {data.validation} keeps every question out of training; lower it or add questions."
+            f"data.validation: {data.validation} holds every question out of training; lower it or add questions."
         )
-    renumbered = {old: new for new, old in enumerate(kept)}
+    renumbered = {old: new for new, old in enumerate(training)}
     return EncodedData(
-        [samples[sample] for sample in kept],
-        np.asarray([renumbered[sample] for sample in numbers if sample in renumbered], np.int32),
-        [samples[sample] for conversation, sample in distinct.items() if conversation.question in held],
+        [samples[number] for number in training],
+        np.asarray([renumbered[number] for number in numbers if number in renumbered], np.int32),
+        [samples[number] for number in sorted(validation)],
     )
 
 
 def encode_row(
     row: SourceRow, template: ChatTemplate, data: Data, picture_number: PictureNumbering | None = None
 ) -> EncodedSample:
-    """One row in tokens, with the numbers of the pictures that were not cut off with its end.
+    """One row in tokens, with the numbers of its pictures; pictures that truncation removed are left out.
 
     Raises:
         DataError: as `ChatTemplate.encode`.
     """
-    separated = data.pack and data.packing == "xtuner"  # there a row sees what the row before it ended with
-    sample = template.encode(row.conversation, data.max_length, row.where, separated)
+    keep_separator = data.pack and data.packing == "xtuner"  # its rows see the end of the row before them
+    sample = template.encode(row.conversation, data.max_length, row.where, keep_separator)
     if picture_number is None or not row.conversation.images:
         return sample
-    seen = int((sample.ids == IMAGE_TOKEN_INDEX).sum()) // template.tokens_per_image
-    return replace(sample, picture_ids=tuple(picture_number(image) for image in row.conversation.images[:seen]))
+    pictures = int((sample.ids == IMAGE_TOKEN_INDEX).sum()) // template.tokens_per_image
+    return replace(sample, picture_ids=tuple(picture_number(image) for image in row.conversation.images[:pictures]))
 
 
-def held_out(questions: Iterable[str], share: float, seed: int) -> set[str]:
+def held_out_questions(questions: Iterable[str], share: float, seed: int) -> set[str]:
     """A share of the distinct questions, at least one, chosen by hash so that other rows do not change the choice."""
     ordered = sorted(questions, key=lambda question: hashlib.sha256(f"{seed}:{question}".encode()).digest())
     return set(ordered[: max(1, round(share * len(ordered)))])
+
+
+def make_batches(
+    data: EncodedData,
+    rehearsal: Sequence[EncodedSample],
+    settings: Data,
+    optim: Optim,
+    *,
+    ratio: float,
+    pad_id: int,
+    seed: int,
+    processes: int | None = None,
+) -> MicroBatches:
+    """The micro-batches of the whole run, from data rows and `ratio` rehearsal rows for each."""
+    per_step = optim.accumulate * (processes or PartialState().num_processes)
+    first = len(data.samples)
+    return MicroBatches(
+        [*data.samples, *rehearsal],
+        data.rows,
+        np.arange(first, first + len(rehearsal), dtype=np.int32),
+        repeat=settings.repeat,
+        ratio=ratio,
+        micro_batch=optim.micro_batch,
+        max_length=settings.max_length,
+        packing=settings.packing if settings.pack else None,
+        workers=settings.pack_workers,
+        pad_id=pad_id,
+        seed=seed,
+        epochs=optim.epochs,
+        limit=optim.steps * per_step if optim.steps else None,
+    )
+
+
+def write_data_facts(
+    run_dir: RunDir,
+    settings: Data,
+    data: EncodedData,
+    card: DatasetCard | None,
+    *,
+    generated: Sequence[SourceRow],
+    rehearsal: int,
+    ratio: float,
+) -> None:
+    """Write `data.json` (files with hashes, row counts, dataset card) and, with rehearsal, `rehearsal.jsonl`.
+
+    Args:
+        generated: rehearsal rows that the base model answered.
+        rehearsal: number of all rehearsal rows.
+    """
+    log.info("data: %d rows, %d distinct, %d held out", len(data.rows), len(data.samples), len(data.validation))
+    if not PartialState().is_main_process:
+        return
+    files = [resolve_path(file) for file in settings.files]
+    facts = {
+        "files": [{"path": str(file), "sha256": file_sha256(file)} for file in files],
+        "rows": len(data.rows),
+        "distinct": len(data.samples),
+        "validation": len(data.validation),
+        "repeat": settings.repeat,
+        "card": card_to_dict(card) if card else None,
+    }
+    if rehearsal:
+        write_atomically(run_dir.rehearsal, to_jsonl(row.conversation for row in generated))
+        facts["rehearsal"] = {"rows": rehearsal, "ratio": ratio}
+    write_atomically(run_dir.data, json.dumps(facts, ensure_ascii=False, indent=2) + "\n")

@@ -18,7 +18,6 @@ from tuning.evaluation.report import write_report
 from tuning.paths import display_path, resolve_path
 from tuning.progress import ProgressBar
 from tuning.run_dir import RunDir, read_jsonl
-from tuning.settings import Task
 from tuning.training.samples import EncodedSample, collate
 
 AnswerFunction = Callable[[Sequence[Probe]], list[str]]
@@ -28,7 +27,7 @@ def probe_conversation(probe: Probe) -> Conversation:
     """What a probe asks, its picture before the words as LLaVA trains."""
     if probe.image is None:
         return Conversation((Turn("user", probe.ask),))
-    return Conversation((Turn("user", f"{DEFAULT_IMAGE_TOKEN}\n{probe.ask}"),), (str(probe.image),))
+    return Conversation((Turn("user", f"{DEFAULT_IMAGE_TOKEN}\n{probe.ask}"),), (probe.image,))
 
 
 def make_answer_function(
@@ -85,23 +84,29 @@ def mean_loss(module: nn.Module, samples: Sequence[EncodedSample], pad_id: int, 
     return float(sum(loss for loss, _ in losses)) / int(sum(labels for _, labels in losses))
 
 
-def load_probes(
-    run_dir: RunDir, task: Task, probe_files: Sequence[Path]
-) -> tuple[list[Probe], list[Path], DatasetCard | None]:
-    """The probes to judge a run by, the files they come from, and the card of what it was trained on.
+def read_probe_files(files: Sequence[Path], card: DatasetCard | None) -> list[Probe]:
+    """The probes of several files.
+
+    Raises:
+        DataError: a probe file has faults.
+    """
+    return [probe for file in files for probe in read_probes(resolve_path(file), card)]
+
+
+def load_probes(run_dir: RunDir, probe_files: Sequence[Path]) -> tuple[list[Probe], list[Path], DatasetCard | None]:
+    """Probes for a run, the files they come from, and the card of the dataset that it was trained on.
 
     Raises:
         DataError: a probe file has faults.
     """
     facts = json.loads(run_dir.data.read_text(encoding="utf-8"))
     card = card_from_dict(facts["card"]) if facts.get("card") else None
-    files = [resolve_path(file) for file in probe_files or task.evaluation.probes]
-    return [probe for file in files for probe in read_probes(file, card)], files, card
+    return read_probe_files(probe_files, card), [resolve_path(file) for file in probe_files], card
 
 
 def compare_answers(
     run_dir: RunDir,
-    task: Task,
+    seed: int,
     probes: Sequence[Probe],
     files: Sequence[Path],
     card: DatasetCard | None,
@@ -110,7 +115,7 @@ def compare_answers(
 ) -> Comparison:
     """Compare two sets of answers and write the report into the run folder."""
     names = [display_path(file) for file in files]
-    comparison = compare(probes, before, after, card, seeds=[task.run.seed], probe_files=names)
+    comparison = compare(probes, before, after, card, seeds=[seed], probe_files=names)
     rehearsal = json.loads(run_dir.data.read_text(encoding="utf-8")).get("rehearsal")
     write_report(
         run_dir.path,

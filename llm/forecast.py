@@ -8,9 +8,9 @@ import numpy as np
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
 
-from llm.dataset import EncodedData
+from llm.dataset import EncodedData, make_batches
 from llm.loading import load_model_config
-from llm.mixture import make_batches, rehearsal_prompt_limit
+from llm.rehearsal import rehearsal_prompt_limit
 from llm.sources import read_prompts
 from tuning.modules.quantize import linear_layers
 from tuning.settings import Task
@@ -54,11 +54,14 @@ def forecast_run(
         frozen: whether nothing of the language model is trained; `others` are the trained parameters beside it.
     """
     prompts = len(read_prompts(task.rehearsal.prompts)) if task.rehearsal.ratio else 0
-    prompts = min(prompts, rehearsal_prompt_limit(task, processes) or prompts)
+    prompts = min(prompts, rehearsal_prompt_limit(task.rehearsal, task.optim, task.data.pack, processes) or prompts)
     mean = round(np.mean([len(data.samples[row]) for row in data.rows]))
     learned = round(np.mean([int(data.samples[row].loss_mask.sum()) for row in data.rows]))
     stand_in = EncodedSample(np.zeros(mean, np.int32), np.arange(mean) >= mean - learned)
-    batches = make_batches(task, data, [*rehearsal, *[stand_in] * prompts], pad_id, processes)
+    batches = make_batches(
+        data, [*rehearsal, *[stand_in] * prompts], task.data, task.optim,
+        ratio=task.rehearsal.ratio, pad_id=pad_id, seed=task.run.seed, processes=processes,
+    )  # fmt: skip
     plan = list(batches.packs())
     pieces = [piece for packs in plan for pack in packs for piece in pack]
     tokens = sum(piece.end - piece.start for piece in pieces)

@@ -118,22 +118,32 @@ def load_model_config(name: str) -> PreTrainedConfig:
         raise ModelError(f"{file}: cannot be used ({first_line(error)}); get the model's files again.") from error
 
 
-def load_template(name: str, system: str | None, tokens_per_image: int = 0, named: str | None = None) -> ChatTemplate:
+def load_template(
+    name: str, system: str | None, tokens_per_image: int = 0, template_name: str | None = None
+) -> ChatTemplate:
     """A model's tokenizer and chat template, without its weights; see `ChatTemplate` for `patches`.
 
     Args:
-        named: the name of a template to take; None takes the model's own.
+        template_name: a named template; None uses the model's own.
 
     Raises:
         ModelError: as `model_folder`, or the tokenizer cannot be read or has no chat template.
         ConfigError: no template has that name.
     """
-    chosen = named_template(named) if named else None
+    chosen = named_template(template_name) if template_name else None
     folder = model_folder(name, weights=False)
     tokenizer = load_tokenizer(folder)
     if chosen is None and not tokenizer.chat_template:
         chosen = _family_template(folder, tokenizer)
     return ChatTemplate(tokenizer, system, tokens_per_image, chosen)
+
+
+def log_system(template: ChatTemplate) -> None:
+    """Log the system text of the conversations, and whether the task or the chat template sets it."""
+    if template.system:
+        log.info("system text, from the task: %r", template.system)
+    elif injected := template.default_system():
+        log.info("system text, from the model's own chat template: %r; set `system` in the task to change it", injected)
 
 
 def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedTemplate | None:

@@ -1,116 +1,110 @@
-"""The text path, told in the order it happens."""
+"""Text fine-tuning: train, compare, forecast."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.dataset import encode_data, encode_row
+from llm.dataset import encode_data, encode_row, make_batches, write_data_facts
 from llm.evaluation import (
     compare_answers,
     first_of_each_group,
     load_probes,
     make_answer_function,
     mean_loss,
+    read_probe_files,
     sample_rows,
 )
-from llm.finetuned import (
-    check_base,
-    check_finetuned,
-    load_checkpoint,
-    load_finetuned,
-    log_trainable,
-    make_trainable,
-    save_checkpoint,
-    save_finetuned,
-)
+from llm.finetuned import finetuning_of, log_trainable
 from llm.forecast import Forecast, forecast_run
-from llm.loading import load_model, load_template
-from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
+from llm.loading import load_model, load_template, log_system
 from llm.model import LanguageModel, check_packing_isolation
+from llm.rehearsal import rehearsal_rows
 from llm.settings import TextTask
-from llm.sources import read_conversations, read_prompts
+from llm.sources import distinct_rows, persona_card, read_conversations, read_prompts
 from tuning.evaluation.compare import Comparison
-from tuning.evaluation.probes import read_probes
-from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
 from tuning.training.checkpoint import TrainableModule
 from tuning.training.engine import EvaluationHooks, StepReport, fit
-
-log = logging.getLogger("twinlens")
 
 
 def train(
     task: TextTask, run_dir: RunDir, *, resume: bool = False, deepspeed: dict[str, Any] | None = None
 ) -> list[StepReport]:
-    """Everything that can be wrong with data and probes, then the model, its rehearsal, the adapter, and the loop.
+    """Check data and probes, load the model, generate rehearsal rows, train.
 
     Raises:
-        KitError: something the user must change; nothing was trained, or a checkpoint was kept.
+        KitError: something that the user must change; nothing was trained, or a checkpoint was saved.
     """
-    template = load_template(task.versioned_model, task.system, named=task.template)
-    check_base(task)
-    log_system(task, template)
+    finetuning = finetuning_of(task)
+    template = load_template(task.versioned_model, task.system, template_name=task.template)
+    finetuning.check_base()
+    log_system(template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
-    card = write_data_facts(task, data, run_dir)
-    probes = [probe for file in task.evaluation.probes for probe in read_probes(resolve_path(file), card)]
+    card = persona_card(task.data.files)
+    probes = first_of_each_group(read_probe_files(task.evaluation.probes, card), task.evaluation.samples)
     read_prompts(task.rehearsal.prompts)
-    given = distinct_rows(read_conversations(task.rehearsal.files))
+    from_files = distinct_rows(read_conversations(task.rehearsal.files))
 
     loaded = load_model(
         task.versioned_model, template, task.quant, task.run.device, full_finetuning=task.full_finetuning
     )
-    rehearsed = [*given, *rehearsal_rows(task, loaded, run_dir, len(given))]
+    generated = rehearsal_rows(loaded, task.rehearsal, task.optim, task.data.pack, task.run.seed)
+    rehearsal = [encode_row(row, template, task.data) for row in (*from_files, *generated)]
+    write_data_facts(
+        run_dir, task.data, data, card, generated=generated, rehearsal=len(rehearsal), ratio=task.rehearsal.ratio
+    )
     if task.data.pack and task.data.packing == "isolated":
         check_packing_isolation(LanguageModel(loaded.model, loaded.compute_dtype).eval(), data.samples, loaded.device)
 
-    network = make_trainable(loaded, task)
-    log_trainable(network, task, f"adapter of rank {task.lora.rank}" if task.lora else "every weight")
+    weights = finetuning.make_trainable(loaded.model)
+    log_trainable(weights.network, task, f"adapter of rank {task.lora.rank}" if task.lora else "full fine-tuning")
     if task.optim.gradient_checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module = LanguageModel(network, loaded.compute_dtype)
-    trainee = TrainableModule(
+        weights.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = LanguageModel(weights.network, loaded.compute_dtype)
+    trainable = TrainableModule(
         module,
-        save=lambda folder: save_checkpoint(network, folder, task),
-        load=lambda folder: load_checkpoint(network, folder),
-        save_final=lambda: save_finetuned(network, loaded, run_dir, task),
+        save=weights.save,
+        load=weights.load,
+        save_final=lambda: finetuning.save_finetuned(weights, loaded, run_dir),
     )
-    asked = first_of_each_group(probes, task.evaluation.samples)
-    answers = make_answer_function(network, template, loaded.compute_dtype, task.evaluation.max_new_tokens)
-    watch = EvaluationHooks(
+    answer = make_answer_function(weights.network, template, loaded.compute_dtype, task.evaluation.max_new_tokens)
+    hooks = EvaluationHooks(
         task.evaluation.every,
-        lambda step: sample_rows(step, asked, answers(asked)),
+        lambda step: sample_rows(step, probes, answer(probes)),
         lambda: mean_loss(module, data.validation, template.pad_id, loaded.device),
     )
-    rehearsal = [encode_row(row, template, task.data) for row in rehearsed]
-    batches = make_batches(task, data, rehearsal, template.pad_id)
-    return fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
+    batches = make_batches(
+        data, rehearsal, task.data, task.optim,
+        ratio=task.rehearsal.ratio, pad_id=template.pad_id, seed=task.run.seed,
+    )  # fmt: skip
+    return fit(trainable, batches, task.optim, task.run, run_dir, hooks, resume=resume, deepspeed=deepspeed)
 
 
 def compare(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> Comparison:
-    """Ask every probe before and after, and write the report: an adapter is put on between, a whole model loaded.
+    """Ask every probe before and after training, and write the report.
 
     Raises:
-        KitError: probes, model or what was trained are missing or do not fit.
+        KitError: probes, base model or the result of training are missing or do not fit.
     """
-    check_finetuned(run_dir, task)
-    probes, files, card = load_probes(run_dir, task, probe_files)
-    template = load_template(task.versioned_model, task.system, named=task.template)
+    finetuning = finetuning_of(task)
+    finetuning.check_finetuned(run_dir)
+    probes, files, card = load_probes(run_dir, probe_files or task.evaluation.probes)
+    template = load_template(task.versioned_model, task.system, template_name=task.template)
     loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
-    before = make_answer_function(
-        loaded.model, template, loaded.compute_dtype, task.evaluation.max_new_tokens, shown=True
-    )(probes)
-    network = load_finetuned(loaded, run_dir, task)
-    after = make_answer_function(network, template, loaded.compute_dtype, task.evaluation.max_new_tokens, shown=True)(
-        probes
-    )
-    return compare_answers(run_dir, task, probes, files, card, before, after)
+
+    def answers(network: Any) -> list[str]:
+        tokens = task.evaluation.max_new_tokens
+        return make_answer_function(network, template, loaded.compute_dtype, tokens, shown=True)(probes)
+
+    before = answers(loaded.model)
+    after = answers(finetuning.load_finetuned(loaded, run_dir))
+    return compare_answers(run_dir, task.run.seed, probes, files, card, before, after)
 
 
 def forecast(task: TextTask, processes: int = 1) -> Forecast:
-    """Count steps, tokens and arithmetic from the data, the tokenizer and the model's configuration alone."""
-    template = load_template(task.versioned_model, task.system, named=task.template)
+    """Count steps, tokens and arithmetic from the data, the tokenizer and the model configuration alone."""
+    template = load_template(task.versioned_model, task.system, template_name=task.template)
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
-    given = distinct_rows(read_conversations(task.rehearsal.files))
-    rehearsal = [encode_row(row, template, task.data) for row in given]
+    from_files = distinct_rows(read_conversations(task.rehearsal.files))
+    rehearsal = [encode_row(row, template, task.data) for row in from_files]
     return forecast_run(task, data, rehearsal, template.pad_id, processes=processes)

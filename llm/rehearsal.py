@@ -1,83 +1,109 @@
-"""What the base model says to unrelated prompts before training, mixed in so that it goes on saying it.
+"""Rehearsal rows: unrelated prompts with the base model's own answers, generated before training and cached.
 
-Answers are kept per model and prompt, so that a second run does not ask again.
+Answers are cached per model and prompt, so that a second run does not generate them again.
 """
 
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
+from accelerate import PartialState
 
 from llm.generation import Answer, generate_answers
 from llm.loading import LoadedModel
 from llm.sources import read_prompts
 from tuning.atomic import write_atomically
 from tuning.data.conversation import Conversation, single_turn
+from tuning.data.formats import SourceRow
+from tuning.errors import ConfigError
 from tuning.paths import cache_folder
 from tuning.progress import ProgressBar
 from tuning.run_dir import read_jsonl
-from tuning.settings import Rehearsal
+from tuning.settings import Optim, Rehearsal
 
 log = logging.getLogger("twinlens")
 
 
+def rehearsal_rows(loaded: LoadedModel, settings: Rehearsal, optim: Optim, pack: bool, seed: int) -> list[SourceRow]:
+    """The rehearsal prompts with the base model's answers; one process answers first, so that all train on the same.
+
+    Raises:
+        ConfigError: no answer ends within the token limit.
+    """
+    if not settings.prompts or not settings.ratio:
+        return []
+    state = PartialState()
+    limit = rehearsal_prompt_limit(settings, optim, pack, state.num_processes)
+    with state.main_process_first():
+        answered = answer_rehearsal_prompts(loaded, settings, limit, seed)
+    if not answered:
+        raise ConfigError(
+            f"rehearsal.max_new_tokens: no answer of the base model ends within {settings.max_new_tokens} tokens; "
+            "raise it, or leave rehearsal.prompts out."
+        )
+    return [SourceRow(number, f"rehearsal {row.question[:40]!r}", row) for number, row in enumerate(answered, 1)]
+
+
+def rehearsal_prompt_limit(settings: Rehearsal, optim: Optim, pack: bool, processes: int) -> int | None:
+    """The largest number of prompts to answer, at most what a short run can use; None if nothing limits it."""
+    if optim.steps is None or pack:
+        return settings.max_prompts
+    rows = optim.steps * optim.accumulate * optim.micro_batch * processes
+    usable = math.ceil(rows * settings.ratio / (1 + settings.ratio))
+    return min(usable, settings.max_prompts or usable)
+
+
 def answer_rehearsal_prompts(
-    loaded: LoadedModel, settings: Rehearsal, wanted: int | None = None, seed: int = 0
+    loaded: LoadedModel, settings: Rehearsal, limit: int | None = None, seed: int = 0
 ) -> list[Conversation]:
-    """Prompts with the base model's own answers; answers that did not end by themselves are left out.
+    """Prompts with the base model's own answers; answers without a stop token are left out.
 
     Args:
-        wanted: how many prompts the run can use; fewer than there are means a draw by `seed`.
+        limit: the largest number of prompts; if there are more, `seed` draws them.
     """
     prompts = read_prompts(settings.prompts)
-    if wanted is not None and wanted < len(prompts):
-        drawn = np.random.default_rng(seed).permutation(len(prompts))[:wanted]
+    if limit is not None and limit < len(prompts):
+        drawn = np.random.default_rng(seed).permutation(len(prompts))[:limit]
         prompts = [prompts[index] for index in sorted(drawn.tolist())]
-    store = cache_folder() / "rehearsal" / f"{_key(loaded, settings)}.jsonl"
-    known = {row["prompt"]: Answer(row["answer"], row["finished"]) for row in read_jsonl(store)}
-    missing = [prompt for prompt in prompts if prompt not in known]
+    cache = cache_folder() / "rehearsal" / f"{_cache_key(loaded, settings)}.jsonl"
+    answers = {row["prompt"]: Answer(row["answer"], row["finished"]) for row in read_jsonl(cache)}
+    missing = [prompt for prompt in prompts if prompt not in answers]
     if missing:
-        with ProgressBar("rehearsal answers", len(missing)) as counter:
-            answers = generate_answers(
+        with ProgressBar("rehearsal answers", len(missing)) as progress:
+            generated = generate_answers(
                 loaded.model, loaded.template, [single_turn(prompt) for prompt in missing], settings.max_new_tokens,
-                compute_dtype=loaded.compute_dtype, on_progress=counter.advance,
+                compute_dtype=loaded.compute_dtype, on_progress=progress.advance,
             )  # fmt: skip
-        known.update(zip(missing, answers, strict=True))
-        lines = ({"prompt": prompt, "answer": said.text, "finished": said.finished} for prompt, said in known.items())
-        write_atomically(store, (json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    usable = [prompt for prompt in prompts if known[prompt].finished and known[prompt].text]
+        answers.update(zip(missing, generated, strict=True))
+        rows = ({"prompt": prompt, "answer": each.text, "finished": each.finished} for prompt, each in answers.items())
+        write_atomically(cache, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    usable = [prompt for prompt in prompts if answers[prompt].finished and answers[prompt].text]
     log.info(
-        "rehearsal: %d prompts answered by the base, %d of them now; %d left out, not ended within %d tokens",
-        len(prompts),
-        len(missing),
-        len(prompts) - len(usable),
-        settings.max_new_tokens,
-    )
-    return [single_turn(prompt, known[prompt].text) for prompt in usable]
+        "rehearsal: %d prompts answered by the base model, %d of them now; %d left out, no end within %d tokens",
+        len(prompts), len(missing), len(prompts) - len(usable), settings.max_new_tokens,
+    )  # fmt: skip
+    return [single_turn(prompt, answers[prompt].text) for prompt in usable]
 
 
-def _key(loaded: LoadedModel, settings: Rehearsal) -> str:
-    """What an answer depends on besides its prompt."""
+def _cache_key(loaded: LoadedModel, settings: Rehearsal) -> str:
+    """Hash of everything that an answer depends on besides its prompt."""
     digest = hashlib.sha256()
     for path in sorted(loaded.folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model"):
             digest.update(path.name.encode() + path.read_bytes())
         elif path.suffix in (".safetensors", ".bin"):
-            digest.update(f"{path.name} {path.stat().st_size}".encode() + _ends(path))
-    said = (
-        loaded.template.system,
-        loaded.quant_report.bits,
-        str(loaded.compute_dtype),
-        loaded.device.type,
-        settings.max_new_tokens,
+            digest.update(f"{path.name} {path.stat().st_size}".encode() + _head_and_tail(path))
+    dtype, device = str(loaded.compute_dtype), loaded.device.type
+    digest.update(
+        repr((loaded.template.system, loaded.quant_report.bits, dtype, device, settings.max_new_tokens)).encode()
     )
-    digest.update(repr(said).encode())
     return digest.hexdigest()[:24]
 
 
-def _ends(path: Path, size: int = 1 << 16) -> bytes:
+def _head_and_tail(path: Path, size: int = 1 << 16) -> bytes:
     """The first and last bytes of a weights file: enough to tell two checkpoints apart without reading gigabytes."""
     with path.open("rb") as stream:
         head = stream.read(size)

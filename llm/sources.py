@@ -31,6 +31,11 @@ def read_conversations(files: Iterable[Path], tell: Callable[[str], None] = log.
             tell(f"{file}: {sentence}")
 
 
+def distinct_rows(rows: Iterable[SourceRow]) -> list[SourceRow]:
+    """One row for each distinct conversation."""
+    return list({row.conversation: row for row in rows}.values())
+
+
 def persona_card(files: Iterable[Path]) -> DatasetCard | None:
     """The card that says whom the data speaks of: the first with a name, else the first there is."""
     cards = [card for file in files if (card := read_card(resolve_path(file)))]

@@ -16,13 +16,8 @@ from tuning.run_dir import RunDir
 from twinlens.task_files import read_task
 from twinlens.tasks import to_yaml
 from vlm.features import LiveFeatures, PictureTable
-from vlm.loading import (
-    build_vlm,
-    load_adapters_and_projector,
-    make_embed_function,
-    make_initial_parts,
-    save_adapters_and_projector,
-)
+from vlm.finetuned import load_parts, save_parts
+from vlm.loading import build_vlm, make_embed_function, make_initial_parts
 from vlm.recipe import load_vlm_template
 from vlm.settings import ImageTask
 
@@ -62,11 +57,11 @@ def make_finished_run(folder: Path, model: Path, tower: str, tower_lora: bool, *
     template = load_vlm_template(task)
     sighted = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
     generator = torch.Generator().manual_seed(1)
-    parts = [part for part in (sighted.language, sighted.projector, sighted.tower_adapter) if part is not None]
+    parts = [sighted.language.network, sighted.projector, sighted.tower_weights.network]
     for parameter in (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     run = RunDir(folder)
-    save_adapters_and_projector(sighted, run.adapter, task)
+    save_parts(sighted, run.adapter)
     run.task.write_text(to_yaml(task), encoding="utf-8")
     return run
 
@@ -108,8 +103,8 @@ def answers_of_run(run: RunDir, asked: list[Conversation]) -> list[str]:
     """What a run says, its adapters on their base."""
     task, template = read(run)
     sighted = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
-    load_adapters_and_projector(sighted, run.adapter)
+    load_parts(sighted, run.adapter)
     table = PictureTable()
     module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
-    answers = generate_answers(sighted.language, template, asked, 12, embed=make_embed_function(module, table))
+    answers = generate_answers(sighted.language.network, template, asked, 12, embed=make_embed_function(module, table))
     return [answer.text for answer in answers]

@@ -59,7 +59,7 @@ def _rows(
         return
     for row in read_image_conversations([file], None if rehearsal else task.pictures.folder, tell):
         for image in row.conversation.images:
-            pictures.setdefault(image, row.where)
+            pictures.setdefault(str(image), row.where)
         yield row
 
 
@@ -120,11 +120,11 @@ def _model_lines(task: AnyTask) -> list[str]:
         return [f"model: {EMBEDDED}: installed"]
     if (remote := parse_remote(model)) is not None:
         return [f"model: {model}: {describe_download(remote)}"]
-    from llm.finetuned import check_base
+    from llm.finetuned import finetuning_of
     from llm.loading import model_folder
 
     folder = model_folder(model)
-    check_base(task)
+    finetuning_of(task).check_base()
     return [f"model: {folder}: complete"]
 
 

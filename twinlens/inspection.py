@@ -112,7 +112,7 @@ def summarize_dataset(
         conversation = row.conversation
         distinct.add(hash(conversation))
         questions.add(hash(conversation.question))
-        pictures.update(conversation.images)
+        pictures.update(map(str, conversation.images))
         languages[detect_language(conversation)] += 1
         lengths.append(measure(conversation))
         turns += len(conversation.turns)
@@ -161,7 +161,7 @@ def view_turns(row: SourceRow) -> RowView:
         pieces.append(TextSpan(f"{chr(10) if index else ''}{turn.role}: ", False))
         pieces.append(TextSpan(turn.content, turn.role == "assistant" and turn.loss))
     characters = sum(len(turn.content) for turn in row.conversation.turns)
-    return RowView(row.where, tuple(pieces), f"{characters} characters", "", row.conversation.images)
+    return RowView(row.where, tuple(pieces), f"{characters} characters", "", tuple(map(str, row.conversation.images)))
 
 
 def view_tokens(row: SourceRow, template: "ChatTemplate", max_length: int) -> RowView:
@@ -178,7 +178,7 @@ def view_tokens(row: SourceRow, template: "ChatTemplate", max_length: int) -> Ro
         remark = str(error).removeprefix(f"{row.where}: ")
     pieces = split_at_mask(sample, lambda ids: _decode(template, ids))
     size = f"{len(sample)} tokens, {int(sample.loss_mask.sum())} learned"
-    return RowView(row.where, tuple(pieces), size, remark, row.conversation.images)
+    return RowView(row.where, tuple(pieces), size, remark, tuple(map(str, row.conversation.images)))
 
 
 def split_at_mask(sample: "EncodedSample", decode: Callable[[list[int]], str]) -> list[TextSpan]:

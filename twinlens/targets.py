@@ -8,18 +8,17 @@ from torch import nn
 
 from llm.chat_template.encoding import ChatTemplate
 from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
-from llm.finetuned import check_finetuned as check_text
-from llm.finetuned import finetuned_model
+from llm.finetuned import finetuning_of
 from llm.generation import EmbedFunction
 from llm.internlm.adapter import load_llama_or_internlm2_adapter
 from llm.loading import load_model, load_template
 from tuning.errors import ConfigError, ModelError
-from tuning.modules.lora import ADAPTER_CONFIG, load_adapter, read_adapter_config
+from tuning.modules.lora import ADAPTER_CONFIG, read_adapter_config
 from tuning.paths import shipped_file
 from tuning.run_dir import RunDir
 from tuning.settings import Quant
 from twinlens.task_files import read_task
-from vlm.loading import check_finetuned
+from vlm.finetuned import check_finetuned
 from vlm.settings import ImageTask
 
 ALIGN = "image/embedded-align.yaml"
@@ -65,12 +64,12 @@ def open_target(
                 check_finetuned(run, task)
             return open_vlm(task, run if with_adapter else None)
         _refuse_pictures(pictures, target)
-        check_text(run, task)
-        name = finetuned_model(run, task) if with_adapter else task.versioned_model
-        template = load_template(name, task.system, named=task.template)
+        finetuning = finetuning_of(task)
+        finetuning.check_finetuned(run)
+        name = finetuning.model_to_load(run) if with_adapter else task.versioned_model
+        template = load_template(name, task.system, template_name=task.template)
         loaded = load_model(name, template, task.quant, task.run.device)
-        adapted = with_adapter and not task.full_finetuning
-        model = load_adapter(loaded.model, run.adapter) if adapted else loaded.model
+        model = finetuning.load_finetuned(loaded, run) if with_adapter else loaded.model
         return Target(model.eval(), template, loaded.compute_dtype)
     if pictures and target == EMBEDDED:
         return open_vlm(embedded_vlm_task(bits, system), None)
@@ -82,7 +81,7 @@ def open_target(
         raise ModelError(
             f"{path / ADAPTER_CONFIG}: base_model_name_or_path is empty; write the base model's folder there."
         )
-    template = load_template(base, system, named=named)
+    template = load_template(base, system, template_name=named)
     loaded = load_model(base, template, Quant.model_validate({"bits": bits}))
     model = load_llama_or_internlm2_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
     return Target(model.eval(), template, loaded.compute_dtype)
@@ -91,19 +90,20 @@ def open_target(
 def open_vlm(task: ImageTask, run: RunDir | None) -> Target:
     """A model with its eyes, as a run of the task left it, or as one begins."""
     from vlm.features import LiveFeatures, PictureTable
-    from vlm.loading import build_vlm, finetuned_task, load_finetuned, make_embed_function, make_initial_parts
+    from vlm.finetuned import finetuned_task, load_finetuned
+    from vlm.loading import build_vlm, make_embed_function, make_initial_parts
     from vlm.recipe import load_vlm_template
 
     if run is not None:
         template = load_vlm_template(finetuned_task(run, task))
-        loaded, sighted = load_finetuned(run, task, template)
+        loaded, parts = load_finetuned(run, task, template)
     else:
         template = load_vlm_template(task)
         loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
-        sighted = make_initial_parts(task, loaded)
+        parts = make_initial_parts(task, loaded)
     table = PictureTable()
-    module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), loaded.compute_dtype)
-    return Target(sighted.language.eval(), template, loaded.compute_dtype, make_embed_function(module, table))
+    module = build_vlm(parts, LiveFeatures(parts.tower, table, 0), loaded.compute_dtype)
+    return Target(parts.language.network.eval(), template, loaded.compute_dtype, make_embed_function(module, table))
 
 
 def embedded_vlm_task(bits: int = 4, system: str | None = None, start: str = EMBEDDED) -> ImageTask:

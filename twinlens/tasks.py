@@ -2,23 +2,52 @@
 
 import io
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ruamel.yaml import YAML
 
 from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
 from llm.settings import TextTask
 from tuning.paths import resolve_path
+from tuning.run_dir import RunDir
 from vlm.settings import ImageTask
+
+if TYPE_CHECKING:
+    from llm.forecast import Forecast
+    from tuning.evaluation.compare import Comparison
+    from tuning.training.engine import StepReport
 
 AnyTask = TextTask | ImageTask
 
 
-def recipe_of(task: AnyTask) -> Any:
-    """The module that tells a task's journey: its `train`, `judge` and `forecast`."""
-    return import_module("vlm.recipe" if isinstance(task, ImageTask) else "llm.recipe")
+class Recipe(Protocol):
+    """The module that trains, compares and forecasts the tasks of one path."""
+
+    def train(
+        self, task: Any, run_dir: RunDir, *, resume: bool = False, deepspeed: dict[str, Any] | None = None
+    ) -> "list[StepReport]":
+        """Train in a run folder, from the start or from the last checkpoint; the reports of the steps done now."""
+        ...
+
+    def compare(self, run_dir: RunDir, task: Any, probe_files: Sequence[Path] = ()) -> "Comparison":
+        """Ask the probes before and after training, and write the report."""
+        ...
+
+    def forecast(self, task: Any, processes: int = 1) -> "Forecast":
+        """Count steps, tokens and arithmetic before any weights load."""
+        ...
+
+
+def recipe_of(task: AnyTask) -> Recipe:
+    """The recipe of a task's path; it imports torch."""
+    if isinstance(task, ImageTask):
+        from vlm import recipe as image_recipe
+
+        return image_recipe
+    from llm import recipe as text_recipe
+
+    return text_recipe
 
 
 def with_absolute_paths(task: AnyTask) -> AnyTask:

@@ -1,171 +1,164 @@
-"""The image path, told in the order it happens."""
+"""Image fine-tuning: train, compare, forecast."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.dataset import EncodedData, encode_data, encode_row
+from llm.dataset import EncodedData, encode_data, encode_row, make_batches, write_data_facts
 from llm.evaluation import (
     compare_answers,
     first_of_each_group,
     load_probes,
     make_answer_function,
     mean_loss,
+    read_probe_files,
     sample_rows,
 )
-from llm.finetuned import check_base, log_trainable
+from llm.finetuned import log_trainable
 from llm.forecast import Forecast, forecast_run
-from llm.loading import load_model, load_template
-from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
+from llm.loading import LoadedModel, load_model, load_template, log_system
 from llm.model import check_packing_isolation
-from llm.sources import read_prompts
+from llm.rehearsal import rehearsal_rows
+from llm.sources import distinct_rows, persona_card, read_prompts
 from tuning.errors import ConfigError
 from tuning.evaluation.compare import Comparison
-from tuning.evaluation.probes import Probe, read_probes
-from tuning.paths import resolve_path
+from tuning.evaluation.probes import Probe
 from tuning.run_dir import RunDir
 from tuning.training.checkpoint import TrainableModule
 from tuning.training.engine import EvaluationHooks, StepReport, fit
 from tuning.training.samples import EncodedSample
 from vlm.checkpoints.initialize import check_initial_parts
 from vlm.features import PictureTable
+from vlm.finetuned import check_finetuned, load_finetuned, load_parts, save_finetuned, save_parts
 from vlm.loading import (
     VlmParts,
     build_vlm,
-    check_finetuned,
+    language_finetuning,
     language_width,
-    load_adapters_and_projector,
-    load_checkpoint,
-    load_finetuned,
     make_embed_function,
     make_features,
     make_initial_parts,
-    save_checkpoint,
-    save_finetuned,
 )
 from vlm.settings import ImageTask
 from vlm.sources import read_image_conversations
 from vlm.towers.clip_siglip import count_trainable
 from vlm.towers.registry import TowerFacts, tower_facts
 
-log = logging.getLogger("twinlens")
-COMPARE_BATCH = 192  # probes answered at once: on a CPU each word costs unpacking all 4-bit weights, however many ask
+COMPARE_BATCH = 192  # probes in one batch: on a CPU each token costs unpacking all 4-bit weights, for any batch size
 
 
 def train(
     task: ImageTask, run_dir: RunDir, *, resume: bool = False, deepspeed: dict[str, Any] | None = None
 ) -> list[StepReport]:
-    """Everything that can be wrong with data, pictures and probes, then model, eyes and features, and the loop.
+    """Check data, pictures and probes, load the models, generate rehearsal rows, cache features, train.
 
     Raises:
-        KitError: something the user must change; nothing was trained, or a checkpoint was kept.
+        KitError: something that the user must change; nothing was trained, or a checkpoint was saved.
     """
     template = load_vlm_template(task)
-    check_base(task)
-    log_system(task, template)
+    language_finetuning(task).check_base()
+    log_system(template)
     table = PictureTable()
-    data, given = encode_rows(task, template, table)
-    card = write_data_facts(task, data, run_dir)
-    probes = [probe for file in task.evaluation.probes for probe in read_probes(resolve_path(file), card)]
+    data, from_files = encode_rows(task, template, table)
+    card = persona_card(task.data.files)
+    probes = first_of_each_group(read_probe_files(task.evaluation.probes, card), task.evaluation.samples)
     read_prompts(task.rehearsal.prompts)
 
     loaded = load_model(
         task.versioned_model, template, task.quant, task.run.device, full_finetuning=task.full_finetuning
     )
-    rehearsed = rehearsal_rows(task, loaded, run_dir, len(given))
-    sighted = make_initial_parts(task, loaded, training=True)
-    asked = first_of_each_group(probes, task.evaluation.samples)
+    generated = rehearsal_rows(loaded, task.rehearsal, task.optim, task.data.pack, task.run.seed)
+    rehearsal = [*from_files, *(encode_row(row, template, task.data) for row in generated)]
+    write_data_facts(
+        run_dir, task.data, data, card, generated=generated, rehearsal=len(rehearsal), ratio=task.rehearsal.ratio
+    )
+    parts = make_initial_parts(task, loaded, training=True)
     with PartialState().main_process_first():
-        features = make_features(sighted, add_probe_pictures(table, asked), task.pictures)
-    module = build_vlm(sighted, features, loaded.compute_dtype)
+        features = make_features(parts, add_probe_pictures(table, probes), task.pictures)
+    module = build_vlm(parts, features, loaded.compute_dtype)
     if task.data.pack:
         check_packing_isolation(module, data.samples, loaded.device)
     log_trainable(module, task, f"stage {task.stage}")
     if task.optim.gradient_checkpointing:
-        sighted.language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        parts.language.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
-    trainee = TrainableModule(
+    rates = {"projector.": task.rates.projector, "features.": task.rates.tower}
+    trainable = TrainableModule(
         module,
-        save=lambda folder: save_checkpoint(sighted, folder, task),
-        load=lambda folder: load_checkpoint(sighted, folder, task),
-        save_final=lambda: save_finetuned(sighted, loaded, run_dir, task),
-        learning_rates={
-            start: rate
-            for start, rate in {"projector.": task.rates.projector, "features.": task.rates.tower}.items()
-            if rate is not None
-        },
+        save=lambda folder: save_parts(parts, folder),
+        load=lambda folder: load_parts(parts, folder),
+        save_final=lambda: save_finetuned(parts, loaded, run_dir, task),
+        learning_rates={prefix: rate for prefix, rate in rates.items() if rate is not None},
     )
-    answers = make_answer_function(
-        sighted.language,
-        template,
-        loaded.compute_dtype,
-        task.evaluation.max_new_tokens,
+    answer = make_answer_function(
+        parts.language.network, template, loaded.compute_dtype, task.evaluation.max_new_tokens,
         embed=make_embed_function(module, table),
-    )
-    watch = EvaluationHooks(
+    )  # fmt: skip
+    hooks = EvaluationHooks(
         task.evaluation.every,
-        lambda step: sample_rows(step, asked, answers(asked)),
+        lambda step: sample_rows(step, probes, answer(probes)),
         lambda: mean_loss(module, data.validation, template.pad_id, loaded.device),
     )
-    rehearsal = [*given, *(encode_row(row, template, task.data) for row in rehearsed)]
-    batches = make_batches(task, data, rehearsal, template.pad_id)
-    return fit(trainee, batches, task.optim, task.run, run_dir, watch, resume=resume, deepspeed=deepspeed)
+    batches = make_batches(
+        data, rehearsal, task.data, task.optim,
+        ratio=task.rehearsal.ratio, pad_id=template.pad_id, seed=task.run.seed,
+    )  # fmt: skip
+    return fit(trainable, batches, task.optim, task.run, run_dir, hooks, resume=resume, deepspeed=deepspeed)
 
 
 def compare(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) -> Comparison:
-    """Ask every probe in the state before the first step and in the trained one, and write the report.
+    """Ask every probe before the first step and after training, and write the report.
 
     Raises:
-        KitError: probes, model or trained parts are missing or do not fit.
+        KitError: probes, base models or the result of training are missing or do not fit.
     """
     check_finetuned(run_dir, task)
-    probes, files, card = load_probes(run_dir, task, probe_files)
+    probes, files, card = load_probes(run_dir, probe_files or task.evaluation.probes)
     template = load_vlm_template(task)
     table = add_probe_pictures(PictureTable(), probes)
 
-    def said(sighted: VlmParts, compute: torch.dtype) -> list[str]:
-        module = build_vlm(sighted, make_features(sighted, table, task.pictures), compute)
-        answers = make_answer_function(
-            sighted.language, template, compute, task.evaluation.max_new_tokens,
+    def answers(loaded: LoadedModel, parts: VlmParts) -> list[str]:
+        module = build_vlm(parts, make_features(parts, table, task.pictures), loaded.compute_dtype)
+        answer = make_answer_function(
+            parts.language.network, template, loaded.compute_dtype, task.evaluation.max_new_tokens,
             embed=make_embed_function(module, table), shown=True, batch_size=COMPARE_BATCH,
         )  # fmt: skip
-        return answers(probes)
+        return answer(probes)
 
     loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
-    sighted = make_initial_parts(task, loaded)
-    before = said(sighted, loaded.compute_dtype)
+    parts = make_initial_parts(task, loaded)
+    before = answers(loaded, parts)
     if task.full_finetuning or task.whole_tower:
         loaded.release()
-        loaded, sighted = load_finetuned(run_dir, task, template)
+        loaded, parts = load_finetuned(run_dir, task, template)
     else:
-        load_adapters_and_projector(sighted, run_dir.adapter)
-    return compare_answers(run_dir, task, probes, files, card, before, said(sighted, loaded.compute_dtype))
+        load_parts(parts, run_dir.adapter)
+    return compare_answers(run_dir, task.run.seed, probes, files, card, before, answers(loaded, parts))
 
 
 def load_vlm_template(task: ImageTask) -> ChatTemplate:
-    """The chat markup with room for the tower's patches, all parts checked to fit.
+    """The chat template with the tower's number of image tokens, after a check that all parts fit.
 
     Raises:
         KitError: as `check_tower`.
     """
-    return load_template(task.versioned_model, task.system, check_tower(task).patches, task.template)
+    patches = check_tower(task).patches
+    return load_template(task.versioned_model, task.system, patches, template_name=task.template)
 
 
 def check_tower(task: ImageTask) -> TowerFacts:
-    """Make sure that tower, start and language model fit each other, from their files alone.
+    """Check from their files alone that tower, start and language model fit each other.
 
     Raises:
         KitError: they do not.
     """
     facts = tower_facts(task.tower)
-    for key, asked in (("tower_lora", task.tower_lora is not None), ("whole_tower", task.whole_tower)):
-        if asked and not facts.trainable:
-            raise ConfigError(f"{key}: {task.tower} cannot be trained; take a CLIP or SigLIP tower, or leave it out.")
+    for key, trained in (("tower_lora", task.tower_lora is not None), ("whole_tower", task.whole_tower)):
+        if trained and not facts.trainable:
+            raise ConfigError(f"{key}: {task.tower} cannot be trained; use a CLIP or SigLIP tower, or leave it out.")
     if task.start is not None:
         lora = task.lora if task.stage == "tune" else None
         check_initial_parts(task.start, facts.width, language_width(task.versioned_model), lora, task.tower_lora)
@@ -175,19 +168,15 @@ def check_tower(task: ImageTask) -> TowerFacts:
 def encode_rows(
     task: ImageTask, template: ChatTemplate, table: PictureTable
 ) -> tuple[EncodedData, list[EncodedSample]]:
-    """The data and the rows of rehearsal.files in tokens, their pictures entered into the table."""
-
-    def number(image: str) -> int:
-        return table.number(Path(image))
-
+    """The training data and the rows of rehearsal.files in tokens; their pictures are added to the table."""
     rows = read_image_conversations(task.data.files, task.pictures.folder)
-    data = encode_data(rows, task.data, template, task.run.seed, number)
-    given = distinct_rows(read_image_conversations(task.rehearsal.files, None))
-    return data, [encode_row(row, template, task.data, number) for row in given]
+    data = encode_data(rows, task.data, template, task.run.seed, table.number)
+    from_files = distinct_rows(read_image_conversations(task.rehearsal.files, None))
+    return data, [encode_row(row, template, task.data, table.number) for row in from_files]
 
 
 def add_probe_pictures(table: PictureTable, probes: Sequence[Probe]) -> PictureTable:
-    """The table with the pictures of probes in it."""
+    """The table with the pictures of probes added."""
     for probe in probes:
         if probe.image is not None:
             table.number(probe.image)
@@ -195,7 +184,7 @@ def add_probe_pictures(table: PictureTable, probes: Sequence[Probe]) -> PictureT
 
 
 def forecast(task: ImageTask, processes: int = 1) -> Forecast:
-    """Count steps, tokens and arithmetic from the data, the tokenizer and the models' configurations alone."""
+    """Count steps, tokens and arithmetic from the data, the tokenizer and the model configurations alone."""
     template = load_vlm_template(task)
     data, rehearsal = encode_rows(task, template, PictureTable())
     width, hidden = tower_facts(task.tower).width, language_width(task.versioned_model)

@@ -35,7 +35,7 @@ def read_image_conversations(
                 yield row
                 continue
             if row.conversation not in seen:
-                images = tuple(str(picture_path(image, below, row.where)) for image in row.conversation.images)
+                images = tuple(picture_path(str(image), below, row.where) for image in row.conversation.images)
                 seen[row.conversation] = dataclasses.replace(row.conversation, images=images)
             yield dataclasses.replace(row, conversation=seen[row.conversation])
         for sentence in notes.sentences():

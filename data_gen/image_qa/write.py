@@ -86,7 +86,7 @@ def write_image_qa(
     taught = lessons.conversations if lessons else []
     places = _place(pictures, facts.parent, out)
     conversations = [image_dialogue(each.pairs, places[picture.image]) for picture, _, found in made for each in found]
-    conversations += [Conversation(each.turns, tuple(places[image] for image in each.images)) for each in taught]
+    conversations += [Conversation(each.turns, tuple(places[str(image)] for image in each.images)) for each in taught]
     rows, distinct = write_dialogues(out, conversations, repeat=repeat, schema=schema)
     trained = [
         picture_probes.Trained(picture, spoken, places[picture.image], _topics_asked(found))
@@ -219,7 +219,7 @@ def _write_contrast(out: Path, made: Sequence[tuple[Picture, str, list[Dialogue]
         contrast_path(out).unlink(missing_ok=True)
         return
     places = _place(others, REHEARSED.parent, out)
-    placed = (Conversation(row.turns, tuple(places[image] for image in row.images)) for row in rows)
+    placed = (Conversation(row.turns, tuple(places[str(image)] for image in row.images)) for row in rows)
     write_rows(contrast_path(out), placed, "messages", CONTAINER_BY_SUFFIX[".jsonl"])
 
 

@@ -65,7 +65,7 @@ def write_full_model(
         named: the chat template that it was trained with, if not the base's own.
     """
     silence_libraries()
-    template = load_template(base, None, named=named)
+    template = load_template(base, None, template_name=named)
     config = load_model_config(base)
     write_weights(weights, folder, max_shard_size)
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]

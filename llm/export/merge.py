@@ -89,7 +89,7 @@ def merge(
         check_internlm2_layout(folder)
     dtype = checkpoint_dtype(folder)
     check_destination(destination, checkpoint_size(folder))
-    template = load_template(base, None, named=named)
+    template = load_template(base, None, template_name=named)
     was = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
     loaded = load_model(base, template, quant_as_stored(folder), device)
     adapted = load_llama_or_internlm2_adapter(loaded.model, adapter)

@@ -17,6 +17,7 @@ import llm.finetuned
 import llm.loading
 import llm.recipe
 import twinlens.targets
+import vlm.finetuned
 import vlm.loading
 import vlm.recipe
 from twinlens.cli.app import run
@@ -39,7 +40,15 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     def no_weights(*_: object, **__: object) -> None:
         raise AssertionError("weights were loaded before the fault was found")
 
-    for module in (llm.loading, llm.recipe, llm.export.merge, llm.finetuned, twinlens.targets, vlm.loading, vlm.recipe):
+    for module in (
+        llm.loading,
+        llm.recipe,
+        llm.export.merge,
+        llm.finetuned,
+        twinlens.targets,
+        vlm.finetuned,
+        vlm.recipe,
+    ):
         monkeypatch.setattr(module, "load_model", no_weights)
     monkeypatch.setattr(vlm.loading, "load_tower", no_weights)
     monkeypatch.chdir(tmp_path)

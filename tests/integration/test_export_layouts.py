@@ -65,7 +65,7 @@ def test_parts_are_what_a_task_starts_from(make_run, pictures, tmp_path):
     table = PictureTable()
     module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
     asked = conversations(pictures)
-    answers = generate_answers(sighted.language, template, asked, 12, embed=make_embed_function(module, table))
+    answers = generate_answers(sighted.language.network, template, asked, 12, embed=make_embed_function(module, table))
     assert [answer.text for answer in answers] == answers_of_run(run, asked)
 
 

@@ -212,7 +212,7 @@ def test_a_steep_learning_rate_is_told(task, tmp_path, caplog):
         start(changed(task, optim={"steps": 1, "learning_rate": 2e-5}), "a", tmp_path / "work")
         assert not caplog.messages
         start(changed(task, optim={"steps": 1, "learning_rate": 2e-4}), "b", tmp_path / "work")
-    assert "steep for a whole model" in caplog.text
+    assert "high for full fine-tuning" in caplog.text
 
 
 def by_two(*arguments: str) -> None:
@@ -286,7 +286,7 @@ def test_a_plan_counts_what_trains_of_tower_and_language_model(seeing, how):
     task = ImageTask.model_validate(seeing.model_dump(mode="json") | how)
     loaded = load_model(task.model, load_vlm_template(task), task.quant, "cpu", full_finetuning=True)
     sighted = make_initial_parts(task, loaded, training=True)
-    parts = (sighted.language, sighted.projector, sighted.tower)
+    parts = (sighted.language.network, sighted.projector, sighted.tower)
     weights = (weight for part in parts for weight in part.parameters() if weight.requires_grad)
     assert recipe_of(task).forecast(task).trainable == sum(weight.numel() for weight in weights)
 

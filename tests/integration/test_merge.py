@@ -20,7 +20,8 @@ from tuning.modules.lora import ADAPTER_CONFIG, attach_adapter, load_adapter, re
 from tuning.settings import Lora, Quant
 from vlm.export.llava import check_picture
 from vlm.export.merge_tower import merge_tower
-from vlm.loading import load_adapters_and_projector, make_initial_parts
+from vlm.finetuned import load_parts
+from vlm.loading import make_initial_parts
 from vlm.towers.registry import load_tower
 
 
@@ -99,7 +100,7 @@ def test_a_towers_adapter_merged_gives_the_towers_features(make_run, towers, tmp
     assert difference < 1e-5
     task, _ = read(run)
     sighted = make_initial_parts(task, load_model(task.model, load_template(task.model, None), task.quant, "cpu"))
-    load_adapters_and_projector(sighted, run.adapter)
+    load_parts(sighted, run.adapter)
     pixels = sighted.tower.preprocess(check_picture())[None]
     merged, plain = (
         load_tower(str(name), torch.device("cpu"), torch.float32) for name in (tmp_path / "merged", towers[kind])

@@ -18,9 +18,8 @@ import pytest
 import torch
 
 from data_gen.persona import write_persona
-from llm.dataset import encode_data
+from llm.dataset import encode_data, make_batches
 from llm.loading import load_model, load_template
-from llm.mixture import make_batches
 from llm.model import LanguageModel
 from llm.recipe import forecast
 from llm.settings import TextTask
@@ -199,9 +198,8 @@ def test_ten_thousand_copies_cost_the_memory_of_one_row(task, tmp_path, ending):
         write_persona(file, None, repeat=copies, pairs=(("who are you?", "I am the assistant of Lin."),))
         tracemalloc.start()
         data = encode_data(read_conversations([file]), Data(files=(file,), max_length=128), template, 0)
-        source = make_batches(
-            changed(task, data={"pack": True}, optim={"steps": None, "epochs": 1}), data, [], template.pad_id
-        )
+        packed = changed(task, data={"pack": True}, optim={"steps": None, "epochs": 1})
+        source = make_batches(data, [], packed.data, packed.optim, ratio=1.0, pad_id=template.pad_id, seed=0)
         next(source.stream())
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

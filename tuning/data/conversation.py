@@ -7,6 +7,7 @@ The canonical row on disk is one JSON object a line:
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
@@ -25,10 +26,14 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order (a system turn may stand anywhere) and the pictures that their `<image>` marks point at."""
+    """Turns in order (a system turn may stand anywhere) and the pictures of their `<image>` tokens.
+
+    Args:
+        images: as the dataset file writes them, relative to it; paths once they are found (`vlm/sources.py`).
+    """
 
     turns: tuple[Turn, ...]
-    images: tuple[str, ...] = ()
+    images: tuple[str | Path, ...] = ()
 
     @property
     def question(self) -> str:
@@ -64,7 +69,7 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
         messages.append(message)
     row: dict[str, Any] = {"messages": messages}
     if conversation.images:
-        row["images"] = list(conversation.images)
+        row["images"] = [str(image) for image in conversation.images]
     return row
 
 

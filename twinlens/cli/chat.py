@@ -47,8 +47,7 @@ def chat(
     opened = open_target(target, system, bits, with_adapter=not base, pictures=bool(image), named=template)
     torch.manual_seed(seed)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty)
-    images = [str(path) for path in image]
-    talk(Chat(opened.model, opened.template, opened.compute_dtype, sampling, max_new_tokens, images, opened.embed))
+    talk(Chat(opened.model, opened.template, opened.compute_dtype, sampling, max_new_tokens, image, opened.embed))
 
 
 def talk(conversation: "Chat") -> None:

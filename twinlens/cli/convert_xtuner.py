@@ -88,7 +88,7 @@ def to_xtuner(
     opened = open_run(run)
     task, _ = read_task(opened.task)
     from twinlens.xtuner.export import read_run, write_xtuner
-    from vlm.loading import finetuned_task
+    from vlm.finetuned import finetuned_task
 
     write_xtuner(read_run(opened, task), task, destination, fp32, safe_serialization)
     if isinstance(task, ImageTask):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llm.checkpoints.config_json import model_type
 from llm.export.saving import check_destination
-from llm.finetuned import check_finetuned as check_whole
+from llm.finetuned import finetuning_of
 from llm.internlm.adapter import fuse_adapter
 from llm.loading import load_model_config, model_folder
 from tuning.atomic import atomic_folder
@@ -25,7 +25,7 @@ from tuning.run_dir import RunDir
 from twinlens.tasks import AnyTask
 from vlm.checkpoints.initialize import LlavaParts, encoder_name
 from vlm.checkpoints.reading import read_parts
-from vlm.loading import check_finetuned
+from vlm.finetuned import check_finetuned
 from vlm.settings import ImageTask
 from vlm.towers.registry import tower_facts
 
@@ -40,7 +40,7 @@ def read_run(run: RunDir, task: AnyTask) -> LlavaParts:
         ConfigError: it is of the text path and trained a whole model, which needs no other folder.
     """
     if task.full_finetuning and not isinstance(task, ImageTask):
-        check_whole(run, task)
+        finetuning_of(task).check_finetuned(run)
         raise ConfigError(f"{run.path}: trained the whole model, so give XTuner's chat {run.model} as it is.")
     if isinstance(task, ImageTask):
         check_finetuned(run, task)

@@ -31,11 +31,12 @@ from tuning.atomic import atomic_folder
 from tuning.data.conversation import Conversation, single_turn
 from tuning.errors import ConfigError, ModelError
 from tuning.modules.fp32_upcast import fp32_upcast, merge_adapters
+from tuning.modules.trained_weights import AdapterWeights
 from tuning.run_dir import RunDir
 from tuning.training.samples import IMAGE_TOKEN_INDEX
 from vlm.export.layouts import MergedParts, resize_vocabulary, save_native, save_official, save_parts, to_native_llava
 from vlm.export.processor import check_processor_ids, make_processor, tokenizer_with_image
-from vlm.loading import check_finetuned, finetuned_task, load_finetuned
+from vlm.finetuned import check_finetuned, finetuned_task, load_finetuned
 from vlm.model import VisionLanguageModel
 from vlm.projector import Projector
 from vlm.recipe import load_vlm_template
@@ -144,23 +145,23 @@ def _merged(order: _ExportJob) -> _CheckedModel:
         ModelError: merging changes the logits.
     """
     stored = {"quant": quant_as_stored(order.base), "run": order.task.run.model_copy(update={"device": "cpu"})}
-    _, sighted = load_finetuned(order.run, order.task.model_copy(update=stored), order.template)
-    language, tower = sighted.language, sighted.tower
+    _, parts = load_finetuned(order.run, order.task.model_copy(update=stored), order.template)
+    language, tower = parts.language.network, parts.tower
     pixels = tower.preprocess(check_picture())
 
     def logits(folded: bool = False) -> Tensor:
         with fp32_upcast(language, folded):
-            return spliced_logits(language, sighted.projector, tower, order.template, pixels)
+            return spliced_logits(language, parts.projector, tower, order.template, pixels)
 
     trained = logits()
-    if sighted.tower_adapter is not None:
-        tower.network = sighted.tower_adapter.merge_and_unload()  # type: ignore[operator]
+    if isinstance(parts.tower_weights, AdapterWeights):
+        tower.network = parts.tower_weights.network.merge_and_unload()  # type: ignore[operator]
     exported = _check_logits(trained, summed := logits(folded=True))
     language = merge_adapters(language, order.dtype)
-    for module, written in ((tower, sighted.trains_tower), (sighted.projector, order.layout != "parts")):
+    for module, written in ((tower, parts.trains_tower), (parts.projector, order.layout != "parts")):
         if written or order.layout == "hf":
             round_weights(module, order.dtype)
-    merged = MergedParts(language.eval(), sighted.projector, tower.eval(), sighted.trains_tower)
+    merged = MergedParts(language.eval(), parts.projector, tower.eval(), parts.trains_tower)
     return _CheckedModel(merged, pixels, exported, compare_logits(summed, written := logits()), written)
 
 

@@ -24,7 +24,7 @@ from twinlens.tasks import to_yaml
 from twinlens.xtuner.checkpoints import convert_checkpoint, read_checkpoint
 from twinlens.xtuner.export import read_run, write_xtuner
 from vlm.checkpoints.reading import read_initial_parts
-from vlm.loading import load_finetuned
+from vlm.finetuned import load_finetuned
 from vlm.projector import new_projector
 from vlm.recipe import load_vlm_template
 from vlm.settings import ImageTask
@@ -202,8 +202,8 @@ def test_a_whole_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_p
     before = load_tower(task.tower, torch.device("cpu"), torch.float32)
     assert tower.preprocessing == before.preprocessing
     _, sighted = load_finetuned(run, again, load_vlm_template(again))
-    written = LlamaForCausalLM.from_pretrained(run.model, dtype=sighted.language.dtype)
-    assert torch.equal(logits(sighted.language), logits(written))
+    written = LlamaForCausalLM.from_pretrained(run.model, dtype=sighted.language.network.dtype)
+    assert torch.equal(logits(sighted.language.network), logits(written))
     parts = f"set model={run.model} tower={run.adapter / TOWER_FOLDER} start={run.adapter / 'projector.safetensors'}."
     for start, fix in ((run.path, parts), (run.adapter, parts), (llava_pth, "make a run of it with `twinlens convert")):
         with pytest.raises(ModelError, match=f"holds a whole language model and a whole tower; {re.escape(fix)}"):

@@ -1,6 +1,6 @@
 import pytest
 
-from llm.mixture import rehearsal_prompt_limit
+from llm.rehearsal import rehearsal_prompt_limit
 from llm.settings import TextTask
 
 
@@ -17,4 +17,4 @@ def test_no_more_prompts_are_answered_than_asked_for_or_seen(steps: int, most: i
             "rehearsal": {"max_prompts": most, "ratio": 1.0},
         }
     )
-    assert rehearsal_prompt_limit(task, processes=2) == expected
+    assert rehearsal_prompt_limit(task.rehearsal, task.optim, task.data.pack, processes=2) == expected

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from tuning.errors import DataError, DeviceError
-from vlm.features import FeatureCacheFile, LiveFeatures, PictureTable, augment, cache_features
+from vlm.feature_cache import FeatureCacheFile, cache_features
+from vlm.features import LiveFeatures, PictureTable, augment
 from vlm.towers.registry import Tower, load_tower
 
 

@@ -108,7 +108,7 @@ def inspect(
     if model is not None:
         from llm.loading import load_template
 
-        template = load_template(model, system, named=named)
+        template = load_template(model, system, template_name=named)
     notes = ReadNotes()
     census = inspection.summarize_dataset(read_rows(file, notes), file.resolve().parent, max_length, template)
     views = [

@@ -9,12 +9,13 @@ import torch
 from transformers import PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.dataset import encode_data, encode_row
+from llm.dataset import encode_data, encode_row, make_batches, write_data_facts
 from llm.export.full_model import to_published_weights, write_full_model
-from llm.loading import load_model, load_template
-from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
-from llm.sources import read_conversations, read_prompts
+from llm.loading import load_model, load_template, log_system
+from llm.rehearsal import rehearsal_rows
+from llm.sources import distinct_rows, persona_card, read_conversations
 from tuning.atomic import atomic_folder, write_atomically
+from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError
 from tuning.evaluation.probes import read_probes
 from tuning.modules.lora import attach_adapter, lora_config, save_adapter, target_names, write_adapter
@@ -22,7 +23,6 @@ from tuning.modules.quantize import choose_compute_dtype, choose_device
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
 from tuning.training.engine import StepReport
-from tuning.training.samples import EncodedSample
 from twinlens.tasks import AnyTask
 from twinlens.xtuner.checkpoints import read_checkpoint, write_whole_tower
 from twinlens.xtuner.engine.environment import RUN_FOLDER, Environment
@@ -116,30 +116,38 @@ def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> Rows:
     if isinstance(task, ImageTask):
         task = task.model_copy(update={"data": task.data.model_copy(update={"pack": False})})
         template = image_path.load_vlm_template(task)
-        data, given = image_path.encode_rows(task, template, table)
+        data, from_files = image_path.encode_rows(task, template, table)
     else:
-        template = load_template(task.versioned_model, task.system, named=task.template)
+        template = load_template(task.versioned_model, task.system, template_name=task.template)
         data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
         rows = distinct_rows(read_conversations(task.rehearsal.files))
-        given = [encode_row(row, template, task.data) for row in rows]
-    log_system(task, template)
-    card = write_data_facts(task, data, run_dir)
+        from_files = [encode_row(row, template, task.data) for row in rows]
+    log_system(template)
+    card = persona_card(task.data.files)
     for file in task.evaluation.probes:
         read_probes(resolve_path(file), card)
-    batches = make_batches(task, data, [*given, *_rehearsed(task, template, run_dir, len(given))], template.pad_id)
+    generated = _generate_rehearsal(task, template)
+    rehearsal = [*from_files, *(encode_row(row, template, task.data) for row in generated)]
+    write_data_facts(
+        run_dir, task.data, data, card, generated=generated, rehearsal=len(rehearsal), ratio=task.rehearsal.ratio
+    )
+    batches = make_batches(
+        data, rehearsal, task.data, task.optim,
+        ratio=task.rehearsal.ratio, pad_id=template.pad_id, seed=task.run.seed,
+    )  # fmt: skip
     return write_rows(batches, task.optim, folder / "rows", template.tokens_per_image, table.paths)
 
 
-def _rehearsed(task: AnyTask, template: ChatTemplate, run_dir: RunDir, given: int) -> list[EncodedSample]:
-    """The base's own answers; the base is let go before XTuner loads it again."""
-    if not (read_prompts(task.rehearsal.prompts) and task.rehearsal.ratio):
+def _generate_rehearsal(task: AnyTask, template: ChatTemplate) -> list[SourceRow]:
+    """Rehearsal prompts with the base model's answers; the model is freed before XTuner loads it again."""
+    if not (task.rehearsal.prompts and task.rehearsal.ratio):
         return []
     loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
-    rows = rehearsal_rows(task, loaded, run_dir, given)
+    rows = rehearsal_rows(loaded, task.rehearsal, task.optim, task.data.pack, task.run.seed)
     del loaded
     gc.collect()
     torch.cuda.empty_cache()
-    return [encode_row(row, template, task.data) for row in rows]
+    return rows
 
 
 def _write_models(task: AnyTask, folder: Path, iters: int) -> Place:
