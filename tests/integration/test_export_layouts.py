@@ -77,7 +77,7 @@ def test_a_tower_without_a_class_in_transformers_is_left_as_parts(make_run, tmp_
         pytest.skip(str(error))
     convert_llava(run.path, tmp_path / "out", None, "2GB", False)
     said = capsys.readouterr().out
-    assert "layout: parts, for transformers' LLaVA has no class for the tower embedded" in said
+    assert "layout: parts, because transformers' LLaVA has no class for the tower embedded" in said
     assert f"next: twinlens chat {tmp_path / 'out' / 'language'}" in said
     assert "tower: `embedded`, as it is and not copied" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "tower").exists()

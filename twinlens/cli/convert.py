@@ -81,11 +81,13 @@ def llava(
     from vlm.export.llava import export
 
     report = export(run_dir, task, destination, layout, max_shard_size)
-    unsupported = layout is None and report.layout == "parts"
+    reason = ""
+    if layout is None and report.layout == "parts":
+        reason = f", because transformers' LLaVA has no class for the tower {task.tower}"
     lines = [
         f"merged against the run (fp32):          {report.exported}",
         _rounding(report),
-        f"layout: {report.layout}{f', transformers has no LLaVA class for the tower {task.tower}' * unsupported}",
+        f"layout: {report.layout}{reason}",
         f"model: {destination}",
     ]
     result = {
