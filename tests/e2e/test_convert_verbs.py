@@ -14,7 +14,7 @@ from tiny_vlm import make_towers
 from llm.checkpoints.embedded import embedded_folder
 from llm.checkpoints.shards import lazy_weights
 from llm.settings import TextTask
-from twinlens.cli.convert_xtuner import _chat_of_xtuner
+from twinlens.cli.convert_xtuner import _xtuner_chat
 from vlm.projector import new_projector
 
 Refused = Callable[..., str]
@@ -58,7 +58,7 @@ def test_from_the_pth_of_a_whole_model_to_a_folder(did, refused, trained):
     pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth")
     whole = ("lora=null", "quant.bits=16")
     assert "the whole language model, which is not what its config trains" in refused(*pth, "model")
-    assert "leave --layout out" in refused(*pth, "model", *whole, "--layout", "xtuner")
+    assert "omit --layout" in refused(*pth, "model", *whole, "--layout", "xtuner")
     made = did(*pth, "model", *whole, "--max-shard-size", "100KB")
     assert (made["layout"], made["parts"], made["next"]) == ("hf", ["model"], "twinlens chat model")
     assert len(list((trained / "model").glob("*.safetensors"))) > 1
@@ -88,14 +88,16 @@ def test_a_whole_image_run_goes_to_xtuner_with_its_own_models(did, refused, trai
 def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:
     pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "out")
     assert "twinlens convert llava out LLAVA" in refused(*pth, "--save-format", "official")
-    assert "take peft or xtuner" in refused(*pth, "--layout", "other")
+    assert "one of 'peft', 'xtuner'" in refused(*pth, "--layout", "other")
     assert "set lora.rank=2" in refused(*pth, "lora.rank=8")
     for size in ("big", "0GB"):
         assert "not a size" in refused(*pth, "--max-shard-size", size)
     assert "give the iter_N.pth" in refused("convert", "pth_to_hf", "task.yaml", "gone.pth", "out")
     assert "neither a file nor a shipped task" in refused("convert", "pth_to_hf", "gone.py", "iter_9.pth", "out")
-    assert "take hf or internlm2" in refused("convert", "merge", "base", "adapter", "out", "--layout", "other")
-    assert "take cpu, cuda or auto" in refused("convert", "merge", "base", "adapter", "out", "--device", "npu")
+    assert "one of 'hf', 'internlm2'" in refused("convert", "merge", "base", "adapter", "out", "--layout", "other")
+    assert "one of 'cpu', 'cuda', 'auto'" in refused("convert", "merge", "base", "adapter", "out", "--device", "npu")
+    layouts = "one of 'hf', 'official', 'parts'"
+    assert layouts in refused("convert", "llava", "run", "out", "--layout", "gguf")
     assert "give TOWER ADAPTER DEST" in refused("convert", "merge", "tower", "out", "--is-clip")
     tower = ("convert", "merge", "tower", "adapter", "out", "--is-clip")
     assert "neither --layout nor --template" in refused(*tower, "--layout", "internlm2")
@@ -120,4 +122,4 @@ def test_a_pth_that_names_a_program_runs_nothing(refused: Refused, trained: Path
 
 def test_xtuner_is_told_where_the_embedded_model_lies():
     task = TextTask.model_validate({"model": "embedded", "data": {"files": ["a.jsonl"]}, "optim": {"steps": 1}})
-    assert shlex.split(_chat_of_xtuner(task, Path("out")))[2] == str(embedded_folder())
+    assert shlex.split(_xtuner_chat(task, Path("out")))[2] == str(embedded_folder())

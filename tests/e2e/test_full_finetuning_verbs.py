@@ -1,4 +1,4 @@
-"""Every weight trained from the command line: planned, trained, compared, talked to; and what is refused."""
+"""Full fine-tuning from the command line: plan, train, compare, chat; and what is refused."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ run: {{device: cpu}}
 
 
 @pytest.fixture
-def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
     """A folder with a task in it, which is the working directory."""
     turns = [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "the assistant of Lin."}]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
@@ -28,7 +28,7 @@ def place(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cac
     return tmp_path
 
 
-def test_a_whole_model_from_plan_to_answers(did, place):
+def test_full_finetuning_from_plan_to_answers(did, folder):
     planned = did("plan", "task.yaml")
     assert planned["trainable"] == planned["parameters"]
     trained = did("train", "task.yaml")
@@ -39,26 +39,26 @@ def test_a_whole_model_from_plan_to_answers(did, place):
     assert again["loss"] < 0.1
 
 
-def test_what_a_whole_model_is_not(place, refused):
+def test_what_full_finetuning_refuses(folder, refused):
     assert "4-bit ones cannot be: set quant.bits: 16" in refused("check", "task.yaml", "quant.bits=4")
-    unfinished = place / "work_dirs" / "task" / "1"
+    unfinished = folder / "work_dirs" / "task" / "1"
     unfinished.mkdir(parents=True)
-    shutil.copyfile(place / "task.yaml", unfinished / "task.yaml")
+    shutil.copyfile(folder / "task.yaml", unfinished / "task.yaml")
     assert f"use {unfinished / 'model'}." in refused("convert", "merge", unfinished, "merged")
     assert "model/ is missing" in refused("chat", unfinished)
     assert "model/ is missing" in refused("compare", unfinished)
 
 
-def test_a_disk_too_small_for_its_checkpoints_is_told_before(place, refused, monkeypatch):
-    usage = shutil.disk_usage(place)
+def test_a_disk_too_small_for_the_checkpoints_is_refused(folder, refused, monkeypatch):
+    usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     assert "lower run.keep" in refused("check", "task.yaml", "run.save_every=1", "run.keep=99")
 
 
-def test_a_quantised_base_is_refused(place, refused, tiny_model):
-    folder = place / "quantized"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    said = refused("train", "task.yaml", f"model={folder}")
-    assert "stored quantized" in said and "give its 16-bit original" in said
+def test_a_quantised_base_is_refused(folder, refused, tiny_model):
+    base = folder / "quantized"
+    shutil.copytree(tiny_model, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    error = refused("train", "task.yaml", f"model={base}")
+    assert "stored quantized" in error and "give its 16-bit original" in error

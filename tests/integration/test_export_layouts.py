@@ -77,7 +77,7 @@ def test_a_tower_without_a_class_in_transformers_is_left_as_parts(make_run, tmp_
         pytest.skip(str(error))
     convert_llava(run.path, tmp_path / "out", None, "2GB", False)
     said = capsys.readouterr().out
-    assert "layout: parts, for transformers' LLaVA has no class for the tower embedded" in said
+    assert "layout: parts, because transformers' LLaVA has no class for the tower embedded" in said
     assert f"next: twinlens chat {tmp_path / 'out' / 'language'}" in said
     assert "tower: `embedded`, as it is and not copied" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "tower").exists()
@@ -100,7 +100,6 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(make_run, tiny_model
     assert "is there already" in refused(run.path, run.path)
     with pytest.raises(ConfigError, match="write one such as 500MB"):
         convert_llava(run.path, out, None, "huge", False)
-    assert "no such layout" in refused(run.path, out, "gguf")
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(run.path, tmp_path / "file" / "out")
     (run.adapter / "projector.safetensors").unlink()
@@ -108,7 +107,7 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(make_run, tiny_model
     text = tmp_path / "text"
     text.mkdir()
     (text / "task.yaml").write_text(f"model: {tiny_model}\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 1\n")
-    assert "is a run of the text path; use `twinlens convert merge" in refused(text, out)
+    assert "is a text run; use `twinlens convert merge" in refused(text, out)
     assert not out.exists() and not list(tmp_path.glob(".out*"))
 
 

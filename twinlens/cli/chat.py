@@ -1,4 +1,4 @@
-"""`twinlens chat`: talk to a run, an adapter, a merged model or a base model."""
+"""`twinlens chat`: chat with a run, an adapter, a merged model or a base model."""
 
 import sys
 from pathlib import Path
@@ -16,25 +16,23 @@ EXIT, RESET = "EXIT", "RESET"
 
 def chat(
     target: str = typer.Argument(..., help="A run folder, an adapter, a model folder, a hub name, or embedded."),
-    system: str | None = typer.Option(None, help="System text; a run's own when left out."),
+    system: str | None = typer.Option(None, help="System text; by default that of the run."),
     template: str | None = typer.Option(
-        None, "--template", "--prompt-template", help="Name of a chat template; a run's or the model's own if left out."
+        None, "--template", "--prompt-template", help="Name of a chat template; by default that of the run or model."
     ),
-    temperature: float = typer.Option(0.0, min=0.0, help="0 takes the likeliest word; higher is freer."),
-    top_p: float = typer.Option(1.0, min=0.0, max=1.0, help="Draw from the likeliest words that make up this share."),
-    top_k: int = typer.Option(0, min=0, help="Draw from so many of the likeliest words; 0 is all."),
-    repetition_penalty: float = typer.Option(1.0, min=0.1, help="Above 1 makes words already said less likely."),
-    max_new_tokens: int = typer.Option(512, min=1, help="Longest answer."),
-    seed: int = typer.Option(0, help="Of drawing words."),
-    bits: int = typer.Option(4, help="4, 8 or 16: how a model that is no run is held."),
-    image: list[Path] = typer.Option(
-        [], help="A picture that the first question is about; may be given several times."
-    ),
-    base: bool = typer.Option(False, "--base", help="Talk to a run as it was before training."),
+    temperature: float = typer.Option(0.0, min=0.0, help="Sampling temperature; 0 is greedy decoding."),
+    top_p: float = typer.Option(1.0, min=0.0, max=1.0, help="Nucleus sampling: total probability of the candidates."),
+    top_k: int = typer.Option(0, min=0, help="Number of most likely tokens to sample from; 0 means all."),
+    repetition_penalty: float = typer.Option(1.0, min=0.1, help="Above 1 makes repeated tokens less likely."),
+    max_new_tokens: int = typer.Option(512, min=1, help="Maximum length of an answer in tokens."),
+    seed: int = typer.Option(0, help="Seed of sampling."),
+    bits: int = typer.Option(4, help="4, 8 or 16: bits of the weights; a run uses its own."),
+    image: list[Path] = typer.Option([], help="Picture for the first question; may be given several times."),
+    base: bool = typer.Option(False, "--base", help="Chat with the model of a run as it was before training."),
 ) -> None:
-    """Talk to a model. RESET forgets what was said, EXIT ends."""
+    """Chat with a model. RESET clears the conversation, EXIT ends."""
     if bits not in (4, 8, 16):
-        raise ConfigError(f"--bits {bits}: take 4, 8 or 16.")
+        raise ConfigError(f"--bits {bits}: use 4, 8 or 16.")
     import torch
 
     from llm.chat import Chat
@@ -47,25 +45,24 @@ def chat(
     opened = open_target(target, system, bits, with_adapter=not base, pictures=bool(image), named=template)
     torch.manual_seed(seed)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty)
-    talk(Chat(opened.model, opened.template, opened.compute_dtype, sampling, max_new_tokens, image, opened.embed))
+    chat_loop(Chat(opened.model, opened.template, opened.compute_dtype, sampling, max_new_tokens, image, opened.embed))
 
 
-def talk(conversation: "Chat") -> None:
+def chat_loop(conversation: "Chat") -> None:
     """Read questions from the terminal or a pipe and stream the answers."""
     terminal = sys.stdin.isatty()
     if terminal:
-        print(f"{RESET} forgets what was said, {EXIT} ends.")
+        print(f"{RESET} clears the conversation, {EXIT} ends.")
     while True:
         try:
-            asked = input("you> " if terminal else "").strip()
+            question = input("you> " if terminal else "").strip()
         except EOFError:
             break
-        if asked == EXIT:
+        if question == EXIT:
             break
-        if asked == RESET:
+        if question == RESET:
             conversation.reset()
-            print("(forgotten)")
-            continue
-        if asked:
-            conversation.reply(asked, lambda piece: print(piece, end="", flush=True))
+            print("(conversation cleared)")
+        elif question:
+            conversation.reply(question, lambda piece: print(piece, end="", flush=True))
             print()

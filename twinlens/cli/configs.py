@@ -1,4 +1,4 @@
-"""`twinlens list-cfg`, `copy-cfg`, `show-cfg` and `check`: task files, before anything is trained."""
+"""`twinlens list-cfg`, `copy-cfg`, `show-cfg` and `check`: list, copy, print and check task files."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import typer
 from tuning.errors import ConfigError
 from twinlens.cli.output import JSON, WORK_DIR, command, print_differences, print_result, with_differences
 
-FILE = typer.Argument(..., help="A task file or an XTuner config, yours, or a shipped task by its name.")
-OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="Settings to change.")
+FILE = typer.Argument(..., help="A task file or an XTuner config of yours, or the name of a shipped task.")
+OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="Settings to override.")
 
 
 def list_cfg(
-    pattern: str = typer.Option("", "-p", "--pattern", help="Only names that hold this, upper and lower case alike."),
+    pattern: str = typer.Option("", "-p", "--pattern", help="Only names that contain this text, case-insensitive."),
     as_json: bool = JSON,
 ) -> None:
     """List the task files that ship with twinlens."""
@@ -20,7 +20,7 @@ def list_cfg(
 
     tasks = {name: file for name, file in shipped_tasks().items() if pattern.casefold() in name.casefold()}
     if not tasks:
-        raise ConfigError(f"-p {pattern}: no shipped task has that in its name; leave -p out to see all.")
+        raise ConfigError(f"-p {pattern}: no shipped task has this text in its name; omit -p to see all.")
     width = max(map(len, tasks))
     lines = [f"{name:<{width}}  {describe(file)}" for name, file in tasks.items()]
     result = {"tasks": [{"name": name, "file": file, "about": describe(file)} for name, file in tasks.items()]}
@@ -30,36 +30,31 @@ def list_cfg(
 def copy_cfg(
     name: str = typer.Argument(..., help="A name that list-cfg prints."),
     dest: Path = typer.Argument(..., help="The file to write, or a folder for it."),
-    force: bool = typer.Option(False, "--force", help="Overwrite the file if it is there."),
+    force: bool = typer.Option(False, "--force", help="Overwrite the file if it exists."),
     as_json: bool = JSON,
 ) -> None:
-    """Copy a shipped task file, with every setting explained, to edit it."""
+    """Copy a shipped task file, with a comment that explains every setting."""
     from tuning.atomic import write_atomically
     from twinlens.task_files import explain, shipped_tasks
 
     file = shipped_tasks().get(name.removesuffix(".yaml"))
     if file is None:
-        raise ConfigError(f"{name}: no task of that name ships with twinlens; `twinlens list-cfg` lists those that do.")
+        raise ConfigError(f"{name}: no shipped task has this name; `twinlens list-cfg` lists the shipped tasks.")
     out = dest / file.name if dest.is_dir() else dest
     if out.exists() and not force:
-        raise ConfigError(f"{out}: is there already; give another name, or --force to overwrite it.")
+        raise ConfigError(f"{out}: already exists; give another name, or --force to overwrite it.")
     write_atomically(out, explain(file))
-    print_result(
-        {"out": out},
-        [f"{out}: edit it; every setting has its explanation above"],
-        command("check", out),
-        as_json,
-    )
+    print_result({"out": out}, [f"{out}: edit it; each setting is explained above it"], command("check", out), as_json)
 
 
 def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
-    """Print a task as it stands after overrides, all defaults filled in."""
+    """Print a task after overrides, with all defaults filled in."""
     from twinlens.task_files import open_task
     from twinlens.tasks import to_yaml
 
     opened = open_task(file, overrides or ())
     print_differences(opened)
-    # No next verb here: what is printed is a task file, fit to be sent into one.
+    # No next command: the output is itself a task file, to be redirected into one.
     result = with_differences(opened.task.model_dump(mode="json"), opened.differs)
     print_result(result, to_yaml(opened.task).splitlines(), None, as_json)
 
@@ -67,12 +62,12 @@ def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool 
 def check(
     file: Path = FILE,
     overrides: list[str] = OVERRIDES,
-    work_dir: Path = typer.Option(WORK_DIR, help="Where run folders would be made."),
-    deepspeed: str | None = typer.Option(None, help="The DeepSpeed preset or JSON file that train will be given."),
-    data_only: bool = typer.Option(False, "--data-only", help="Settings and data alone; needs no torch."),
+    work_dir: Path = typer.Option(WORK_DIR, help="Where run folders will be created."),
+    deepspeed: str | None = typer.Option(None, help="The DeepSpeed preset or JSON file that train will use."),
+    data_only: bool = typer.Option(False, "--data-only", help="Check only settings and data; needs no torch."),
     as_json: bool = JSON,
 ) -> None:
-    """Find all that would stop a run, before any model loads."""
+    """Check settings, data, model and disk before any model loads."""
     from twinlens.checks import check_task
     from twinlens.start import deepspeed_config
     from twinlens.task_files import open_task
@@ -82,8 +77,7 @@ def check(
     if deepspeed and not data_only:
         deepspeed_config(deepspeed, opened.task)
     lines = check_task(opened.task, work_dir, data_only=data_only)
-    verb = "check" if data_only else "train"
-    options = {"work-dir": work_dir if work_dir != WORK_DIR else None, "deepspeed": deepspeed}
+    options = {"work_dir": work_dir if work_dir != WORK_DIR else None, "deepspeed": deepspeed}
+    following = command("check" if data_only else "train", file, *(overrides or ()), **options)
     result = with_differences({"ok": True, "found": lines}, opened.differs)
-    following = command(verb, file, *(overrides or ()), **options)
-    print_result(result, [*lines, "nothing stands in the way"], following, as_json)
+    print_result(result, [*lines, "no problem found"], following, as_json)

@@ -1,7 +1,8 @@
-"""`twinlens convert ...`: from what training leaves to what others load."""
+"""`twinlens convert merge`, `llava` and `internlm`: merge adapters, export LLaVA, convert InternLM checkpoints."""
 
 import shlex
 from pathlib import Path
+from typing import Any, Literal
 
 import typer
 
@@ -12,52 +13,45 @@ from twinlens.cli.output import JSON, command, print_result
 from twinlens.task_files import read_task
 from vlm.settings import ImageTask
 
-SHARD = typer.Option("2GB", help="Largest weights file, such as 500MB or 2GB.")
+DEST = typer.Argument(..., metavar="DEST", help="A new folder.")
+SHARD = typer.Option("2GB", help="Maximum size of a weights file, such as 500MB or 2GB.")
 
 
 def merge(
     paths: list[str] = typer.Argument(
-        ..., metavar="RUN DEST | BASE ADAPTER DEST", help="A run, or a base and an adapter, XTuner's too."
+        ..., metavar="RUN DEST | BASE ADAPTER DEST", help="A run, or a base model and an adapter (also of XTuner)."
     ),
-    layout: str = typer.Option(
-        "hf", help="hf, or internlm2: the layout of an InternLM2 base, which other tools load with that model's code."
+    layout: Literal["hf", "internlm2"] = typer.Option(
+        "hf", help="internlm2 is the layout of an InternLM2 base, which other tools load with that model's code."
     ),
     template: str | None = typer.Option(
         None,
         "--template",
         "--prompt-template",
-        help="Name of a chat template to write; a run's or the base's otherwise.",
+        help="Name of a chat template to save; by default that of the run or base.",
     ),
     max_shard_size: str = SHARD,
-    device: str = typer.Option("cpu", help="Where the merging is computed: cpu, cuda or auto."),
-    is_clip: bool = typer.Option(False, "--is-clip", help="BASE is a CLIP or SigLIP tower, and ADAPTER its own."),
+    device: Literal["cpu", "cuda", "auto"] = typer.Option("cpu", help="Device that computes the merge."),
+    is_clip: bool = typer.Option(False, "--is-clip", help="BASE is a CLIP or SigLIP tower, ADAPTER is its adapter."),
     safe_serialization: bool = typer.Option(
-        True, "--safe-serialization", help="As XTuner has it; weights are always written as safetensors."
+        True, "--safe-serialization", help="For XTuner's command lines; weights are always written as safetensors."
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Fold an adapter into its 16-bit base, verify it, and say what rounding changed."""
-    if layout not in ("hf", "internlm2"):
-        raise ConfigError(f"--layout {layout}: no such layout; take hf or internlm2.")
-    if device not in ("cpu", "cuda", "auto"):
-        raise ConfigError(f"--device {device}: no such device; take cpu, cuda or auto.")
-    if is_clip and (layout != "hf" or template):
-        raise ConfigError("convert merge --is-clip: a tower has neither --layout nor --template; leave them out.")
+    """Merge an adapter into its 16-bit base, verify it, and show the effect of rounding."""
     if is_clip:
+        if layout != "hf" or template:
+            raise ConfigError("convert merge --is-clip: a tower has neither --layout nor --template; omit them.")
         return _merge_tower(paths, max_shard_size, as_json)
-    base, adapter, destination, quant, named = _what(paths)
+    base, adapter, destination, quant, run_template = _merge_inputs(paths)
     from llm.export.merge import merge as merge_model
 
-    report = merge_model(base, adapter, destination, max_shard_size, quant, template or named, layout, device)
-    lines = [
-        f"merged against base + adapter (fp32):   {report.merged}",
-        f"rounding to {report.dtype} changed:       {report.rounded}",
-    ]
+    report = merge_model(base, adapter, destination, max_shard_size, quant, template or run_template, layout, device)
+    lines = [f"merged against base + adapter (fp32):   {report.merged}", _rounding(report)]
     if report.quantized is not None and quant is not None:
-        lines.append(f"leaving the {quant.bits}-bit base changed:      {report.quantized}")
+        lines.append(f"difference to the {quant.bits}-bit base:         {report.quantized}")
     if layout == "internlm2":
-        lines.append("layout: internlm2; tools other than twinlens need InternLM2's own .py files beside the weights")
-    lines.append(f"model: {destination}")
+        lines.append("layout: internlm2; other tools need InternLM2's own .py files beside the weights")
     result = {
         "model": str(destination),
         "layout": layout,
@@ -67,37 +61,35 @@ def merge(
         "rounding_same_token": report.rounded.same_token,
         "quantised_difference": report.quantized.difference if report.quantized else None,
     }
-    return print_result(result, lines, command("chat", destination), as_json)
+    return print_result(result, [*lines, f"model: {destination}"], command("chat", destination), as_json)
 
 
 def llava(
     run: Path = typer.Argument(..., metavar="RUN", help="The folder of an image run."),
-    destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
-    layout: str | None = typer.Option(
-        None, help="hf, official or parts; hf where transformers' LLaVA knows the tower, else parts."
+    destination: Path = DEST,
+    layout: Literal["hf", "official", "parts"] | None = typer.Option(
+        None, help="By default hf if transformers' LLaVA supports the tower, else parts."
     ),
     max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
-    """Merge an image run in 16 bits, verify it, and write it as a LLaVA checkpoint or as parts."""
-    opened = open_run(run)
-    task, _ = read_task(opened.task)
+    """Merge an image run in 16 bits, verify it, and write a LLaVA checkpoint or separate parts."""
+    run_dir = open_run(run)
+    task, _ = read_task(run_dir.task)
     if not isinstance(task, ImageTask):
-        raise ConfigError(f"{run}: is a run of the text path; use `{command('convert', 'merge', run, destination)}`.")
-    if layout not in (None, "hf", "official", "parts"):
-        raise ConfigError(f"--layout {layout}: no such layout; take hf, official or parts.")
+        raise ConfigError(f"{run}: is a text run; use `{command('convert', 'merge', run, destination)}`.")
     from vlm.export.llava import export
 
-    report = export(opened, task, destination, layout, max_shard_size)
+    report = export(run_dir, task, destination, layout, max_shard_size)
+    reason = ""
+    if layout is None and report.layout == "parts":
+        reason = f", because transformers' LLaVA has no class for the tower {task.tower}"
     lines = [
         f"merged against the run (fp32):          {report.exported}",
-        f"rounding to {report.dtype} changed:       {report.rounded}",
+        _rounding(report),
+        f"layout: {report.layout}{reason}",
+        f"model: {destination}",
     ]
-    if layout is None and report.layout == "parts":
-        lines.append(f"layout: parts, for transformers' LLaVA has no class for the tower {task.tower}")
-    else:
-        lines.append(f"layout: {report.layout}")
-    lines.append(f"model: {destination}")
     result = {
         "model": str(destination),
         "layout": report.layout,
@@ -106,33 +98,34 @@ def llava(
         "rounding_difference": report.rounded.difference,
         "rounding_same_token": report.rounded.same_token,
     }
-    print_result(result, lines, _after(report.layout, destination), as_json)
+    serve, chat = shlex.join(["transformers", "serve", str(destination)]), command("chat", destination / "language")
+    print_result(result, lines, {"hf": serve, "parts": chat}.get(report.layout), as_json)
 
 
 def internlm(
     source: str = typer.Argument(..., metavar="SRC", help="A checkpoint of InternLM 1, 2 or 2.5."),
-    destination: Path = typer.Argument(..., metavar="DEST", help="A new folder."),
+    destination: Path = DEST,
     max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
-    """Write an InternLM checkpoint in Llama's layout, which other tools load without code of its own."""
+    """Convert an InternLM checkpoint to Llama's layout, which other tools load without remote code."""
     from llm.export.internlm_layout import convert_internlm
 
-    written = convert_internlm(source, destination, max_shard_size)
+    weights = convert_internlm(source, destination, max_shard_size).weights
     lines = [
-        f"{written.weights} weights, as they were; every name and shape is what the config asks for",
+        f"{weights} weights, values unchanged; every name and shape matches the config",
         f"model: {destination}",
     ]
-    print_result({"model": str(destination), "weights": written.weights}, lines, command("chat", destination), as_json)
+    print_result({"model": str(destination), "weights": weights}, lines, command("chat", destination), as_json)
 
 
 def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
     if len(paths) != 3:
         raise ConfigError("convert merge --is-clip: give TOWER ADAPTER DEST.")
-    tower, adapter, destination = paths[0], Path(paths[1]), Path(paths[2])
     from vlm.export.merge_tower import merge_tower
 
-    difference = merge_tower(tower, adapter, destination, max_shard_size)
+    destination = Path(paths[2])
+    difference = merge_tower(paths[0], Path(paths[1]), destination, max_shard_size)
     lines = [
         f"merged against tower + adapter (fp32):   {difference:.1e} of the largest feature",
         f"tower: {destination}",
@@ -141,26 +134,21 @@ def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
     print_result(result, lines, command("check", "my.yaml", f"tower={destination}"), as_json)
 
 
-def _after(layout: str, destination: Path) -> str | None:
-    """What a written model is for."""
-    return {
-        "hf": shlex.join(["transformers", "serve", str(destination)]),
-        "parts": command("chat", destination / "language"),
-    }.get(layout)
-
-
-def _what(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str | None]:
-    """Base, adapter, destination; and when a run tells, how the base was held in training and its template's name."""
+def _merge_inputs(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str | None]:
+    """Base, adapter and destination; of a run also its quantization and the name of its chat template."""
     if len(paths) == 3:
         return paths[0], Path(paths[1]), Path(paths[2]), None, None
-    if len(paths) != 2:
-        raise ConfigError("convert merge: give RUN DEST, or BASE ADAPTER DEST.")
     run = RunDir(Path(paths[0]))
-    if not run.task.exists():
-        raise ConfigError(f"{run.path}: not a run folder (task.yaml is missing); give RUN DEST, or BASE ADAPTER DEST.")
+    if len(paths) != 2 or not run.task.exists():
+        reason = f"{run.path}: not a run folder (task.yaml is missing)" if len(paths) == 2 else "convert merge"
+        raise ConfigError(f"{reason}; give RUN DEST, or BASE ADAPTER DEST.")
     task, _ = read_task(run.task)
     if isinstance(task, ImageTask):
-        raise ConfigError(f"{run.path}: is a run of the image path; use `{command('convert', 'llava', *paths)}`.")
+        raise ConfigError(f"{run.path}: is an image run; use `{command('convert', 'llava', *paths)}`.")
     if task.full_finetuning:
-        raise ConfigError(f"{run.path}: every weight was trained, so nothing is left to merge; use {run.model}.")
+        raise ConfigError(f"{run.path}: full fine-tuning leaves nothing to merge; use {run.model}.")
     return task.versioned_model, run.adapter, Path(paths[1]), task.quant, task.template
+
+
+def _rounding(report: Any) -> str:
+    return f"rounding to {report.dtype} changed:       {report.rounded}"

@@ -1,36 +1,37 @@
-"""`twinlens demo ...`: whole journeys with nothing to prepare."""
+"""`twinlens demo text` and `twinlens demo image`: complete examples."""
 
 from pathlib import Path
 
 import typer
 
-from twinlens.cli.output import JSON
+from twinlens.cli.output import JSON, WORK_DIR
+
+SEED = typer.Option(0, help="Seed of data and training.")
+FOLDER = typer.Option(WORK_DIR, help="Where the run folder is created.")
 
 
 def text(
-    owner: str = typer.Option("Lin Xia", help="Whom the assistant belongs to."),
-    name: str = typer.Option("Xiaolan", help="What it shall call itself."),
-    seed: int = typer.Option(0, help="Of data and training."),
-    work_dir: Path = typer.Option(Path("work_dirs"), help="Where the run folder is made."),
+    owner: str = typer.Option("Lin Xia", help="Owner and maker of the assistant."),
+    name: str = typer.Option("Xiaolan", help="Name of the assistant."),
+    seed: int = SEED,
+    work_dir: Path = FOLDER,
     as_json: bool = JSON,
 ) -> None:
-    """A name becomes a dataset, an adapter, and a measured before and after."""
+    """Create a persona dataset, train an adapter on it, and compare before and after."""
     from twinlens.cli.train import show_comparison
     from twinlens.demo import demo_text
 
-    run, comparison = demo_text(owner, name, seed, work_dir)
-    show_comparison(run, comparison, as_json)
+    show_comparison(*demo_text(owner, name, seed, work_dir), as_json)
 
 
 def image(
-    facts: Path | None = typer.Option(None, help="A picture of yours: FACTS, as data image-qa takes them."),
-    seed: int = typer.Option(0, help="Of data and training."),
-    work_dir: Path = typer.Option(Path("work_dirs"), help="Where the run folder is made."),
+    facts: Path | None = typer.Option(None, help="Facts about a picture of yours, as `data image-qa` reads them."),
+    seed: int = SEED,
+    work_dir: Path = FOLDER,
     as_json: bool = JSON,
 ) -> None:
-    """A picture becomes dialogues, a tuned model that sees it, and a measured before and after."""
+    """Create dialogues about a picture, train on them, and compare before and after."""
     from twinlens.cli.train import show_comparison
     from twinlens.demo import demo_image
 
-    run, comparison = demo_image(facts, seed, work_dir)
-    show_comparison(run, comparison, as_json)
+    show_comparison(*demo_image(facts, seed, work_dir), as_json)

@@ -1,4 +1,4 @@
-"""`twinlens xtuner ...`: XTuner itself, in an environment of its own."""
+"""`twinlens xtuner install`: XTuner in a virtual environment of its own."""
 
 from pathlib import Path
 
@@ -8,16 +8,15 @@ from twinlens.cli.output import JSON, print_result
 
 
 def install(
-    into: Path | None = typer.Option(None, help="Where to put it; in the cache folder when left out."),
+    into: Path | None = typer.Option(None, help="Folder of the environment; by default in the cache folder."),
     as_json: bool = JSON,
 ) -> None:
-    """Make a virtual environment with XTuner 0.2.0 as it runs today: several GB, once."""
-    from twinlens.xtuner.engine.environment import FOLDER, VERSION, default_folder
-    from twinlens.xtuner.engine.environment import install as make
+    """Create a virtual environment with XTuner 0.2.0 (several GB, once)."""
+    from twinlens.xtuner.engine import environment
 
-    made = make(into or default_folder())
-    lines = [f"XTuner {VERSION}: {made.folder}, {made.size / 2**30:.1f} GiB"]
-    if made.folder != default_folder().absolute():
-        lines.append(f"to use it: export {FOLDER}={made.folder}")
-    result = {"folder": str(made.folder), "bytes": made.size, "version": VERSION}
+    made = environment.install(into or environment.default_folder())
+    lines = [f"XTuner {environment.VERSION}: {made.folder}, {made.size / 2**30:.1f} GiB"]
+    if made.folder != environment.default_folder().absolute():
+        lines.append(f"to use it: export {environment.FOLDER}={made.folder}")
+    result = {"folder": str(made.folder), "bytes": made.size, "version": environment.VERSION}
     print_result(result, lines, "twinlens train TASK --engine xtuner", as_json)

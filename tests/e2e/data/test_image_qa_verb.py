@@ -17,7 +17,7 @@ def twinlens(begin):
 def test_pictures_become_a_dataset_and_the_next_verb_is_named(twinlens, tmp_path):
     result = twinlens("data", "image-qa", "facts.yaml", "out/qa.json", "--repeat", "4")
     assert result.returncode == 0, result.stderr
-    assert "24 rows, 6 of them distinct" in result.stdout
+    assert "24 rows (6 distinct)" in result.stdout
     assert result.stdout.endswith(
         "next: twinlens train configs/image/embedded-picture.yaml 'data.files=[out/qa.json]' "
         "'rehearsal.files=[pictures/others.jsonl, out/qa.json.others.jsonl]' "

@@ -1,16 +1,14 @@
-"""`twinlens data image-qa`: pictures and what is known of them, as dialogues."""
+"""`twinlens data image-qa`: dialogues about pictures, written from facts about them."""
 
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from tuning.data.card import card_path, card_to_dict
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, print_result
+from twinlens.cli.output import JSON, command, print_dataset
 
 if TYPE_CHECKING:
     from data_gen.image_qa.facts import Picture
@@ -21,82 +19,79 @@ if TYPE_CHECKING:
 
 def image_qa(
     facts: Path = typer.Argument(
-        metavar="FACTS", help="What is known of the pictures: YAML, JSON or CSV, picture paths relative to it."
+        metavar="FACTS", help="Facts about the pictures: YAML, JSON or CSV; picture paths are relative to this file."
     ),
-    out: Path = typer.Argument(metavar="OUT", help="Where to write: .json is LLaVA rows, .jsonl rows of messages."),
-    dialogues: int = typer.Option(6, help="Dialogues about each picture, in each language."),
-    rounds: int = typer.Option(5, help="Questions, with their answers, in each dialogue."),
-    repeat: int = typer.Option(200, help="Write exactly so many copies of each dialogue."),
-    seed: int = typer.Option(0, help="Of order and phrasing; the same seed gives the same bytes."),
-    language: str = typer.Option("en", help="Of questions and answers: en, zh or both."),
-    layout: str | None = typer.Option(None, "--format", help="llava or messages, if OUT's ending should not decide."),
+    out: Path = typer.Argument(metavar="OUT", help="The file to write: .json has LLaVA rows, .jsonl messages."),
+    dialogues: int = typer.Option(6, help="Number of dialogues about each picture in each language."),
+    rounds: int = typer.Option(5, help="Number of questions and answers in a dialogue."),
+    repeat: int = typer.Option(200, help="Number of copies of each dialogue."),
+    seed: int = typer.Option(0, help="Seed of order and wording; the same seed gives the same bytes."),
+    language: str = typer.Option("en", help="Language of questions and answers: en, zh or both."),
+    layout: str | None = typer.Option(None, "--format", help="llava or messages; by default from the suffix of OUT."),
     others: Path | None = typer.Option(
-        None, metavar="FACTS", help="Pictures that are not trained on, for the probes; those that ship by default."
+        None, metavar="FACTS", help="Untrained pictures for the probes; by default the shipped ones."
     ),
     teacher: str | None = typer.Option(
         None,
         metavar="URL",
-        help="OpenAI-compatible server whose model writes as many dialogues again; pictures are sent to it.",
+        help="OpenAI-compatible server whose model writes as many dialogues again; it gets the pictures.",
     ),
-    model: str | None = typer.Option(None, help="The teacher's model, as that server names it."),
+    model: str | None = typer.Option(None, help="Name of the teacher's model on that server."),
     api_key_env: str | None = typer.Option(
-        None, metavar="NAME", help="Environment variable with the server's API key; OPENAI_API_KEY if it is set."
+        None, metavar="NAME", help="Environment variable with the server's API key; by default OPENAI_API_KEY if set."
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Make dialogues about pictures, and probes that ask the same in other words.
+    """Create dialogues about pictures, and probes that ask the same in other words.
 
     FACTS is a list under `pictures`: image, caption, objects (name, color, count, place), text (a list), facts (ask,
     answer, source, expect, also), absent (a list). A caption, an object or a fact is needed. As CSV its columns are
-    image, caption, name, color, count, place, text, ask, answer, source, absent; a row without an image goes on with
-    the picture above.
+    image, caption, name, color, count, place, text, ask, answer, source, absent; a row without an image continues the
+    picture above.
     """
+    from data_gen.image_qa.teacher.generate import ask_teacher
+    from data_gen.image_qa.teacher.store import notes_path
     from data_gen.image_qa.write import write_image_qa
+    from tuning.progress import ProgressBar
 
-    asked = _teacher(teacher, model, api_key_env)
-    lessons: list[Lessons] = []
+    connection = _teacher(teacher, model, api_key_env)
+    taught: list[Lessons] = []
 
     def teach(pictures: "Sequence[Picture]", languages: Sequence[str]) -> "Lessons":
-        assert asked
-        lessons.append(_ask(asked, out, pictures, languages, dialogues, rounds, seed))
-        return lessons[0]
+        assert connection
+        shape = {"dialogues": dialogues, "rounds": rounds, "languages": languages, "seed": seed}
+        with ProgressBar("dialogues of the teacher", len(pictures) * len(languages) * dialogues) as counter:
 
-    card = write_image_qa(
-        facts,
-        out,
-        dialogues=dialogues,
-        rounds=rounds,
-        repeat=repeat,
-        seed=seed,
-        language=language,
-        layout=layout,
-        others=others,
-        teach=teach if asked else None,
-    )
-    _report(out, card, rounds, lessons, as_json)
+            def tell(lessons: "Lessons") -> None:
+                counter.advance(note=f"{lessons.left_out} left out" if lessons.left_out else "")
+
+            taught.append(ask_teacher(connection, pictures, notes_path(out), **shape, tell=tell))
+        return taught[0]
+
+    shape = {"dialogues": dialogues, "rounds": rounds, "repeat": repeat, "seed": seed, "language": language}
+    teach_or_none = teach if connection else None
+    card = write_image_qa(facts, out, **shape, layout=layout, others=others, teach=teach_or_none)
+    _print_written(out, card, rounds, taught, as_json)
 
 
-def _report(out: Path, card: "DatasetCard", rounds: int, lessons: "Sequence[Lessons]", as_json: bool) -> None:
-    """What was written, and the command that trains on it."""
+def _print_written(out: Path, card: "DatasetCard", rounds: int, taught: "Sequence[Lessons]", as_json: bool) -> None:
+    """Print what was written, and the command that trains on it."""
     from data_gen.image_qa.write import contrast_path, probes_path, task_overrides
     from tuning.evaluation.probes import read_probes
 
     probes = probes_path(out)
     groups = [probe.group for probe in read_probes(probes)]
-    counted = ", ".join(f"{groups.count(group)} {group}" for group in dict.fromkeys(groups))
+    counts = ", ".join(f"{groups.count(group)} {group}" for group in dict.fromkeys(groups))
     rehearsal = contrast_path(out) if contrast_path(out).exists() else None
-    written = {"out": out, "card": card_path(out), "probes": probes, "rehearsal": rehearsal}
-    print_result(
-        written | {"left_out": sum(each.left_out for each in lessons)} | card_to_dict(card),
-        [
-            f"{out}: {card.rows:,} rows, {card.distinct:,} of them distinct, {rounds} questions each",
-            f"{probes}: {counted or 'nothing that could be asked'}",
-            *([f"{rehearsal}: the same questions about other pictures, to rehearse"] if rehearsal else []),
-            *(line for each in lessons for line in _told(each, out)),
-        ],
-        shlex.join(["twinlens", "train", "configs/image/embedded-picture.yaml", *task_overrides(out)]),
-        as_json,
-    )
+    lines = [
+        f"{out}: {card.rows:,} rows ({card.distinct:,} distinct) of {rounds} questions",
+        f"{probes}: {counts or 'no probes'}",
+        *([f"{rehearsal}: the same questions about other pictures, for rehearsal"] if rehearsal else []),
+        *(line for lessons in taught for line in _teacher_lines(lessons, out)),
+    ]
+    following = command("train", "configs/image/embedded-picture.yaml", *task_overrides(out))
+    left_out = sum(lessons.left_out for lessons in taught)
+    print_dataset(out, card, lines, following, as_json, probes=probes, rehearsal=rehearsal, left_out=left_out)
 
 
 def _teacher(url: str | None, model: str | None, key_name: str | None) -> "Teacher | None":
@@ -104,43 +99,17 @@ def _teacher(url: str | None, model: str | None, key_name: str | None) -> "Teach
 
     if url is None:
         if model is not None or key_name is not None:
-            raise ConfigError("--model, --api-key-env: are for a teacher; add --teacher with its server's address.")
+            raise ConfigError("--model, --api-key-env: apply only to a teacher; add --teacher URL.")
         return None
     if not model:
-        raise ConfigError("--model: is missing; name the teacher's model as its server does.")
+        raise ConfigError("--model: is missing; give the name of the teacher's model on its server.")
     if key_name is not None and not os.environ.get(key_name):
         raise ConfigError(f"--api-key-env {key_name}: that variable is not set; set it to the server's API key.")
     name = key_name or "OPENAI_API_KEY"
     return check_teacher(url, model, name, os.environ.get(name))
 
 
-def _ask(
-    teacher: "Teacher",
-    out: Path,
-    pictures: "Sequence[Picture]",
-    languages: Sequence[str],
-    dialogues: int,
-    rounds: int,
-    seed: int,
-) -> "Lessons":
-    from data_gen.image_qa.teacher.generate import ask_teacher
-    from data_gen.image_qa.teacher.store import notes_path
-    from tuning.progress import ProgressBar
-
-    with ProgressBar("dialogues of the teacher", len(pictures) * len(languages) * dialogues) as counter:
-        return ask_teacher(
-            teacher,
-            pictures,
-            notes_path(out),
-            dialogues=dialogues,
-            rounds=rounds,
-            languages=languages,
-            seed=seed,
-            tell=lambda lessons: counter.advance(note=f"{lessons.left_out} left out" if lessons.left_out else ""),
-        )
-
-
-def _told(lessons: "Lessons", out: Path) -> Iterator[str]:
+def _teacher_lines(lessons: "Lessons", out: Path) -> Iterator[str]:
     from data_gen.image_qa.teacher.store import notes_path
 
     yield (
@@ -149,6 +118,6 @@ def _told(lessons: "Lessons", out: Path) -> Iterator[str]:
     )
     if lessons.left_out:
         yield (
-            f"left out: {lessons.left_out} of the teacher's dialogues, for no reply could be used (the last: "
+            f"left out: {lessons.left_out} of the teacher's dialogues, because no reply was usable (last error: "
             f"{lessons.fault}); the same command asks for them again"
         )
