@@ -1,4 +1,4 @@
-"""A conversation with a chat model, streamed."""
+"""Chat: a conversation with a model, its answers streamed token by token."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

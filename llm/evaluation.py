@@ -1,4 +1,4 @@
-"""Asking probes, and what the answers come to: while training, and before and after."""
+"""Evaluation: answers to probes, samples and validation loss in training, comparison before and after."""
 
 import json
 from collections.abc import Callable, Sequence

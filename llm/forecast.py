@@ -1,4 +1,4 @@
-"""What a run will cost, counted from data, tokenizer and configuration, before any weights load."""
+"""Cost forecast: steps, tokens, parameters and FLOPs of a run before any weights load."""
 
 import dataclasses
 from dataclasses import dataclass

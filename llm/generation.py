@@ -1,4 +1,4 @@
-"""Answers from a chat model: in batches and deterministic for probes and rehearsal, streamed for a chat."""
+"""Generation: batched greedy answers for probes and rehearsal; sampling settings for chat."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Any causal language model that transformers loads without remote code, from a folder, a hub or the embedded wheel."""
+"""Model loading: any causal language model of transformers without remote code, from folder, hub or embedded package."""
 
 import logging
 from dataclasses import dataclass

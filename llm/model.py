@@ -1,4 +1,4 @@
-"""The causal language model as the training loop sees it.
+"""Training module of the language model: summed cross entropy over labeled tokens.
 
 Shapes: B sequences, T tokens, D width, N labelled tokens, V vocabulary.
 """

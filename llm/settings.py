@@ -1,4 +1,4 @@
-"""The text task: everything one run of the text path needs, in one file."""
+"""Settings of a text task."""
 
 from tuning.settings import Task
 

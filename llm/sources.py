@@ -1,4 +1,4 @@
-"""The files that a text task names, read and checked without a model."""
+"""Dataset files of a text task: rows, persona card, rehearsal prompts; read and checked without a model."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator

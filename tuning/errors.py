@@ -1,4 +1,4 @@
-"""Errors meant for people: one sentence that names the file, row or key, and the fix."""
+"""Errors for users: one sentence that names file, row or key, and the fix."""
 
 
 class KitError(Exception):

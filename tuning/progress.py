@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress bar of long work on stderr; log lines where there is no terminal."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""The run folder: what was asked beside what came of it.
+"""Run folder: paths of its files, checkpoints, JSONL logs.
 
 task.yaml  environment.json  data.json  steps.jsonl  samples.jsonl  checkpoints/  adapter/  model/  comparison.*  plots/
 """

@@ -1,4 +1,4 @@
-"""Tower, projector and language model as the training loop sees them.
+"""Training module of LLaVA: tower features, projector and language model.
 
 Shapes: B sequences, T tokens, I pictures, P patches, V width of the tower, D width of the language model.
 """

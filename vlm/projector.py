@@ -1,4 +1,4 @@
-"""The projector: from the tower's features to the language model's width.
+"""Projector: LLaVA-1.5's MLP from tower width to language-model width.
 
 Shapes: I pictures, P patches, V width of the tower, D width of the language model.
 """

@@ -1,4 +1,4 @@
-"""The image task: everything one run of the image path needs, in one file."""
+"""Settings of an image task."""
 
 from pathlib import Path
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The files that an image task names, read and checked without a model."""
+"""Dataset files of an image task: rows with resolved picture paths; pictures checked without a model."""
 
 import dataclasses
 import logging

@@ -1,4 +1,4 @@
-"""Features in the places of their pictures.
+"""Image features inserted at the image tokens of the embeddings.
 
 Shapes: B sequences, T tokens, I pictures, P patches, D width of the language model.
 """

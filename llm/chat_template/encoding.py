@@ -1,4 +1,4 @@
-"""Conversations in the model's own chat markup, with the loss on answers only.
+"""Chat template: conversation to token ids and loss mask; prompts for generation.
 
 The mask is exact by construction: prompt, answer with its stop token, and what separates turns come from the markup as
 pieces, are tokenized apart and joined. Nothing is found again by its text or its length in tokens.

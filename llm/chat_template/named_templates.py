@@ -1,4 +1,4 @@
-"""Chat templates by name: those of XTuner 0.2.0 for models that transformers loads by itself, and InternLM 1's own.
+"""Named chat templates: those of XTuner 0.2.0 for models that transformers loads itself, and InternLM 1's own.
 
 XTuner's configs name one; a task does so with `template`. Written are, in order: the token that begins a text, where
 nothing stands before or the turn before ended one; the system text; the question; the answer with its suffix; the

@@ -1,4 +1,4 @@
-"""How turns become text: by the model's own chat template, or by one that has a name.
+"""Chat renderers: turns to prompt, answer and separator segments, by the model's chat template or a named one.
 
 Both give pieces in order, each to be tokenized apart, so that what is learned from is known without looking for it.
 """

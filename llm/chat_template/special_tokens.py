@@ -1,4 +1,4 @@
-"""Text that spells a special token stays text: nobody forges a turn by writing its marks into a row or a chat.
+"""Special-token escaping: user text that spells a special token is tokenized as plain text.
 
 What people wrote is guarded before a template puts its marks around it: a character that no text has goes into every
 special token spelled there. Tokenizing finds the template's own marks and takes the guards out of the rest.

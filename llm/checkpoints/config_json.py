@@ -1,4 +1,4 @@
-"""config.json of a model folder: read once for every caller, with one sentence for what is wrong."""
+"""config.json of a model folder: one reader for all callers, with clear errors."""
 
 import json
 from pathlib import Path

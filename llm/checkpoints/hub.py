@@ -1,4 +1,4 @@
-"""Models by name: found on the hub or ModelScope, weighed before they are fetched, pinned to a commit."""
+"""Hub downloads: models by name from Hugging Face or ModelScope; size check, disk check, pinned commit."""
 
 import errno
 import logging

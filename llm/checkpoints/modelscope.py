@@ -1,4 +1,4 @@
-"""Models of ModelScope, through its own client, an optional package; kept in a folder of the kit's cache."""
+"""ModelScope downloads through its own client (optional package), into the kit's cache folder."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

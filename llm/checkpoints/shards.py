@@ -1,4 +1,4 @@
-"""The weights of a checkpoint's folder: found, read one at a time, and written in shards, never all in memory."""
+"""Weight shards of a model folder: lazy tensors, weight index, sharded writing; never all weights in memory."""
 
 import json
 import tempfile

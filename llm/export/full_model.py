@@ -1,4 +1,4 @@
-"""A whole language model that others trained, as a folder: weights checked by name, rounded, written shard by shard."""
+"""Full language models from foreign checkpoints: check weight names and shapes, cast, write a model folder."""
 
 from collections.abc import Mapping
 from math import prod

@@ -1,4 +1,4 @@
-"""Checkpoints of InternLM2's layout in Llama's, and back: weight by weight, with no model in memory."""
+"""InternLM2 layout to Llama layout and back, tensor by tensor, without a model in memory."""
 
 import json
 import shutil

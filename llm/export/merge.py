@@ -1,4 +1,4 @@
-"""The adapter folded into the 16-bit base, checked before and after rounding."""
+"""Adapter merge: LoRA adapter into the 16-bit base model; logits compared before and after rounding."""
 
 import gc
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What merging and exporting share: a destination checked before anything loads, logits compared, folders whole."""
+"""Model saving: destination and disk checks, logit comparison, config and tokenizer for all transformers versions."""
 
 import json
 import re

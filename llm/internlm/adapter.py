@@ -1,4 +1,4 @@
-"""Adapters on InternLM2's own layers, as Llama's layers take them, and back: both ways exactly.
+"""LoRA adapters of InternLM2 layers as adapters of Llama layers, and back, exactly.
 
 A fused layer's A belongs to queries, keys and values alike, and of its B each has its rows. The other way the three are
 one adapter of their ranks' sum: their A on top of each other, each B in columns of its own.

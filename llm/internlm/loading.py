@@ -1,4 +1,4 @@
-"""InternLM checkpoints of versions 1, 2 and 2.5, read as the Llama models that they are, without code of theirs.
+"""InternLM 1, 2 and 2.5 checkpoints loaded as Llama models, without remote code.
 
 Version 1 has Llama's names. Version 2 has its own, and query, key and value in one matrix. transformers' loader renames
 and splits while it streams the shards, so that nothing is held twice and a 4-bit load stays a 4-bit load.

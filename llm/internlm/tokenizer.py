@@ -1,4 +1,4 @@
-"""InternLM's tokenizers out of their sentencepiece file, as fast ones whose ids are the official classes'.
+"""InternLM tokenizers: fast tokenizers from the sentencepiece file, with the ids of the official classes.
 
 transformers' own ways to such a file give other ids (a space put in front) or need the checkpoint's code. The file is
 a list of pieces with scores, and byte-pair encoding by score is all that the official classes do with it.

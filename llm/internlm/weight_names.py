@@ -1,4 +1,4 @@
-"""InternLM2's names for what Llama has, and its matrix of queries, keys and values: split, and put together again.
+"""InternLM2 and Llama weight names; fused query-key-value matrix split and fused again.
 
 One table, for whole checkpoints and for adapters, both ways. Facts: InternLM's tools/convert2llama.py.
 """

@@ -1,4 +1,4 @@
-"""Pictures as people have them: found below their folder, opened whole, upright and in RGB, or refused by name."""
+"""Pictures of datasets: found below their folder, opened upright in RGB, or refused by name."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""The curves of a run, as pictures for the folder and as drawings for the report.
+"""Plots of a run: loss and learning rate, as PNG files and as SVG in the report.
 
 Rows are those of `steps.jsonl`: `step`, `loss`, `learning_rate`, and `validation_loss` where one was measured.
 """

@@ -1,4 +1,4 @@
-"""A model held in 16 bits that computes as one held in fp32: a block's weights are widened while it runs.
+"""fp32 upcast: a 16-bit model computes as in fp32, one block of weights upcast at a time.
 
 What merging changes can be seen in fp32 alone, and a model of 7B parameters takes 30 GB in it.
 """

@@ -1,4 +1,4 @@
-"""The adapter in PEFT's layout: attached in fp32, saved so that equal runs give equal bytes, merged."""
+"""LoRA adapters in PEFT's layout: attach in fp32, save with reproducible bytes, load, check."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

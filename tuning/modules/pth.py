@@ -1,4 +1,4 @@
-"""Checkpoints that are pickled: read without running anything of them, and written whole or not at all.
+"""Pickled checkpoints (.pth, .pt, .bin): read without running code, written atomically.
 
 XTuner's files pickle their log beside the weights: objects of mmengine and numpy. Those few names are let through as
 stand-ins that hold nothing; a file that names anything else is refused before anything of it is made.

@@ -1,4 +1,4 @@
-"""Which modules of the base become 4- or 8-bit: decided by us, and reported after loading."""
+"""Quantization: device and compute dtype, bitsandbytes settings, check and report of quantized layers."""
 
 import os
 from collections.abc import Iterator

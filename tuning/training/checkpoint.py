@@ -1,4 +1,4 @@
-"""What is trained, and the checkpoints that a run goes on from as if it had not stopped."""
+"""Checkpoints: save and resume weights, optimizer and random state."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The one training loop, on accelerate: one device, several under torchrun, or DeepSpeed by config.
+"""Training loop on accelerate: one device, several under torchrun, or DeepSpeed.
 
 It knows modules and batches only. `model(batch)` returns the summed loss and the number of labelled tokens; gradients
 are normalized by all labelled tokens of a step, over micro-batches and devices.

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, machine."""
+"""Environment of a run: versions, devices, machine."""
 
 import importlib.metadata
 import os

@@ -1,4 +1,4 @@
-"""Which rows share a sequence and which sequences share a micro-batch, drawn from a seed.
+"""Packing: which rows share a sequence and which sequences share a micro-batch, drawn from a seed.
 
 Rows are never copied: an epoch is an array of row numbers, whatever the rows are repeated.
 """

@@ -1,4 +1,4 @@
-"""What the paths hand to the training loop.
+"""Encoded samples and micro-batches: token ids, loss mask, labels, position ids.
 
 Shapes: B sequences in a micro-batch, T tokens in a sequence, I pictures in it.
 """

@@ -1,4 +1,4 @@
-"""The learning rate over a run."""
+"""Learning-rate schedule: warm-up, then cosine, linear or constant."""
 
 import math
 from typing import Literal

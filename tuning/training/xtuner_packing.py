@@ -1,4 +1,4 @@
-"""XTuner's packing: rows one behind the other, cut at exactly the length of a sequence, whatever row is hit."""
+"""XTuner's packing: rows concatenated, then split at exactly max_length tokens."""
 
 from typing import NamedTuple
 

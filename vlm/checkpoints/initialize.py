@@ -1,4 +1,4 @@
-"""What a run of the image path starts from: checked before any model loads, then put into its place."""
+"""Initial weights of an image run: checked before any model loads, then copied into projector and adapters."""
 
 import logging
 import re

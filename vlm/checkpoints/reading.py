@@ -1,4 +1,4 @@
-"""The files that a run of the image path can start from, brought to one set of names.
+"""Readers of LLaVA parts: projector, adapters and full weights from runs, XTuner and LLaVA checkpoints.
 
 Ours, XTuner's and LLaVA's files differ in names alone; shapes and values are left as they are.
 

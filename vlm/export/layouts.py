@@ -1,4 +1,4 @@
-"""A trained model's parts on disk, as others name them: HF-native LLaVA, LLaVA's own layout, or each part by itself.
+"""LLaVA layouts on disk: HF-native, official LLaVA, separate parts.
 
 Shapes: V width of the tower, D width of the language model.
 """

@@ -1,4 +1,4 @@
-"""What an image run learned, merged in 16 bits, checked, and written for others to load.
+"""LLaVA export: adapters merged in 16 bits, logits checked, written in a chosen layout.
 
 Shapes: N positions of a few prompts, K tokens in the vocabulary.
 """

@@ -1,4 +1,4 @@
-"""A tower's adapter folded into its CLIP or SigLIP, and checked."""
+"""Tower merge: a LoRA adapter into its CLIP or SigLIP tower, features checked."""
 
 from pathlib import Path
 from typing import Any

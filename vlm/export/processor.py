@@ -1,4 +1,4 @@
-"""Tokenizer, chat template and processor of an exported model, which give plain transformers the ids of ours."""
+"""LLaVA processor of an exported model: tokenizer with <image>, chat template, image processor."""
 
 import copy
 import json

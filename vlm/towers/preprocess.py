@@ -1,4 +1,4 @@
-"""A picture becomes pixels as LLaVA and XTuner do it: padded to a square, resized, cropped, normalized.
+"""Image preprocessing as in LLaVA and XTuner: pad to square, resize, crop, normalize.
 
 With square padding (`image_aspect_ratio: pad`, arXiv 2310.03744) nothing of a picture is cut away and nothing is
 stretched. Resizing is Pillow's, as the published models were trained with.

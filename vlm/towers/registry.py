@@ -1,4 +1,4 @@
-"""Vision towers: pixels [I, 3, H, W] to features [I, P, V] of layer -2, without the class token (arXiv 2310.03744)."""
+"""Vision towers by name: pixels [I, 3, H, W] to features [I, P, V] of layer -2 without the class token."""
 
 import torch
 

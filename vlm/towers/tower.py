@@ -1,4 +1,4 @@
-"""What every vision tower looks like from outside: pixels in, features of patches out.
+"""Vision tower: the interface that all towers share, pixels in, patch features out.
 
 I pictures, H x W pixels, P patches, V width of a patch's features.
 """
