@@ -16,7 +16,7 @@ REPLACEMENT_CHARACTER = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 
 class TextStream(BaseStreamer):
-    """Turns token ids into text as they come; characters of several tokens are held back until they are whole."""
+    """Decodes token ids into text as they arrive; incomplete UTF-8 characters wait for their last token."""
 
     def __init__(self, template: ChatTemplate, on_text: Callable[[str], None]) -> None:
         self._template, self._on_text = template, on_text
@@ -26,11 +26,11 @@ class TextStream(BaseStreamer):
 
     @property
     def text(self) -> str:
-        """Everything said so far."""
+        """The answer so far."""
         return self._said
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompt first, then one token a call."""
+        """Called with the prompt first, then with each new token."""
         if self._prompt:
             self._prompt = False
             return
@@ -38,7 +38,7 @@ class TextStream(BaseStreamer):
         self._tell(self._decoded().rstrip(REPLACEMENT_CHARACTER))
 
     def end(self) -> None:
-        """Tell what was held back."""
+        """Emit the text that was held back."""
         self._tell(self._decoded())
 
     def _decoded(self) -> str:
@@ -52,10 +52,10 @@ class TextStream(BaseStreamer):
 
 
 class Chat:
-    """A history and the model that answers it.
+    """A conversation history and the model that answers.
 
     Args:
-        images: pictures that the first turn shows; `embed` is how the model sees them.
+        images: pictures of the first turn; `embed` turns them into embeddings.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Chat:
         self._turns: tuple[Turn, ...] = ()
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Clear the history."""
         self._turns = ()
 
     def reply(self, text: str, on_text: Callable[[str], None]) -> str:
-        """Answer a user's words, telling the answer piece by piece, and remember both."""
+        """Answer a question, stream the answer, and add both to the history."""
         if self._template.tokens_per_image:
             text = text.replace(DEFAULT_IMAGE_TOKEN, "")  # typed, it shows nothing
         shown = f"{DEFAULT_IMAGE_TOKEN}\n" * len(self._images) if not self._turns else ""
@@ -100,7 +100,7 @@ class Chat:
 
 
 def generation_options(sampling: Sampling) -> dict[str, Any]:
-    """Sampling as transformers' generate takes it."""
+    """Sampling settings as arguments of transformers' `generate`."""
     options: dict[str, Any] = {"repetition_penalty": sampling.repetition_penalty, "do_sample": sampling.temperature > 0}
     if sampling.temperature > 0:
         options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}

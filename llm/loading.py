@@ -1,4 +1,4 @@
-"""Model loading: any causal language model of transformers without remote code, from folder, hub or embedded package."""
+"""Model loading: causal language models of transformers without remote code, from a folder, a hub or the package."""
 
 import logging
 from dataclasses import dataclass
@@ -47,11 +47,11 @@ _BROKEN_FILE_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A base model ready to answer or to be adapted.
+    """A base model, ready to answer or to be fine-tuned.
 
     Args:
         model: frozen, in eval mode, on `device`.
-        template: its chat markup with the task's system text.
+        template: its chat template with the task's system text.
         compute: what its products are computed in.
         source: the name it was asked for by; `folder` is where it lies.
         quantized: what became 4- or 8-bit.
@@ -66,19 +66,19 @@ class LoadedModel:
     quant_report: QuantReport
 
     def release(self) -> None:
-        """Give back the memory of its weights, whoever still holds the model; it cannot answer any more."""
+        """Free the memory of the weights, even if the model is still referenced; it cannot answer afterwards."""
         for parameter in self.model.parameters():
             parameter.data = torch.empty(0)
 
 
 def model_folder(name: str, weights: bool = True) -> Path:
-    """Where a model lies on this machine; one that is named as `parse_remote` says is fetched.
+    """The local folder of a model; a hub or ModelScope name is downloaded first.
 
     Args:
-        weights: otherwise its settings and tokenizer are enough.
+        weights: False if config and tokenizer are enough.
 
     Raises:
-        ModelError: no model in that folder, none of that name can be had, or one that needs code of its own.
+        ModelError: the folder holds no model, the name cannot be downloaded, or the model needs remote code.
     """
     if name == EMBEDDED:
         return embedded_folder()
@@ -103,7 +103,7 @@ def model_folder(name: str, weights: bool = True) -> Path:
 
 
 def load_model_config(name: str) -> PreTrainedConfig:
-    """The config of a model; that of an InternLM as the Llama that it is.
+    """The configuration of a model; InternLM's as a Llama configuration.
 
     Raises:
         ModelError: as `model_folder`, or the file cannot be used.
@@ -147,7 +147,7 @@ def log_system(template: ChatTemplate) -> None:
 
 
 def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedTemplate | None:
-    """What InternLM's own code writes, where the checkpoint has it in code alone."""
+    """The template of InternLM's own code, for checkpoints that have it only as code."""
     if not is_internlm(folder):
         return None
     first = "<eoa>" in tokenizer.all_special_tokens
@@ -163,7 +163,7 @@ def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedT
 def load_model(
     name: str, template: ChatTemplate, quant: Quant, device: str = "auto", *, full_finetuning: bool = False
 ) -> LoadedModel:
-    """Load a chat model for its template, quantized as asked, and say what became of its layers.
+    """Load a model with the asked quantization and log which layers are quantized.
 
     Args:
         whole: its weights will be trained, so they are held in fp32 whatever they compute in.
@@ -204,7 +204,7 @@ def load_model(
 
 
 def make_generation_config(template: ChatTemplate, config: PreTrainedConfig) -> GenerationConfig:
-    """What a model needs to know to answer: where an answer ends, by its template."""
+    """The generation settings of a model: its stop tokens, by its chat template."""
     return GenerationConfig(
         eos_token_id=list(template.stop_ids),
         pad_token_id=template.pad_id,
@@ -213,13 +213,13 @@ def make_generation_config(template: ChatTemplate, config: PreTrainedConfig) -> 
 
 
 def silence_libraries() -> None:
-    """Bars and hints of the libraries below, which say nothing that our own log does not."""
+    """Turn off progress bars and hints of transformers; our own log says the same."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
 
 def _check_model_type(folder: Path) -> None:
-    """Refuse a folder without a config, or with that of a model that transformers does not load by itself."""
+    """Refuse a folder without config.json, or with a model type that transformers does not load itself."""
     path = folder / "config.json"
     if not path.exists():
         raise ModelError(f"model: {folder}: config.json is missing; give the folder of a model in Hugging Face layout.")

@@ -17,12 +17,12 @@ from vlm.splice import insert_image_features
 
 
 class VisionLanguageModel(nn.Module):
-    """A causal LM that sees: features of its pictures, projected, lie over their places among the embeddings.
+    """LLaVA for training: projected tower features replace the image tokens in the embeddings.
 
     Args:
         language: a causal language model, with an adapter or without.
-        features: by the numbers of pictures; a module among the parameters where the tower is trained.
-        compute: what products are computed in.
+        features: by picture number; a module with parameters if the tower is trained.
+        compute_dtype: of matrix products.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class VisionLanguageModel(nn.Module):
         return answer_loss(self.language, batch, self.compute_dtype, self._keeps_logits, inputs_embeds=embeddings)
 
     def embed(self, ids: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
-        """int64[B, T] with patches, and the numbers of I pictures -> float[B, T, D].
+        """int64[B, T] with image tokens, and I picture numbers -> float[B, T, D].
 
-        Ids are looked up where they are no patches; without pictures the tower and the projector do not run.
+        Text ids are embedded by the language model; without pictures, tower and projector do not run.
         """
         embeddings = self.language.get_input_embeddings()(ids.clamp(min=0))  # type: ignore[operator]
         if not pictures:

@@ -15,7 +15,7 @@ PROJECTOR_FILE = "projector.safetensors"
 
 
 class Projector(nn.Module):
-    """LLaVA-1.5's `mlp2x_gelu`: two linear layers with an exact GELU between them, named as transformers names them."""
+    """LLaVA-1.5's `mlp2x_gelu`: two linear layers with exact GELU between them, under transformers' names."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Projector(nn.Module):
 
 
 def new_projector(width: int, hidden: int, seed: int) -> Projector:
-    """A projector with random weights, the same for the same seed."""
+    """A projector with random weights that depend only on the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Projector(width, hidden)

@@ -9,15 +9,15 @@ from tuning.training.samples import IMAGE_TOKEN_INDEX
 
 
 def insert_image_features(embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """Lay projected features over the `IMAGE_TOKEN_INDEX` places of a batch, row after row (LLaVA, arXiv 2310.03744).
+    """Replace the `IMAGE_TOKEN_INDEX` positions of a batch by projected features, row by row (arXiv 2310.03744).
 
     Args:
-        embeddings: float[B, T, D], anything where a patch stands.
+        embeddings: float[B, T, D]; values at image tokens are ignored.
         ids: int64[B, T].
-        features: float[I, P, D], the pictures in the order of their patches.
+        features: float[I, P, D], pictures in the order of their image tokens.
 
     Returns:
-        float[B, T, D] in the type of `embeddings`.
+        float[B, T, D] in the dtype of `embeddings`.
     """
     places = ids == IMAGE_TOKEN_INDEX
     assert int(places.sum()) == features.shape[0] * features.shape[1], "as many features as patches"

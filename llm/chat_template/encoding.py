@@ -1,7 +1,7 @@
 """Chat template: conversation to token ids and loss mask; prompts for generation.
 
-The mask is exact by construction: prompt, answer with its stop token, and what separates turns come from the markup as
-pieces, are tokenized apart and joined. Nothing is found again by its text or its length in tokens.
+The loss mask is exact by construction: the renderer gives prompt, answer with stop token, and separator as segments,
+which are tokenized separately and joined. No segment is searched for in text or token ids.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,10 +23,10 @@ class ChatTemplate:
     """A tokenizer's chat template, or a named one in its place, and the task's system text.
 
     Args:
-        tokenizer: with a `chat_template`, unless there is a named one; what it saves then carries that.
-        system: given to conversations that start without a system turn; None leaves it to the template.
-        patches: places that each `<image>` in a text takes; 0 where the model sees no pictures.
-        named: taken instead of the tokenizer's own.
+        tokenizer: with a `chat_template`, unless `named` is given, which then replaces it.
+        system: system text of conversations without a system turn; None leaves it to the template.
+        tokens_per_image: image tokens for each `<image>` in a text; 0 for a text model.
+        named: a named template instead of the tokenizer's own.
 
     Raises:
         ModelError: the tokenizer has no chat template, or one whose answers have no stop token.
@@ -59,28 +59,28 @@ class ChatTemplate:
         self.stop_ids = tuple(
             dict.fromkeys([*(each for each in closing if each in self._escaper.special_ids), *self._end])
         )
-        """Tokens that end an answer: those the template closes answers with first, the tokenizer's own after them."""
+        """Token ids that end an answer: the template's first, then the tokenizer's eos."""
 
     @property
     def pad_id(self) -> int:
-        """A token to pad with; masks go by position, so any will do."""
+        """The padding token; loss masks go by position, so any token will do."""
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else self.stop_ids[0]
 
     def default_system(self) -> str | None:
-        """What the template itself writes before a first user turn, when the task gives no system text."""
+        """The system text that the template adds by itself, if the task gives none."""
         return None if self.system else self._renderer.default_system()
 
     def encode(
         self, conversation: Conversation, max_length: int, where: str = "", keep_separator: bool = False
     ) -> EncodedSample:
-        """One conversation as tokens and mask; a long one is cut after the last whole answer that fits.
+        """One conversation as token ids and loss mask, truncated after the last complete answer that fits.
 
         Args:
-            separated: keep what would part the last answer from a next turn, as XTuner does, without learning it.
+            keep_separator: keep the separator after the last answer, as XTuner does, without loss.
 
         Raises:
-            DataError: no answer is learned from, none fits into `max_length`, or the template refuses the turns.
+            DataError: no answer has loss, none fits into `max_length`, or the template refuses the turns.
         """
         ids: list[int] = []
         loss_mask: list[bool] = []
@@ -103,7 +103,7 @@ class ChatTemplate:
         return EncodedSample(np.asarray(ids[:kept], np.int32), np.asarray(loss_mask[:kept], np.bool_), where, truncated)
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Tokens up to where the model answers next, tokenized exactly as `encode` does.
+        """Token ids of the prompt for the next answer, tokenized exactly as in `encode`.
 
         Raises:
             DataError: the last turn is not the user's.
@@ -119,7 +119,7 @@ class ChatTemplate:
         return tuple(turns)
 
     def _escape_turns(self, turns: Iterable[Turn]) -> tuple[Turn, ...]:
-        """The turns with special tokens that their texts spell marked as text; `<image>` is meant where it is seen."""
+        """The turns with spelled special tokens escaped; `<image>` stays a token for a model with a vision tower."""
         meant = DEFAULT_IMAGE_TOKEN if self.tokens_per_image else ""
         return tuple(replace(turn, content=self._escaper.escape(turn.content, meant)) for turn in turns)
 
@@ -150,5 +150,5 @@ class ChatTemplate:
 
 
 def _ids(of: Any) -> list[int]:
-    """What a tokenizer says of its first or last token: one, several or none."""
+    """bos or eos ids of a tokenizer: one, several or none."""
     return [int(index) for index in (of if isinstance(of, list) else [of]) if index is not None]

@@ -1,6 +1,6 @@
 """Chat renderers: turns to prompt, answer and separator segments, by the model's chat template or a named one.
 
-Both give pieces in order, each to be tokenized apart, so that what is learned from is known without looking for it.
+Segments are tokenized separately, so that the loss mask is known without searching.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ Kind = Literal["prompt", "answer", "separator"]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of markup.
+    """A part of the rendered conversation.
 
     Args:
-        texts: tokenized one by one.
-        kind: an answer with what ends it, what is asked before it, or what parts it from the next turn.
-        begins: whether the token that begins a text goes before it; `ends` the same of the one that ends a text.
-        loss: of an answer, whether it is learned from.
+        texts: tokenized separately.
+        kind: prompt, answer with its stop token, or separator before the next turn.
+        add_bos: whether the bos token precedes it; `add_eos`: whether the eos token follows.
+        loss: whether an answer is trained on.
     """
 
     texts: tuple[str, ...]
@@ -37,29 +37,29 @@ class Segment:
 
 
 class ChatRenderer(Protocol):
-    """What turns turns into pieces; `where` names the row in messages."""
+    """Renders turns into segments; `where` names the row in errors."""
 
     def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """Everything up to the last answer, and what parts it from a next turn."""
+        """All segments up to the last answer and its separator."""
         ...
 
     def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """Everything up to where the model answers next."""
+        """All segments up to the next answer."""
         ...
 
     def default_system(self) -> str | None:
-        """The system text that the template writes by itself when there is none."""
+        """The system text that the template adds by itself."""
         ...
 
 
 class NamedTemplateRenderer:
-    """A named template; what it writes depends on one turn at a time."""
+    """Renderer of a named template; its text depends on one turn at a time."""
 
     def __init__(self, template: NamedTemplate) -> None:
         self._template = template
 
     def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """As `ChatRenderer` says."""
+        """As in `ChatRenderer`."""
         asked: list[Turn] = []
         begins = True
         for turn in turns[: _count_answered(turns)]:
@@ -73,17 +73,17 @@ class NamedTemplateRenderer:
             asked = []
 
     def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """As `ChatRenderer` says."""
+        """As in `ChatRenderer`."""
         yield from self.render_answers(turns, where)
         asked = self._render_question(turns[_count_answered(turns) :])
         yield Segment((asked,), "prompt", add_bos=not _count_answered(turns) or not self._template.suffix_ends)
 
     def default_system(self) -> str | None:
-        """None: these templates write what they are given."""
+        """None: named templates add nothing."""
         return None
 
     def _render_question(self, turns: Sequence[Turn]) -> str:
-        """System texts, then what the user said, in one: XTuner has no two questions in a row."""
+        """System texts, then the user's texts joined: XTuner has no two questions in a row."""
         systems = (turn.content for turn in turns if turn.role == "system" and turn.content)
         said = [turn.content for turn in turns if turn.role == "user"]
         written = [self._template.system.replace("{system}", content) for content in systems]
@@ -91,10 +91,10 @@ class NamedTemplateRenderer:
 
 
 class TokenizerTemplateRenderer:
-    """The tokenizer's own chat template, rendered turn by turn.
+    """Renderer of the tokenizer's own chat template, turn by turn.
 
     Args:
-        escaper: finds the mark that ends an answer.
+        escaper: finds the special token that ends an answer.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, escaper: SpecialTokenEscaper) -> None:
@@ -102,16 +102,16 @@ class TokenizerTemplateRenderer:
         self._escaper = escaper
 
     def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """As `ChatRenderer` says.
+        """As in `ChatRenderer`.
 
         Raises:
             DataError: the template refuses the turns.
-            ModelError: it fails, rewrites earlier turns, or does not write an answer out as it stands.
+            ModelError: the template fails, changes earlier turns, or does not contain an answer verbatim.
         """
         return (segment for segment, _ in self._walk(turns, where))
 
     def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """As `ChatRenderer` says."""
+        """As in `ChatRenderer`."""
         text = ""
         for segment, text in self._walk(turns, where):  # noqa: B007 - the last text is needed below
             yield segment
@@ -120,7 +120,7 @@ class TokenizerTemplateRenderer:
         yield Segment((whole[len(text) :],), "prompt")
 
     def default_system(self) -> str | None:
-        """What the template writes before a first user turn."""
+        """The text before the first user turn."""
         mark = "\u2063mark\u2063"
         plain = self._render((Turn("user", mark),), False, "chat template")
         given = self._render((Turn("system", mark), Turn("user", mark)), False, "chat template")
@@ -131,7 +131,7 @@ class TokenizerTemplateRenderer:
         return before[len(frame) : len(before) - len(between)]
 
     def _walk(self, turns: Sequence[Turn], where: str) -> Iterator[tuple[Segment, str]]:
-        """Pieces in order, each with all the text rendered up to the end of its turn."""
+        """Segments in order, each with the text rendered up to the end of its turn."""
         text = ""
         for index, turn in enumerate(turns):
             if turn.role != "assistant":
@@ -144,9 +144,7 @@ class TokenizerTemplateRenderer:
             written = whole[len(before) :]
             end = _answer_end(turn.content, written)
             if end is None:
-                raise ModelError(
-                    f"{where}: the chat template does not write this answer out as it stands; take another."
-                )
+                raise ModelError(f"{where}: the chat template does not contain this answer verbatim; use another.")
             closing = self._escaper.split_after_special_token(written[end:])
             stop, separator = closing or ("", written[end:])
             yield Segment((written[:end], stop), "answer", add_eos=closing is None, loss=turn.loss), whole
@@ -171,20 +169,20 @@ class TokenizerTemplateRenderer:
 
 
 def _count_answered(turns: Sequence[Turn]) -> int:
-    """How many turns there are up to the last answer."""
+    """Number of turns up to the last answer."""
     return 1 + max((at for at, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
 
 
 def _check_append_only(text: str, prefix: str, where: str) -> None:
     if not text.startswith(prefix):
         raise ModelError(
-            f"{where}: the chat template rewrites earlier turns, so what is learned is not what is asked later; "
-            "give one question a row or take a model with an append-only template."
+            f"{where}: the chat template changes earlier turns, so training and generation would differ; "
+            "give one question in each row or use a model with an append-only template."
         )
 
 
 def _answer_end(answer: str, written: str) -> int | None:
-    """Where an answer ends in what the template wrote for it; templates may strip it and put white space in front."""
+    """End of an answer in its rendered text; templates may strip it and add leading white space."""
     for text in (answer, answer.strip()):
         start = written.find(text)
         if start >= 0 and not written[:start].strip():

@@ -1,7 +1,7 @@
 """Special-token escaping: user text that spells a special token is tokenized as plain text.
 
-What people wrote is guarded before a template puts its marks around it: a character that no text has goes into every
-special token spelled there. Tokenizing finds the template's own marks and takes the guards out of the rest.
+Before a template adds its special tokens, an escape character is inserted into every special token that the text
+spells. Tokenization then finds only the template's own special tokens, and removes the escape characters.
 """
 
 import re
@@ -14,7 +14,7 @@ MATCHES_NOTHING = "(?!)"  # what a tokenizer without special tokens finds
 
 
 class SpecialTokenEscaper:
-    """A tokenizer that tells a template's marks from the same words in what people wrote."""
+    """A tokenizer that tells a template's special tokens from user text that spells them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -29,13 +29,13 @@ class SpecialTokenEscaper:
         self._ids = [int(tokenizer.convert_tokens_to_ids(word)) for word in longest_first]  # type: ignore[arg-type]
 
     def escape(self, text: str, but: str = "") -> str:
-        """The text with every special token in it marked as what somebody wrote; `but` names one to leave alone."""
+        """The text with every spelled special token escaped, except `but`."""
         return self._spelled.sub(
             lambda found: found[0] if found[0] == but else f"{found[0][0]}{ESCAPE}{found[0][1:]}", text
         )
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text that may hold guarded words."""
+        """Token ids of a text that may contain escapes."""
         if not text:
             return []
         if ESCAPE not in text:
@@ -43,7 +43,7 @@ class SpecialTokenEscaper:
         return [index for run in self._runs(text) for index in run]
 
     def split_after_special_token(self, text: str) -> tuple[str, str] | None:
-        """The text up to the end of its first special token, and the rest; None where there is none."""
+        """The text up to the end of its first special token, and the rest; None if there is none."""
         found = self._marks.search(text)
         return (text[: found.end()], text[found.end() :]) if found else None
 
@@ -63,7 +63,7 @@ class SpecialTokenEscaper:
         return self._tokenizer(written, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _pattern(self, word: str) -> str:
-        """How the tokenizer itself finds this token: some take the white space around them with them."""
+        """The pattern by which the tokenizer finds this token; some tokens include the white space around them."""
         token = self._words[word]
         before = r"\s*" if token is not None and token.lstrip else ""
         behind = r"\s*" if token is not None and token.rstrip else ""

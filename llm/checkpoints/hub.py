@@ -21,12 +21,12 @@ _WEIGHTS = (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.
 
 @dataclass(frozen=True, slots=True)
 class RemoteModel:
-    """A model by its name.
+    """A model on a hub.
 
     Args:
         name: owner/model.
-        revision: branch, tag or commit; None is what the store shows first.
-        key: of the task, for messages.
+        revision: branch, tag or commit; None is the default branch.
+        key: the task's key, for errors.
     """
 
     store: Literal["hub", "modelscope"]
@@ -41,11 +41,11 @@ class RemoteModel:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a store holds of a model.
+    """The files of a model on a hub.
 
     Args:
-        commit: None where the store does not tell it.
-        sizes: bytes of its files by their paths.
+        commit: None if the hub does not tell it.
+        sizes: file sizes in bytes, by path.
     """
 
     commit: str | None
@@ -53,8 +53,8 @@ class Listing:
 
 
 def parse_remote(source: str, key: str = "model") -> RemoteModel | None:
-    """The model that `owner/model`, `owner/model@revision` or `modelscope:owner/model` names; None where it leads to
-    something on this disk, or is no such name."""
+    """The model that `owner/model`, `owner/model@revision` or `modelscope:owner/model` names; None for a local path or
+    another string."""
     found = _NAME.fullmatch(source)
     if not found or Path(source).expanduser().exists():
         return None
@@ -62,9 +62,9 @@ def parse_remote(source: str, key: str = "model") -> RemoteModel | None:
 
 
 def needed_files(files: Iterable[str], weights: bool) -> list[str]:
-    """The files of a model that are needed: settings and tokenizer, and its weights once, safetensors before pickles.
+    """The files to download: config, tokenizer, and the weights in one format, safetensors before pickles.
 
-    Code, other formats and folders below are left alone.
+    Code, other formats and subfolders are left out.
     """
     top = [file for file in files if "/" not in file]
     settings = [file for file in top if file.endswith(_SETTINGS) and not file.endswith(".index.json")]
@@ -78,14 +78,14 @@ def needed_files(files: Iterable[str], weights: bool) -> list[str]:
 
 
 def fetch(remote: RemoteModel, weights: bool = True) -> Path:
-    """The folder of a model, fetched where it is not whole in the cache; size and room are said before.
+    """The local folder of a model; missing files are downloaded, after the log says their size and the free disk.
 
     Args:
-        weights: otherwise its settings and tokenizer alone.
+        weights: False for config and tokenizer alone.
 
     Raises:
-        ModelError: there is no such model or revision, it needs a login, or it cannot be reached and is not whole here.
-        DeviceError: the disk has no room for it.
+        ModelError: no such model or revision, a login is needed, or the hub is unreachable and the cache incomplete.
+        DeviceError: the disk is too small.
     """
     with _explain_errors(remote):
         listing = _list_files(remote)
@@ -104,7 +104,7 @@ def fetch(remote: RemoteModel, weights: bool = True) -> Path:
 
 
 def describe_download(remote: RemoteModel) -> str:
-    """What `fetch` would do, without doing it.
+    """What `fetch` would download.
 
     Raises:
         KitError: as `fetch`.
@@ -116,7 +116,7 @@ def describe_download(remote: RemoteModel) -> str:
 
 
 def pin_revision(remote: RemoteModel) -> RemoteModel:
-    """The same model at the commit that its revision means now; ModelScope's client tells none.
+    """The same model at the current commit of its revision; ModelScope's client tells no commit.
 
     Raises:
         ModelError: as `fetch`.
@@ -128,7 +128,7 @@ def pin_revision(remote: RemoteModel) -> RemoteModel:
 
 
 def _list_files(remote: RemoteModel) -> Listing:
-    """What the store holds; from the cache where that must be the same, or where the store cannot be reached."""
+    """The files on the hub; from the cache if it is at that commit, or if the hub is unreachable."""
     if remote.store == "modelscope":
         return Listing(None, modelscope.list_files(remote.name, remote.revision))
     from httpx2 import HTTPError
@@ -150,7 +150,7 @@ def _list_files(remote: RemoteModel) -> Listing:
 
 
 def _cached_listing(remote: RemoteModel) -> Listing | None:
-    """What the cache knows of a revision: the hub's own list, or, where an older client left none, what lies there."""
+    """The cached files of a revision: the hub's own list, or the files on disk if an older client saved no list."""
     from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -166,7 +166,7 @@ def _cached_listing(remote: RemoteModel) -> Listing | None:
 
 
 def _missing(remote: RemoteModel, listing: Listing, files: Iterable[str]) -> dict[str, int]:
-    """Bytes of the files that the cache lacks."""
+    """Sizes in bytes of the files that are not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     def here(file: str) -> bool:
@@ -178,10 +178,10 @@ def _missing(remote: RemoteModel, listing: Listing, files: Iterable[str]) -> dic
 
 
 def _check_disk_space(remote: RemoteModel, missing: Mapping[str, int]) -> str:
-    """How much is fetched and where to, for a sentence.
+    """The size and place of a download, for the log.
 
     Raises:
-        DeviceError: there is not so much room.
+        DeviceError: the disk is too small.
     """
     from huggingface_hub import constants
 
@@ -204,7 +204,7 @@ def _size(count: int) -> str:
 
 @contextmanager
 def _explain_errors(remote: RemoteModel) -> Iterator[None]:
-    """Turns what a store's client raises into one sentence."""
+    """Turn errors of the hub client into one sentence."""
     from httpx2 import HTTPError
     from huggingface_hub import errors
 

@@ -12,16 +12,16 @@ INSTALL = 'pip install "modelscope>=1.30"'
 
 
 def folder_of(name: str, revision: str | None) -> Path:
-    """Where a model lies, or will."""
+    """The local folder of a model."""
     return cache_folder() / "modelscope" / name.replace("/", "--") / (revision or "master").replace("/", "--")
 
 
 @cache
 def list_files(name: str, revision: str | None) -> dict[str, int]:
-    """Bytes of a model's files by their paths; of those that lie here where ModelScope cannot be reached.
+    """File sizes in bytes by path; those of the local folder if ModelScope is unreachable.
 
     Raises:
-        ModelError: the package is missing, there is no such model, or it can neither be reached nor lies here.
+        ModelError: the package is missing, no such model, or ModelScope is unreachable and nothing is cached.
     """
     try:
         with _explain_errors(name):
@@ -37,7 +37,7 @@ def list_files(name: str, revision: str | None) -> dict[str, int]:
 
 
 def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
-    """Fetch the files that are not here yet.
+    """Download the missing files.
 
     Raises:
         ModelError: the package is missing, or the transfer failed.

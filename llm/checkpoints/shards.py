@@ -21,7 +21,7 @@ SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 @dataclass(frozen=True, slots=True)
 class LazyTensor:
-    """A weight that is read when it is needed."""
+    """A tensor that is read on demand."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -29,8 +29,7 @@ class LazyTensor:
 
 
 def find_weight_index(folder: Path) -> Path | None:
-    """The index that names a model's weight files, where transformers would read one: safetensors before pickles, and a
-    single file before an index."""
+    """The weight index that transformers would read, if any: safetensors before pickles, one file before an index."""
     for name in (SAFETENSORS, PICKLED):
         if (folder / name).exists():
             return None
@@ -40,10 +39,10 @@ def find_weight_index(folder: Path) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's weights, as its index names them or, where it has none, as they lie there.
+    """The weight files of a model, by its weight index or, without one, by their names.
 
     Raises:
-        ModelError: there are none, or one that the index names is missing.
+        ModelError: there are none, or a file that the index names is missing.
     """
     for name in (SAFETENSORS, PICKLED):
         if (folder / name).exists():
@@ -60,10 +59,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weight_index(index: Path) -> dict[str, str]:
-    """The name of each weight's file, which lies beside the index.
+    """File name by weight name; all files lie beside the index.
 
     Raises:
-        ModelError: it is no index, or names files elsewhere.
+        ModelError: not a weight index, or it names files in other folders.
     """
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -76,17 +75,17 @@ def read_weight_index(index: Path) -> dict[str, str]:
 
 
 def lazy_weights(folder: Path) -> dict[str, LazyTensor]:
-    """Every weight of a model's folder by its name; nothing is read but names and shapes.
+    """Every weight of a model folder by name; only names and shapes are read.
 
     Raises:
-        ModelError: a file is missing or broken, or names what weights do not need.
+        ModelError: a file is missing or broken, or a pickle names code.
     """
     return {name: weight for file in weight_files(folder) for name, weight in _weights_of(file).items()}
 
 
 @contextmanager
 def with_weight_index(folder: Path) -> Iterator[Path]:
-    """The folder, or links to its files beside the index that transformers needs and that is not there.
+    """The folder itself, or a temporary folder with links to its files and the missing weight index.
 
     Raises:
         ModelError: as `lazy_weights`.
@@ -106,25 +105,25 @@ def with_weight_index(folder: Path) -> Iterator[Path]:
 
 
 def lazy_from_tensor(tensor: Tensor) -> LazyTensor:
-    """A weight that is in memory, or mapped into it."""
+    """A tensor that is in memory or memory-mapped."""
     return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
 def lazy_cast(weight: LazyTensor, dtype: torch.dtype) -> LazyTensor:
-    """The same weight in another type, which it gets as it is read."""
+    """The same tensor in another dtype, cast when read."""
     return LazyTensor(weight.shape, dtype, lambda: weight.read().to(dtype))
 
 
 def check_shapes(
     found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: object, fix: str
 ) -> None:
-    """Hold weights, by their shapes, against those that a model has.
+    """Compare weight names and shapes with those of a model.
 
     Args:
-        source: where they were found; `fix` is what helps where they do not fit.
+        source: of the weights, for errors; `fix`: what the user should do.
 
     Raises:
-        ModelError: one is missing, too many, or of another shape.
+        ModelError: a weight is missing, unexpected, or of another shape.
     """
     for what, names in (
         ("is missing", wanted.keys() - found.keys()),
@@ -136,7 +135,7 @@ def check_shapes(
 
 
 def write_weights(weights: Mapping[str, LazyTensor], folder: Path, max_shard_size: str) -> None:
-    """Safetensors files of at most `max_shard_size` each, and their index; one shard is in memory at a time."""
+    """Write safetensors files of at most `max_shard_size` and their index; one shard is in memory at a time."""
     shapes = {
         name: torch.empty(weight.shape, dtype=weight.dtype, device="meta") for name, weight in sorted(weights.items())
     }

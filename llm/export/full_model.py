@@ -18,24 +18,24 @@ from llm.loading import load_model_config, load_template, make_generation_config
 def to_published_weights(
     weights: Mapping[str, LazyTensor], base: str, source: str, fp32: bool = False
 ) -> dict[str, LazyTensor]:
-    """Every weight of a language model by the names of published checkpoints, in the base's 16 bits; an InternLM's as a
-    Llama's.
+    """Every weight of a language model under the names of published checkpoints, in the base model's 16-bit dtype;
+    InternLM2 weights under Llama's names.
 
     Args:
-        weights: by the names that they were trained under: InternLM2's own, or those of transformers 4.
-        base: the model that training began with, of which no weights are needed.
-        source: where the weights are from.
-        fp32: in place of 16 bits.
+        weights: under their training names, InternLM2's own or those of transformers 4.
+        base: the base model; its weights are not read.
+        source: of the weights, for errors.
+        fp32: keep fp32.
 
     Raises:
-        ModelError: one is missing, too many, or of another shape than the base's config asks for; or the base is
-            stored quantized.
+        ModelError: a weight is missing, unexpected or of another shape than in the base model's config; or the base
+            model is stored quantized.
     """
     config = load_model_config(base)
     dtype = torch.float32 if fp32 else checkpoint_dtype(model_folder(base, weights=False))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    # Not the names within the model: transformers 5 has some matrices in one that published files keep apart.
+    # Not the names in the module: transformers 5 fuses some matrices that published files keep separate.
     published = revert_weight_conversion(model, model.state_dict())
     named = rename_to_llama(weights, config, source) if isinstance(config, LlamaConfig) else weights
     tied = model.all_tied_weights_keys
@@ -50,19 +50,19 @@ def to_published_weights(
 
 
 def total_size(weights: Mapping[str, LazyTensor]) -> int:
-    """Bytes that the weights take on disk."""
+    """Size of the weights on disk, in bytes."""
     return sum(prod(weight.shape) * weight.dtype.itemsize for weight in weights.values())
 
 
 def write_full_model(
     weights: Mapping[str, LazyTensor], base: str, named: str | None, folder: Path, max_shard_size: str = "2GB"
 ) -> None:
-    """A folder in Hugging Face layout; one shard of it is in memory at a time.
+    """Write a Hugging Face model folder; one shard is in memory at a time.
 
     Args:
-        weights: as `to_published_weights` gives them.
-        base: whose config and tokenizer go with them.
-        named: the chat template that it was trained with, if not the base's own.
+        weights: from `to_published_weights`.
+        base: the base model, for config and tokenizer.
+        named: the chat template of training, if not the base model's own.
     """
     silence_libraries()
     template = load_template(base, None, template_name=named)

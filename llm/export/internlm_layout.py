@@ -32,19 +32,18 @@ _KEPT = ("config.json", "generation_config.json", "tokenizer", "special_tokens_m
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written: a folder and how many weights are in it."""
+    """The written folder and its number of weights."""
 
     folder: Path
     weights: int
 
 
 def convert_internlm(name: str, destination: Path, max_shard_size: str) -> Converted:
-    """Write an InternLM checkpoint of version 1, 2 or 2.5 as a Llama one: values as they are, names and shapes checked
-    against the config before and after.
+    """Write an InternLM 1, 2 or 2.5 checkpoint as a Llama checkpoint; values unchanged, names and shapes checked.
 
     Raises:
-        ModelError: it is no InternLM, or a weight is missing, too many or of another shape.
-        ConfigError: the destination is there already, or the size of a shard is none.
+        ModelError: not an InternLM, or a weight is missing, unexpected or of another shape.
+        ConfigError: the destination exists, or the shard size is invalid.
         DeviceError: the destination cannot be written or has too little space.
     """
     check_shard_size(max_shard_size)
@@ -66,10 +65,10 @@ def convert_internlm(name: str, destination: Path, max_shard_size: str) -> Conve
 
 
 def to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, folder: Path) -> dict[str, LazyTensor]:
-    """The weights of either layout under Llama's names, `wqkv` split.
+    """The weights of either layout under Llama's names, with `wqkv` split.
 
     Raises:
-        ModelError: one is missing, too many, or of another shape than the config asks for.
+        ModelError: a weight is missing, unexpected, or of another shape than in the config.
     """
     ours = rename_to_llama(weights, config, folder)
     _refuse_misfits({name: weight.shape for name, weight in ours.items()}, config, folder)
@@ -77,10 +76,10 @@ def to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, folder: Pat
 
 
 def rename_to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, source: object) -> dict[str, LazyTensor]:
-    """As `to_llama`, of weights that are yet to be held against a config; `source` is where they were found.
+    """As `to_llama`, without the check against the config; `source` names the weights in errors.
 
     Raises:
-        ModelError: the rows of `wqkv` are no whole heads.
+        ModelError: the rows of `wqkv` are not a multiple of the heads.
     """
     heads = config.num_attention_heads
     groups = config.num_key_value_heads or heads
@@ -102,7 +101,7 @@ def rename_to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, sour
 
 
 def to_internlm2(weights: Mapping[str, LazyTensor], groups: int) -> dict[str, LazyTensor]:
-    """Llama's weights under InternLM2's names, queries, keys and values fused; the inverse of `to_llama`."""
+    """Llama's weights under InternLM2's names, with fused `wqkv`; the inverse of `to_llama`."""
     theirs: dict[str, LazyTensor] = {}
     query, *others = SPLIT_QKV
     for name, weight in weights.items():
@@ -118,10 +117,10 @@ def to_internlm2(weights: Mapping[str, LazyTensor], groups: int) -> dict[str, La
 
 
 def check_internlm2_layout(folder: Path) -> None:
-    """Refuse a base whose layout is not InternLM2's.
+    """Refuse a base model that is not in InternLM2's layout.
 
     Raises:
-        ModelError: it is another.
+        ModelError: it has another layout.
     """
     kind = model_type(folder)
     if kind != "internlm2":
@@ -131,8 +130,8 @@ def check_internlm2_layout(folder: Path) -> None:
 def save_internlm2(
     model: PreTrainedModel, source: Path, template: ChatTemplate, folder: Path, max_shard_size: str
 ) -> None:
-    """A Llama's weights in the layout of the InternLM2 checkpoint that it was loaded from, with that one's config and
-    tokenizer files and this chat template, but none of its code."""
+    """Write a Llama's weights in the layout of the InternLM2 checkpoint that it was loaded from, with the checkpoint's
+    config and tokenizer files and this chat template, without its code."""
     weights = {name: lazy_from_tensor(tensor) for name, tensor in model.state_dict().items()}
     groups: int = model.config.num_key_value_heads
     write_weights(to_internlm2(weights, groups), folder, max_shard_size)

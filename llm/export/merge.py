@@ -43,12 +43,12 @@ CHECK_PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What merging did to the logits.
+    """Differences of the logits.
 
     Args:
-        merged: adapted against merged, fp32: arithmetic alone.
-        rounded: merged against merged and rounded to `dtype`.
-        quantized: the model as it was trained, base quantized, against the saved one; None when that is not known.
+        merged: base with adapter against merged model, in fp32: rounding of the arithmetic.
+        rounded: merged model in fp32 against the same rounded to `dtype`.
+        quantized: the model as in training, with the quantized base, against the saved one; None if unknown.
     """
 
     folder: Path
@@ -68,18 +68,18 @@ def merge(
     layout: MergeLayout = "hf",
     device: str = "cpu",
 ) -> MergeReport:
-    """Write a merged model that plain transformers loads, with tokenizer and chat template.
+    """Write a merged model folder that transformers loads, with tokenizer and chat template.
 
     Args:
-        trained_on: how the base was held in training, to measure what leaving that behind changes.
-        named: the chat template that it was trained with, if not the base's own.
-        layout: `internlm2` writes that of an InternLM2 base, for tools that run its own code.
-        device: where the base is merged: in the 16 bits that it is stored in, computed with in fp32.
+        trained_on: quantization of the base model in training, to measure what its removal changes.
+        named: the chat template of training, if not the base model's own.
+        layout: `internlm2` writes InternLM2's layout, for tools that run its own code.
+        device: where the merge runs; the base model keeps its 16-bit dtype and computes in fp32.
 
     Raises:
-        ModelError: base or adapter are missing, do not fit, or the base is stored quantized or not in the layout asked
-            for; or merging went wrong.
-        ConfigError: the destination is there already, or the size of a shard is none.
+        ModelError: base model or adapter are missing or do not fit; the base model is stored quantized or in another
+            layout; or the merged logits differ.
+        ConfigError: the destination exists, or the shard size is invalid.
         DeviceError: the destination cannot be written or has too little space.
     """
     check_shard_size(max_shard_size)
@@ -120,7 +120,7 @@ def merge(
 
 
 def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: Path) -> torch.Tensor:
-    """float32[N, V] on the quantized base, which is gone from memory afterwards."""
+    """float32[N, V] on the quantized base model, which is freed afterwards."""
     quantized = load_llama_or_internlm2_adapter(load_model(base, template, trained_on).model, adapter)
     logits = _logits(quantized, template)
     del quantized
@@ -130,7 +130,7 @@ def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: P
 
 @torch.no_grad()
 def _logits(model: nn.Module, template: ChatTemplate) -> torch.Tensor:
-    """float32[N, V] at every position of a few prompts, which share a batch: no position sees the padding behind it."""
+    """float32[N, V] at every position of a few prompts in one batch; the padding is on the right."""
     prompts = [torch.tensor(template.prompt(single_turn(asked))) for asked in CHECK_PROMPTS]
     batch = pad_sequence(prompts, batch_first=True, padding_value=template.pad_id)
     logits = model(input_ids=batch.to(next(model.parameters()).device), use_cache=False).logits

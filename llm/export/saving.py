@@ -23,8 +23,8 @@ LOGIT_TOLERANCE = 1e-3  # of what is written against what was trained, both fp32
 
 @dataclass(frozen=True, slots=True)
 class LogitDifference:
-    """How far two sets of logits lie apart: the largest difference relative to the largest logit, and the share of
-    positions whose likeliest token stays the same."""
+    """Difference of two sets of logits: the largest difference relative to the largest logit, and the share of
+    positions with the same most likely token."""
 
     difference: float
     same_token: float
@@ -40,43 +40,43 @@ def compare_logits(one: torch.Tensor, other: torch.Tensor) -> LogitDifference:
 
 
 def checkpoint_dtype(folder: Path) -> torch.dtype:
-    """The 16 bits that a model's weights lie on disk in; bf16 where it has others.
+    """The 16-bit dtype of a model's weights on disk; bf16 for other dtypes.
 
     Raises:
-        ModelError: it is stored quantized.
+        ModelError: the model is stored quantized.
     """
     return torch.float16 if stored_dtype(folder) == "fp16" else torch.bfloat16
 
 
 def quant_as_stored(folder: Path) -> Quant:
-    """How a model is loaded in the type that its weights lie on disk in, 16 bits or fp32.
+    """Settings that load a model in the dtype of its weights on disk, 16 bits or fp32.
 
     Raises:
-        ModelError: it is stored quantized.
+        ModelError: the model is stored quantized.
     """
     return Quant(bits=16, compute=stored_dtype(folder))
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give weights held in fp32 the values that they have in `dtype`."""
+    """Round fp32 weights to the values that they have in `dtype`."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype).float()
 
 
 def checkpoint_size(folder: Path) -> int:
-    """Bytes of the weights in a model's folder, of those that are read."""
+    """Size in bytes of the weight files of a model folder."""
     return sum(file.stat().st_size for file in weight_files(folder))
 
 
 def check_destination(destination: Path, needed: int) -> None:
-    """Make sure that a new folder can be written and that `needed` bytes fit.
+    """Check that a new folder can be written and that `needed` bytes fit.
 
     Raises:
-        ConfigError: it is there already.
-        DeviceError: it cannot be written, or the disk is too full.
+        ConfigError: it exists.
+        DeviceError: it cannot be written, or the disk is too small.
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConfigError(f"{destination}: is there already; give a new folder.")
+        raise ConfigError(f"{destination}: already exists; give a new folder.")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=destination.parent).close()
@@ -91,10 +91,10 @@ def check_destination(destination: Path, needed: int) -> None:
 
 
 def check_shard_size(size: str) -> None:
-    """Refuse what is no size of a file.
+    """Refuse an invalid shard size.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is invalid.
     """
     if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]i?B", size):
         raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
@@ -103,14 +103,14 @@ def check_shard_size(size: str) -> None:
 def save_model(
     model: PreTrainedModel, template: ChatTemplate, folder: Path, dtype: torch.dtype, max_shard_size: str = "2GB"
 ) -> None:
-    """Round a model to `dtype`, and write it with tokenizer and chat template, for plain transformers to load."""
+    """Write a model in `dtype` with tokenizer and chat template, for transformers to load."""
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[arg-type]
     add_transformers4_keys(folder)
     save_tokenizer(template, folder)
 
 
 def add_transformers4_keys(folder: Path) -> None:
-    """Add the names that transformers 4 has for rotary settings and type, where it would fall back to defaults."""
+    """Add transformers 4's keys for rotary embeddings and dtype, which it would otherwise replace by defaults."""
     file = folder / "config.json"
     config = with_transformers4_rope(json.loads(file.read_text(encoding="utf-8")))
     config["torch_dtype"] = config["dtype"]
@@ -118,7 +118,7 @@ def add_transformers4_keys(folder: Path) -> None:
 
 
 def with_transformers4_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with its rotary settings under the names of transformers 4 as well."""
+    """A config with its rotary settings under transformers 4's keys as well."""
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_theta" not in rope:
         return config
@@ -128,7 +128,7 @@ def with_transformers4_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_tokenizer(template: ChatTemplate, folder: Path) -> None:
-    """Tokenizer and chat template, by names that transformers 4 knows too."""
+    """Write tokenizer and chat template, with names that transformers 4 knows too."""
     template.tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))

@@ -23,15 +23,15 @@ _LAYER = re.compile(r"encoder\.layers\.(\d+)\..*\.lora_")
 def check_initial_parts(
     name: str, width: int, hidden: int, lora: Lora | None = None, tower_lora: Lora | None = None
 ) -> LlavaParts:
-    """Refuse, before any model loads, what a run cannot start from.
+    """Check, before any model loads, that a run can start from these weights.
 
     Args:
         width: V of the tower.
         hidden: D of the language model.
-        lora: of the run where it has one; `tower_lora` likewise.
+        lora: LoRA settings of the run, if any; `tower_lora` likewise.
 
     Raises:
-        ModelError: as `read_initial_parts`; there is no projector; or widths, ranks or scales differ.
+        ModelError: as `read_initial_parts`; no projector; or widths, ranks or alphas differ.
     """
     start = read_initial_parts(name)
     if not start.projector:
@@ -47,7 +47,7 @@ def check_initial_parts(
 
 
 def check_rank_and_alpha(start: LlavaParts, named: str, lora: Lora | None, tower_lora: Lora | None) -> None:
-    """Refuse adapters of another rank or scale than a run's; `named` is what they are called in an error.
+    """Refuse adapters with another rank or alpha than the run's; `named` names them in errors.
 
     Raises:
         ModelError: one differs.
@@ -76,7 +76,7 @@ def check_rank_and_alpha(start: LlavaParts, named: str, lora: Lora | None, tower
 def load_initial_parts(
     start: LlavaParts, projector: Projector, language: PeftModel | None, tower: PeftModel | None
 ) -> None:
-    """Put what a start has into a projector, and into adapters that are already attached.
+    """Copy initial weights into a projector and into adapters that are already attached.
 
     Raises:
         ModelError: an adapter has another rank, other layers or other shapes.
@@ -129,13 +129,13 @@ def _rank(state: Mapping[str, Tensor]) -> int:
 
 
 def _drop_unused_layer(tower: PeftModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the adapter of the layer behind the last one adapted: XTuner saves it, but features of layer -2 never
-    pass it, so it has not learned."""
+    """Drop the adapter of the tower's last layer: XTuner saves it, but features of layer -2 do not pass it, so it is
+    untrained."""
     adapted = [int(found.group(1)) for name, _ in tower.named_parameters() if (found := _LAYER.search(name))]
     behind = f"encoder.layers.{max(adapted, default=-1) + 1}."
     return {name: value for name, value in given.items() if behind not in name}
 
 
 def encoder_name(name: str) -> str:
-    """A name within the encoder, which wrappers of several makes stand around."""
+    """A weight name from `encoder.layers.` on, without the prefixes of different wrappers."""
     return name[max(0, name.find("encoder.layers.")) :]

@@ -1,6 +1,6 @@
 """Readers of LLaVA parts: projector, adapters and full weights from runs, XTuner and LLaVA checkpoints.
 
-Ours, XTuner's and LLaVA's files differ in names alone; shapes and values are left as they are.
+Files of twinlens, XTuner and LLaVA differ only in weight names; shapes and values are the same.
 
 Shapes: V width of the tower, D width of the language model.
 """
@@ -34,17 +34,17 @@ _IN_PROJECTOR = re.compile(r"\b(?:projector\.model|mm_projector|multi_modal_proj
 
 @dataclass(frozen=True, slots=True)
 class LlavaParts:
-    """Weights to start from.
+    """Weights of a LLaVA model, by part.
 
     Args:
-        source: the name that they were asked for by.
-        projector: linear_1 [D, V] and linear_2 [D, D] with their biases; empty where the source has none.
-        language: an adapter of the language model, names as PEFT saves them.
-        tower: an adapter of the tower.
-        language_alpha: what `language` was scaled by in training, times its rank; None where the source does not tell.
-        tower_alpha: the same of `tower`.
-        whole_language: every weight of the language model, by the names of whoever trained it.
-        whole_tower: every weight of the tower, by transformers' names.
+        source: their name, for errors.
+        projector: linear_1 [D, V] and linear_2 [D, D] with biases; empty if the source has none.
+        language: adapter of the language model, under PEFT's names.
+        tower: adapter of the tower.
+        language_alpha: lora_alpha of `language`; None if the source does not tell.
+        tower_alpha: lora_alpha of `tower`.
+        full_language: every weight of the language model, under its training names.
+        full_tower: every weight of the tower, under transformers' names.
     """
 
     source: str
@@ -58,10 +58,10 @@ class LlavaParts:
 
 
 def read_initial_parts(name: str) -> LlavaParts:
-    """As `read_parts`, of what a task names as its start.
+    """Read the parts that a task names as its start.
 
     Raises:
-        ModelError: as there, or it holds a whole model, which a task names as its own.
+        ModelError: as `read_parts`, or the source holds a full model, which belongs under `model` or `tower`.
     """
     try:
         start = read_parts(name)
@@ -80,11 +80,11 @@ def read_initial_parts(name: str) -> LlavaParts:
 
 
 def read_parts(name: str) -> LlavaParts:
-    """The weights behind a name: `embedded`; a run of ours or its adapter; a projector as .safetensors; XTuner's
-    .pth or folder; LLaVA's mm_projector.bin; a LLaVA checkpoint, of which the projector alone is read.
+    """The weights of a source: `embedded`; a run or its adapter folder; a projector as .safetensors; XTuner's .pth or
+    folder; LLaVA's mm_projector.bin; a LLaVA checkpoint, from which only the projector is read.
 
     Raises:
-        ModelError: there is nothing of that name, it is broken, or what it holds does not belong to a LLaVA.
+        ModelError: no such source, it is broken, or its weights do not belong to a LLaVA.
     """
     if name == EMBEDDED:
         return LlavaParts(name, _projector(_safetensors(shipped_file(EMBEDDED_PROJECTOR)), name))
@@ -129,7 +129,7 @@ def _from_pth(path: Path, name: str) -> LlavaParts:
 
 
 def _alpha(config: str, block: str) -> int | None:
-    """`lora_alpha` in the text of an XTuner config, which mmengine writes with sorted, plain keywords."""
+    """`lora_alpha` in the text of an XTuner config, which mmengine writes with sorted plain keywords."""
     found = re.search(rf"\b{block}=dict\([^()]*?\blora_alpha=(\d+)", config)
     return int(found.group(1)) if found else None
 
@@ -137,7 +137,7 @@ def _alpha(config: str, block: str) -> int | None:
 def _split_by_prefix(
     weights: Mapping[str, Tensor], name: str, language_alpha: int | None = None, tower_alpha: int | None = None
 ) -> LlavaParts:
-    """XTuner's parts by their prefixes; whatever has none is a projector."""
+    """XTuner's parts by their prefixes; weights without a prefix belong to a projector."""
     rest = dict(weights)
     language, whole_language = _part(rest, "llm.", name)
     tower, whole_tower = _part(rest, "visual_encoder.", name)
@@ -148,7 +148,7 @@ def _split_by_prefix(
 def _part(
     weights: dict[str, Tensor], prefix: str, name: str
 ) -> tuple[dict[str, Tensor] | None, dict[str, LazyTensor] | None]:
-    """Take what begins with `prefix` out of `weights`: an adapter as PEFT names it, or a whole model."""
+    """Remove the weights with `prefix` from `weights`: an adapter under PEFT's names, or a full model."""
     taken = {key.removeprefix(prefix): weights.pop(key) for key in list(weights) if key.startswith(prefix)}
     whole = [key for key in taken if ".lora_" not in key]
     if len(whole) == len(taken):
@@ -178,7 +178,7 @@ def _from_xtuner_folder(folder: Path, name: str) -> LlavaParts:
 
 
 def _from_peft(folder: Path) -> tuple[dict[str, Tensor] | None, int | None]:
-    """An adapter that PEFT saved and its alpha, or nothing."""
+    """An adapter that PEFT saved and its alpha, if there is one."""
     if not (folder / ADAPTER_CONFIG).exists():
         return None, None
     alpha = read_adapter_config(folder).get("lora_alpha")
@@ -186,7 +186,7 @@ def _from_peft(folder: Path) -> tuple[dict[str, Tensor] | None, int | None]:
 
 
 def _projector_in_shards(folder: Path) -> dict[str, Tensor]:
-    """The projector of a whole checkpoint; of its other weights nothing is read from disk."""
+    """The projector of a full checkpoint; its other weights are not read."""
     indices = [file for file in sorted(folder.glob("*.index.json")) if "adapter" not in file.name]
     if indices:
         shards = sorted(
@@ -208,10 +208,10 @@ def _projector_in_shards(folder: Path) -> dict[str, Tensor]:
 
 
 def _projector(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """A projector's four tensors by our names, out of anyone's.
+    """The four tensors of a projector under our names.
 
     Raises:
-        ModelError: there is none, or another kind of projector.
+        ModelError: no projector, or another kind.
     """
     ours: dict[str, Tensor] = {}
     for key, value in weights.items():

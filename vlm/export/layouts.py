@@ -42,7 +42,7 @@ start: {folder}/{file}
 
 @dataclass(frozen=True, slots=True)
 class MergedParts:
-    """What training made, every adapter merged: modules that the writers below give names."""
+    """The trained modules, every adapter merged."""
 
     language: PreTrainedModel
     projector: Projector
@@ -52,9 +52,9 @@ class MergedParts:
 
 @torch.no_grad()
 def resize_vocabulary(language: PreTrainedModel, tokens: int) -> None:
-    """Rows of embedding and head for `tokens` ids, and up to a multiple of 64.
+    """Resize embedding and head to `tokens` ids, rounded up to a multiple of 64.
 
-    New rows are the mean of the old: their logit is the mean of all, so none is ever the likeliest token.
+    New rows are the mean of the old rows: their logit is the mean of all logits, so they are never the most likely.
     """
     embedding, head = language.get_input_embeddings(), language.get_output_embeddings()
     assert isinstance(embedding.weight, Tensor) and isinstance(head, torch.nn.Linear)
@@ -98,7 +98,7 @@ def to_native_llava(merged: MergedParts, image_id: int) -> LlavaForConditionalGe
 def save_native(
     model: LlavaForConditionalGeneration, tower: Tower, tokenizer: Any, folder: Path, dtype: torch.dtype, shard: str
 ) -> None:
-    """HF-native LLaVA, its weights named as transformers 4 did: version 5 and other readers know those names."""
+    """Write HF-native LLaVA with transformers 4's weight names, which version 5 and other readers know."""
     inner = model.model
     weights = {f"language_model.model.{name}": value for name, value in inner.language_model.state_dict().items()}
     weights |= {f"vision_tower.vision_model.{name}": value for name, value in inner.vision_tower.state_dict().items()}
@@ -119,10 +119,10 @@ def save_native(
 def save_official(
     merged: MergedParts, template: ChatTemplate, named: str, folder: Path, dtype: torch.dtype, shard: str
 ) -> None:
-    """The layout of LLaVA's own code, for CLIP and Llama; a tuned tower's weights lie inside.
+    """Write the layout of LLaVA's own code, for CLIP and Llama; it includes a fine-tuned tower.
 
     Args:
-        named: the tower that training began with, of which that code reads config and preprocessing.
+        named: the original tower, whose config and preprocessing that code reads.
     """
     language, tower = merged.language, merged.tower
     weights = dict(language.state_dict())
@@ -160,10 +160,10 @@ def save_official(
 def save_parts(
     merged: MergedParts, template: ChatTemplate, folder: Path, destination: Path, dtype: torch.dtype, shard: str
 ) -> None:
-    """Language model, projector and, where it was tuned, the tower, each by itself.
+    """Write language model, projector and a fine-tuned tower, each in its own place.
 
     Args:
-        destination: what `folder` will be called.
+        destination: the final name of `folder`.
     """
     language: Any = merged.language
     language.to(dtype).save_pretrained(folder / "language", max_shard_size=shard)
@@ -186,7 +186,7 @@ def save_parts(
 
 
 def save_tower(tower: Tower, folder: Path, dtype: torch.dtype, shard: str) -> None:
-    """A CLIP or SigLIP and its preprocessing, its weights named as in transformers 4, which of others makes noise."""
+    """Write a CLIP or SigLIP tower and its preprocessing, with transformers 4's weight names."""
     network: Any = tower.network
     folder.mkdir(exist_ok=True)
     _write_weights(

@@ -50,11 +50,11 @@ IMAGE_PROMPT = single_turn("<image>\nWhat is in this picture?")
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written, and what that did to the logits.
+    """The written folder, and differences of the logits.
 
     Args:
-        exported: adapters on their base against the two merged, both computed in fp32.
-        rounded: what rounding to `dtype` changed after that.
+        exported: base with adapters against merged, both in fp32.
+        rounded: merged in fp32 against rounded to `dtype`.
     """
 
     folder: Path
@@ -78,11 +78,11 @@ class _ExportJob:
 
 @dataclass(frozen=True, slots=True)
 class _CheckedModel:
-    """A merged model and what it says to a few prompts.
+    """A merged model and its logits for a few prompts.
 
     Args:
-        pixels: float32[3, H, W] of the picture that the prompts show.
-        logits: float32[N, K] of the model as it will be written.
+        pixels: float32[3, H, W] of the picture in the prompts.
+        logits: float32[N, K] of the model as written.
     """
 
     merged: MergedParts
@@ -93,10 +93,10 @@ class _CheckedModel:
 
 
 def choose_layout(task: ImageTask, asked: LlavaLayout | None) -> LlavaLayout:
-    """HF-native where the tower has a class there, else parts; what is asked for is checked.
+    """Choose HF-native if transformers' LLaVA has a class for the tower, else parts; check an explicit choice.
 
     Raises:
-        ConfigError: the layout has no place for this tower or language model.
+        ConfigError: the layout does not support this tower or language model.
     """
     kind = tower_facts(task.tower).kind
     if asked is None:
@@ -118,12 +118,12 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: LlavaLayout |
     """Merge a run and write it.
 
     Args:
-        asked: the layout, or None for the one that fits the tower.
+        asked: the layout, or None for the default of the tower.
         shard: largest weights file, such as `2GB`.
 
     Raises:
-        ConfigError: the layout has no place for the tower, the destination is there already, or a shard has no size.
-        ModelError: the run has not finished, or what would be written gives other logits.
+        ConfigError: the layout does not support the tower, the destination exists, or the shard size is invalid.
+        ModelError: the run has not finished, or the exported logits differ.
         DeviceError: the destination cannot be written.
     """
     check_shard_size(shard)
@@ -139,10 +139,10 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: LlavaLayout |
 
 
 def _merged(order: _ExportJob) -> _CheckedModel:
-    """What a run learned, merged in the type that its base is stored in, and seen in fp32 to be the same.
+    """The run's model, merged in the dtype of its base model, with logits checked in fp32.
 
     Raises:
-        ModelError: merging changes the logits.
+        ModelError: the merged logits differ.
     """
     stored = {"quant": quant_as_stored(order.base), "run": order.task.run.model_copy(update={"device": "cpu"})}
     _, parts = load_finetuned(order.run, order.task.model_copy(update=stored), order.template)
@@ -197,10 +197,10 @@ def _export_native(order: _ExportJob) -> tuple[LogitDifference, LogitDifference]
 
 
 def _reload_logits(folder: Path, dtype: torch.dtype, template: ChatTemplate, pixels: Tensor) -> Tensor:
-    """float32[N, K] of what transformers makes of a folder.
+    """float32[N, K] of a folder as transformers loads it.
 
     Raises:
-        ModelError: it misses weights in it, or finds others.
+        ModelError: weights are missing or unexpected.
     """
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     model, notes = loaded
@@ -212,7 +212,7 @@ def _reload_logits(folder: Path, dtype: torch.dtype, template: ChatTemplate, pix
 
 
 def check_picture() -> Image.Image:
-    """A picture with something in every place, twice as wide as high."""
+    """A test picture with content everywhere, twice as wide as high."""
     across, down = Image.linear_gradient("L").rotate(90), Image.linear_gradient("L")
     return Image.merge("RGB", (across, down, Image.radial_gradient("L"))).resize((96, 48))
 
@@ -221,7 +221,7 @@ def check_picture() -> Image.Image:
 def spliced_logits(
     language: nn.Module, projector: Projector, tower: Tower, template: ChatTemplate, pixels: Tensor
 ) -> Tensor:
-    """float32[N, K] of our own model, its features not rounded as the cache rounds them."""
+    """float32[N, K] of our own model, with features that are not rounded to 16 bits."""
     features = tower(pixels[None])
     module = VisionLanguageModel(language, projector, lambda pictures: features[list(pictures)], torch.float32).eval()
     logits: list[Tensor] = []

@@ -17,17 +17,17 @@ from vlm.towers.registry import load_tower, tower_facts
 
 
 def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str) -> float:
-    """Write a tower with its adapter merged in, and its preprocessing; fp32, for a tower is small.
+    """Write a tower with its adapter merged, and its preprocessing, in fp32.
 
     Args:
         adapter: a run's `adapter/tower`, or XTuner's `visual_encoder_adapter`.
 
     Returns:
-        The largest difference that merging made, relative to the largest feature.
+        The largest difference of the features, relative to the largest feature.
 
     Raises:
-        ModelError: tower or adapter are missing or do not fit, or merging went wrong.
-        ConfigError: the destination is there already, or the size of a shard is none.
+        ModelError: tower or adapter are missing or do not fit, or the merged features differ.
+        ConfigError: the destination exists, or the shard size is invalid.
         DeviceError: the destination cannot be written.
     """
     check_shard_size(max_shard_size)

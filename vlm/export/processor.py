@@ -13,8 +13,8 @@ from tuning.errors import ModelError
 from tuning.training.samples import IMAGE_TOKEN_INDEX
 from vlm.towers.tower import Tower
 
-# Messages become plain text with `<image>` in it, a system turn in front, before the model's own template sees them.
-# All on one line, for the first character behind it may belong to that template.
+# Converts messages to plain text with `<image>` and a leading system turn, before the model's own template.
+# On one line, because the next character may belong to that template.
 _SYSTEM = (
     "{% if not messages or messages[0]['role'] != 'system' %}"
     "{% set ns.turns = [{'role': 'system', 'content': SYSTEM}] %}{% endif %}"
@@ -30,14 +30,14 @@ _PLAIN = (
 
 
 def image_chat_template(template: ChatTemplate) -> str:
-    """The model's chat template with our system text, for contents that are texts or lists of texts and pictures."""
+    """The model's chat template with our system text, for contents that are text or lists of text and pictures."""
     own = template.tokenizer.get_chat_template()
     system = _SYSTEM.replace("SYSTEM", json.dumps(template.system, ensure_ascii=False)) if template.system else ""
     return _PLAIN.replace("SYSTEM_TURN", system) + own
 
 
 def tokenizer_with_image(template: ChatTemplate) -> tuple[PreTrainedTokenizerBase, int]:
-    """A copy of the tokenizer that knows `<image>` and adds nothing to a text, and the id of `<image>`."""
+    """A copy of the tokenizer with an `<image>` token and without automatic bos, and the id of `<image>`."""
     tokenizer: Any = copy.deepcopy(template.tokenizer)
     tokenizer.add_tokens([AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     tokenizer.padding_side = "left"
@@ -53,7 +53,7 @@ def tokenizer_with_image(template: ChatTemplate) -> tuple[PreTrainedTokenizerBas
 
 
 def image_processor(tower: Tower) -> LlavaImageProcessor:
-    """A tower's preprocessing as transformers knows it: square padding with the mean colour, resize, crop."""
+    """A tower's preprocessing as a transformers image processor: square padding with the mean color, resize, crop."""
     settings = tower.preprocessing
     return LlavaImageProcessor(
         do_pad=True,
@@ -66,7 +66,7 @@ def image_processor(tower: Tower) -> LlavaImageProcessor:
 
 
 def make_processor(tower: Tower, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """Tokenizer and image processor in one; CLIP's class token is counted in and left out again."""
+    """Tokenizer and image processor in one; CLIP's class token is counted and dropped again."""
     clip = tower.facts.kind == "clip"
     return LlavaProcessor(
         image_processor(tower),
@@ -81,10 +81,10 @@ def make_processor(tower: Tower, tokenizer: PreTrainedTokenizerBase) -> LlavaPro
 def check_processor_ids(
     processor: Any, template: ChatTemplate, asked: Conversation, pictures: list[Image.Image], image_id: int
 ) -> None:
-    """Make sure that the processor asks what we ask, id for id.
+    """Check that the processor gives the same token ids as our chat template.
 
     Raises:
-        ModelError: it does not.
+        ModelError: the ids differ.
     """
     messages = [{"role": turn.role, "content": turn.content} for turn in asked.turns]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)

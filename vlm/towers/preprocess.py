@@ -1,7 +1,7 @@
 """Image preprocessing as in LLaVA and XTuner: pad to square, resize, crop, normalize.
 
-With square padding (`image_aspect_ratio: pad`, arXiv 2310.03744) nothing of a picture is cut away and nothing is
-stretched. Resizing is Pillow's, as the published models were trained with.
+Square padding (`image_aspect_ratio: pad`, arXiv 2310.03744) neither crops nor stretches a picture. Pillow resizes, as
+in the training of the published models.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-MAX_SIDE = 8192  # a thin long picture would become a square of gigabytes
+MAX_SIDE = 8192  # a long thin picture would become a square of gigabytes
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """How one tower wants its pictures.
+    """Preprocessing of one tower.
 
     Args:
         size: pixels along each side of the result.
@@ -33,12 +33,12 @@ class Preprocess:
 
     @property
     def padding_color(self) -> tuple[int, int, int]:
-        """The mean colour, which padding is made of."""
+        """The mean color, used for padding."""
         red, green, blue = (int(round(channel * 255, 6)) for channel in self.mean)
         return red, green, blue
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """A picture in RGB as float32[3, size, size]."""
+        """An RGB picture as float32[3, size, size]."""
         square = pad_to_square(picture, self.padding_color)
         square = square.resize((self.resize, self.resize), Image.Resampling(self.resample))
         edge = (self.resize - self.size) // 2
@@ -48,7 +48,7 @@ class Preprocess:
 
 
 def pad_to_square(picture: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
-    """The picture in the middle of a square of its longer side, at most `MAX_SIDE` pixels."""
+    """The picture centered in a square of its longer side, at most `MAX_SIDE` pixels."""
     longer = max(picture.size)
     if longer > MAX_SIDE:
         width, height = (max(1, round(side * MAX_SIDE / longer)) for side in picture.size)

@@ -13,10 +13,10 @@ __all__ = ["Tower", "TowerFacts", "load_tower", "tower_facts"]
 
 
 def tower_facts(name: str) -> TowerFacts:
-    """What is known of a tower without loading its weights.
+    """Facts about a tower, without loading its weights.
 
     Raises:
-        ModelError: no such tower, not installed, incomplete, or of a kind that is not supported.
+        ModelError: no such tower, not installed, incomplete, or not supported.
     """
     if name == EMBEDDED:
         return embedded_facts()
@@ -24,13 +24,13 @@ def tower_facts(name: str) -> TowerFacts:
 
 
 def load_tower(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
-    """A tower in eval mode, nothing of which trains.
+    """Load a frozen tower in eval mode.
 
     Args:
         name: `embedded`, a CLIP or SigLIP folder or hub name, or `open_clip:` with NAME/TAG, NAME//FILE or a folder.
 
     Raises:
-        ModelError: as `tower_facts`, or its weights cannot be had or read.
+        ModelError: as `tower_facts`, or its weights cannot be downloaded or read.
     """
     if name == EMBEDDED:
         return load_embedded_tower(device, dtype)

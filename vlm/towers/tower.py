@@ -21,13 +21,13 @@ TowerKind = Literal["embedded", "clip", "siglip", "open_clip"]
 
 @dataclass(frozen=True, slots=True)
 class TowerFacts:
-    """What is known of a tower without its weights.
+    """Facts about a tower that need no weights.
 
     Args:
         patches: P, features of one picture.
         width: V, length of one feature.
-        size: pixels along each side of what it is given.
-        kind: which library's network it is.
+        size: input pixels along each side.
+        kind: the library of its network.
     """
 
     patches: int
@@ -37,22 +37,22 @@ class TowerFacts:
 
     @property
     def trainable(self) -> bool:
-        """Whether its attention and MLP are linear layers that an adapter reaches, and it can be written as a model.
+        """Whether LoRA reaches its attention and MLP, and it can be saved as a model.
 
-        open_clip's attention multiplies by its weights without calling a layer, and the embedded network convolves.
+        open_clip's attention uses its weights without a linear layer, and the embedded network is convolutional.
         """
         return self.kind in ("clip", "siglip")
 
 
 class Tower(nn.Module):
-    """A frozen vision tower with the preprocessing that belongs to its weights.
+    """A vision tower with the preprocessing of its weights.
 
     Args:
-        name: as it was asked for.
-        network: the library's own module, complete; an adapter goes on it.
-        features: float[I, 3, H, W] through the network to float[I, P, V], nothing computed that is not needed.
-        recipe: whatever changes features beside weights and preprocessing: layer, activation.
-        idle: names of the network's modules that `features` never runs; an adapter on them would not learn.
+        name: as the task names it.
+        network: the library's own module; adapters are attached to it.
+        features: maps the network and float[I, 3, H, W] to float[I, P, V].
+        recipe: other settings that change the features: layer, activation.
+        unused_modules: names of modules that `features` never runs; they are not trained.
     """
 
     def __init__(
@@ -96,21 +96,21 @@ class Tower(nn.Module):
         return self._preprocess
 
     def preprocess(self, picture: Image.Image) -> Tensor:
-        """A picture in RGB, of any size, as float32[3, H, W]."""
+        """An RGB picture of any size as float32[3, H, W]."""
         return self._preprocess(picture)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """float[I, 3, H, W], on any device and of any type, to features [I, P, V] of the network's device and type."""
+        """float[I, 3, H, W] on any device -> features [I, P, V] in the network's dtype, on its device."""
         weight = next(self.network.parameters())
         return self._features(self.network, pixels.to(weight.device, weight.dtype))
 
     def train(self, mode: bool = True) -> "Tower":
-        """Training mode is for adapters' dropout and checkpointing: a convolutional tower's statistics stay frozen."""
+        """Train mode is for LoRA dropout and checkpointing; batch-norm statistics of convolutions stay frozen."""
         return super().train(mode and self.facts.trainable)
 
 
 def _key(network: nn.Module, preprocess: Preprocess, recipe: Mapping[str, object]) -> str:
-    """sha256 over all that features depend on; the weights count as loaded, in their type."""
+    """sha256 of everything that features depend on, with the weights in their loaded dtype."""
     digest = hashlib.sha256(json.dumps([repr(preprocess), dict(recipe)], sort_keys=True, default=str).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
