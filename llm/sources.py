@@ -8,7 +8,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tuning.data.card import DatasetCard, read_card
-from tuning.data.formats import ReadNotes, SourceRow, read_rows
+from tuning.data.formats import SourceRow, read_rows
+from tuning.data.row_readers import ReadNotes
 from tuning.errors import ConfigError, DataError
 from tuning.paths import resolve_path
 

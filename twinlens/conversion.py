@@ -12,8 +12,8 @@ from data_gen.container import RowCount, refuse_overwriting
 from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
 from tuning.data.containers import Container, RowError
 from tuning.data.conversation import Conversation
-from tuning.data.formats import ReadNotes, SourceRow, read_rows, write_rows
-from tuning.data.row_readers import RowFormat
+from tuning.data.formats import SourceRow, read_rows, write_rows
+from tuning.data.row_readers import ReadNotes, RowFormat
 from tuning.errors import DataError
 from twinlens.inspection import detect_language
 

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tuning.data.conversation import Conversation
-from tuning.data.formats import ReadNotes, SourceRow, read_rows
+from tuning.data.formats import SourceRow, read_rows
 from tuning.data.pictures import open_picture, picture_path
+from tuning.data.row_readers import ReadNotes
 from tuning.paths import resolve_path
 
 log = logging.getLogger("twinlens")

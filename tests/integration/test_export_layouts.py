@@ -97,7 +97,7 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(make_run, tiny_model
 
     out = tmp_path / "out"
     assert "not a run folder" in refused(tmp_path, out)
-    assert "is there already" in refused(run.path, run.path)
+    assert "already exists" in refused(run.path, run.path)
     with pytest.raises(ConfigError, match="write one such as 500MB"):
         convert_llava(run.path, out, None, "huge", False)
     (tmp_path / "file").write_text("")

@@ -125,7 +125,7 @@ def test_shards_are_no_larger_than_asked(tiny_model, adapter, tmp_path):
 
 
 def test_a_destination_in_use_or_below_a_file_is_refused_before_anything_loads(tiny_model, adapter, tmp_path):
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         merge(str(tiny_model), adapter, adapter)
     (tmp_path / "file").write_text("")
     with pytest.raises(DeviceError, match="cannot be written"):

@@ -1,14 +1,19 @@
-"""The card that lies beside every dataset: what is in it, who it speaks of, how it was made."""
+"""Dataset card: a JSON file beside each dataset with its counts, its persona and how it was made."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
 
 from tuning.atomic import write_atomically
 from tuning.errors import DataError
+
+Sources = Annotated[
+    tuple[tuple[str, str], ...], BeforeValidator(lambda sources: tuple(dict(sources).items())), PlainSerializer(dict)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +21,14 @@ class DatasetCard:
     """Facts about one dataset file.
 
     Args:
-        made_by: the command that makes the file again.
-        rows: rows in the file; `distinct` of them differ.
-        sha256: of the file's bytes.
-        seed: of whatever was drawn at random.
-        name: the assistant's name, `owner` whom it belongs to, `model` the label it gives itself.
+        made_by: the command that writes the file.
+        rows: number of rows, `distinct` of them different.
+        sha256: of the bytes of the file.
+        seed: random seed.
+        name: the assistant's name, `owner` its owner, `model` the model it names as its base.
         languages: of the rows, as `zh` or `en`.
-        markers: strings that betray the persona when they turn up in an unrelated answer.
-        sources: sha256 of the files it was made from, by file name.
+        markers: strings that show a leak of the persona in an unrelated answer.
+        sources: (file name, sha256) of the input files.
         teacher: the model that wrote `taught` of the distinct rows.
     """
 
@@ -37,9 +42,12 @@ class DatasetCard:
     model: str | None = None
     languages: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
-    sources: tuple[tuple[str, str], ...] = ()
+    sources: Sources = ()
     teacher: str | None = None
     taught: int = 0
+
+
+_CARD = TypeAdapter(DatasetCard)
 
 
 def card_path(dataset: Path) -> Path:
@@ -58,21 +66,16 @@ def file_sha256(path: Path) -> str:
 
 def card_to_dict(card: DatasetCard) -> dict[str, Any]:
     """Plain values for JSON, `sources` as a mapping."""
-    return dataclasses.asdict(card) | {"sources": dict(card.sources)}
+    return _CARD.dump_python(card, mode="json")
 
 
 def card_from_dict(values: dict[str, Any]) -> DatasetCard:
-    """The inverse of `card_to_dict`; keys it does not know are left out."""
-    known = {field.name for field in dataclasses.fields(DatasetCard)}
-    values = {key: value for key, value in values.items() if key in known}
-    for key in ("languages", "markers"):
-        values[key] = tuple(values.get(key) or ())
-    values["sources"] = tuple(dict(values.get("sources") or {}).items())
-    return DatasetCard(**values)
+    """The inverse of `card_to_dict`; unknown keys are ignored."""
+    return _CARD.validate_python(values)
 
 
 def write_card(dataset: Path, card: DatasetCard) -> Path:
-    """Write the card beside its dataset and return where it lies."""
+    """Write the card beside its dataset and return its path."""
     path = card_path(dataset)
     write_atomically(path, json.dumps(card_to_dict(card), ensure_ascii=False, indent=2) + "\n")
     return path
@@ -88,6 +91,8 @@ def read_card(dataset: Path) -> DatasetCard | None:
     if not path.exists():
         return None
     try:
-        return card_from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: not a dataset card ({error}); delete it or make the dataset again.") from error
+        return _CARD.validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        reason = ": ".join([*map(str, fault["loc"]), fault["msg"]])
+        raise DataError(f"{path}: not a dataset card ({reason}); delete it or make the dataset again.") from error

@@ -1,9 +1,8 @@
-"""The three files rows come in: JSON lines, one JSON array, Parquet. Rows pass one by one, whatever the file's size."""
+"""Dataset containers (JSON lines, JSON array, Parquet): detect, read row by row, write row by row."""
 
 import codecs
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -14,44 +13,32 @@ from tuning.errors import DataError
 Container = Literal["jsonl", "json", "parquet"]
 CONTAINER_BY_SUFFIX: dict[str, Container] = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet"}
 
-_BATCH = 256  # Parquet rows held at once when reading
+_BATCH = 256  # Parquet rows read at once
 _GROUP = 4096  # Parquet rows written as one row group
 
 
+RawRow = tuple[int, str, Any]  # number from 1, position for messages, and the JSON value (JSON lines: the line's bytes)
+
+
 class RowError(Exception):
-    """What is wrong with one row and how to mend it; whoever knows where the row stands adds that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One row as the container holds it.
-
-    Args:
-        number: counts rows from 1.
-        where: the row's place, for messages.
-        value: the JSON value, or the line's bytes where the container is JSON lines (`parse_line` reads them).
-    """
-
-    number: int
-    where: str
-    value: Any
+    """A fault of one row and its fix; the caller adds the row's position."""
 
 
 def detect_container(path: Path) -> Container:
-    """Tell the container by the file's first bytes, whatever its name ends in.
+    """The container of a file, from its first bytes and not from its name.
 
     Raises:
         DataError: not a file, cannot be read, empty, not UTF-8, or none of the three.
     """
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give the dataset file in it.")
-    with _opened(path) as stream:
+    with open_file(path) as stream:
         head = stream.read(1 << 16)
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}: is UTF-16 text; save it as UTF-8.")
     if head.startswith(b"PAR1"):
         return "parquet"
-    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    start = head.lstrip()
     if not start:
         raise DataError(f"{path}: has no rows; write at least one conversation into it.")
     if start.startswith(b"["):
@@ -61,22 +48,16 @@ def detect_container(path: Path) -> Container:
     raise DataError(f"{path}: is neither JSON lines, a JSON array nor Parquet; unpack or convert it to one of them.")
 
 
-def read_records(path: Path, container: Container) -> Iterator[Record]:
-    """Every row in order, blank lines left out.
+def read_raw_rows(path: Path, container: Container) -> Iterator[RawRow]:
+    """The rows of a file in order, without blank lines.
 
     Raises:
-        DataError: the file cannot be read or the container is broken, with the row where it breaks.
+        DataError: the file cannot be read or the container is broken, with the row of the fault.
     """
-    match container:
-        case "jsonl":
-            return _lines(path)
-        case "json":
-            return _array(path)
-        case "parquet":
-            return _parquet(path)
+    return {"jsonl": _lines, "json": _array, "parquet": _parquet}[container](path)
 
 
-def parse_line(line: bytes) -> Any:
+def parse_json(line: bytes) -> Any:
     """The JSON value of one line.
 
     Raises:
@@ -88,18 +69,18 @@ def parse_line(line: bytes) -> Any:
         raise RowError(f"byte {error.start + 1} is not UTF-8 text; save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         if line.strip() == b"{":
-            raise RowError("the row goes on over several lines; write each row on one line, or all in [ ].") from error
-        raise RowError(f"broken JSON at column {error.colno} ({error.msg}); mend or delete the line.") from error
+            raise RowError("the row spans several lines; write each row on one line, or all in [ ].") from error
+        raise RowError(f"broken JSON at column {error.colno} ({error.msg}); fix or delete the line.") from error
     except RecursionError as error:
-        raise RowError("the JSON is nested too deeply to be a conversation; mend or delete the line.") from error
+        raise RowError("the JSON is nested too deeply to be a conversation; fix or delete the line.") from error
 
 
-def write_records(path: Path, rows: Iterable[dict[str, Any]], container: Container, columns: dict[str, Any]) -> int:
-    """Write rows one by one, the file appearing under its name when all are written; return how many.
+def write_raw_rows(path: Path, rows: Iterable[dict[str, Any]], container: Container, columns: dict[str, Any]) -> int:
+    """Write rows one by one, atomically; return the number of rows.
 
     Args:
-        columns: the rows' keys and what they hold, for Parquet, which must know before the first row: `str`, `bool`,
-            `[kind]` for a list, `{key: kind}` for a mapping.
+        columns: the keys of the rows and their types, which Parquet needs before the first row: `str`, `bool`, `[type]`
+            for a list, `{key: type}` for a mapping.
 
     Raises:
         DeviceError: the folder cannot be written or the disk is full.
@@ -114,38 +95,40 @@ def write_records(path: Path, rows: Iterable[dict[str, Any]], container: Contain
                 return _write_parquet(stream, rows, columns)
 
 
-def _opened(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> IO[bytes]:
+    """The bytes of a dataset file, after its byte-order mark if it has one.
+
+    Raises:
+        DataError: no such file, or it cannot be read.
+    """
     try:
-        return path.open("rb")
+        stream = path.open("rb")
+        if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            stream.seek(0)
+        return stream
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file; check the path.") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions.") from error
 
 
-def _lines(path: Path) -> Iterator[Record]:
+def _lines(path: Path) -> Iterator[RawRow]:
     number = 0
-    with _opened(path) as stream:
+    with open_file(path) as stream:
         for position, line in enumerate(stream, 1):
-            if position == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if line.isspace() or not line:
-                continue
-            number += 1
-            yield Record(number, f"{path}, line {position}", line)
+            if not line.isspace():
+                number += 1
+                yield number, f"{path}, line {position}", line
 
 
-def _array(path: Path) -> Iterator[Record]:
+def _array(path: Path) -> Iterator[RawRow]:
     import ijson
 
     number = 0
-    with _opened(path) as stream:
-        if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
-            stream.seek(0)
+    with open_file(path) as stream:
         try:
-            for value in ijson.items(stream, "item"):
-                number += 1
-                yield Record(number, f"{path}, row {number}", value)
+            for number, value in enumerate(ijson.items(stream, "item"), 1):
+                yield number, f"{path}, row {number}", value
         except ijson.JSONError as error:
             raise DataError(f"{path}, {_array_fault(str(error), number)}") from error
 
@@ -154,14 +137,14 @@ def _array_fault(message: str, read: int) -> str:
     if "UTF8" in message:
         return f"row {read + 1}: not UTF-8 text; save the file as UTF-8."
     if "premature EOF" in message:
-        return f"row {read + 1}: the file ends before its array does; copy the whole file again."
+        return f"row {read + 1}: the file ends before its array does; copy the file again."
     if "trailing garbage" in message:
-        return f"row {read}: something stands behind the array's closing bracket; keep one array in the file."
+        return f"row {read}: there is text after the closing bracket of the array; keep one array in the file."
     reason = message.partition("\n")[0].partition("error: ")[2].rstrip(".") or "cannot be parsed"
-    return f"row {read + 1}: broken JSON ({reason}); mend or delete the row."
+    return f"row {read + 1}: broken JSON ({reason}); fix or delete the row."
 
 
-def _parquet(path: Path) -> Iterator[Record]:
+def _parquet(path: Path) -> Iterator[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -171,10 +154,10 @@ def _parquet(path: Path) -> Iterator[Record]:
             for batch in file.iter_batches(batch_size=_BATCH):
                 for value in batch.to_pylist():
                     number += 1
-                    yield Record(number, f"{path}, row {number}", value)
+                    yield number, f"{path}, row {number}", value
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise DataError(f"{path}, row {number + 1}: broken Parquet ({reason}); copy the whole file again.") from error
+        raise DataError(f"{path}, row {number + 1}: broken Parquet ({reason}); copy the file again.") from error
 
 
 def _write_text(stream: IO[bytes], rows: Iterable[dict[str, Any]], opening: str, between: str, closing: str) -> int:
@@ -204,7 +187,7 @@ def _write_parquet(stream: IO[bytes], rows: Iterable[dict[str, Any]], columns: d
 
 
 def _wrap_lone_value(value: Any, kind: Any) -> Any:
-    """A lone value where a column holds lists becomes a list of one: JSON rows may mix the two, a column may not."""
+    """A list of one value where the column has lists: JSON rows may mix the two, a Parquet column may not."""
     return [value] if isinstance(kind, list) and isinstance(value, str) else value
 
 

@@ -1,11 +1,12 @@
-"""Rows as other tools write them, each turned into a conversation or refused with what to mend."""
+"""Row readers: rows of each known format, checked and turned into conversations."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from tuning.data.containers import RowError
+from tuning.data.containers import Container, RowError
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, ROLES, Conversation, Role, Turn
 
 RowFormat = Literal["messages", "xtuner", "alpaca", "sharegpt", "llava", "oasst"]
@@ -27,100 +28,6 @@ SHAREGPT_ROLES: dict[str, Role] = {
     "system": "system",
 }
 
-_KNOWN_KEYS: dict[RowFormat, frozenset[str]] = {
-    "messages": frozenset({"messages", "images", "image"}),
-    "xtuner": frozenset({"conversation"}),
-    "alpaca": frozenset({"instruction", "input", "output", "system", "history"}),
-    "sharegpt": frozenset({"conversations", "images", "image", "id", "system"}),
-    "llava": frozenset({"conversations", "images", "image", "id", "system"}),
-    "oasst": frozenset({"text"}),
-}
-_OASST_SPEAKER = re.compile(r"### ?(Human|Assistant):")
-
-
-@dataclass(frozen=True, slots=True)
-class ParsedRow:
-    """What became of one row.
-
-    Args:
-        conversation: None where the row itself says that it has no answer.
-        ignored: keys that were not used, such as `author` or `messages[].name`.
-        changes: what was left out or changed, once each time it happened.
-    """
-
-    conversation: Conversation | None
-    ignored: tuple[str, ...]
-    changes: tuple[RowChange, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _RawTurn:
-    """A turn as the row has it, with the place its text stands at."""
-
-    role: Role
-    text: str
-    loss: bool
-    field: str
-
-
-def detect_row_format(row: Any) -> RowFormat | None:
-    """The schema a row's keys belong to, or None."""
-    if not isinstance(row, dict):
-        return None
-    present = {key for key, value in row.items() if value is not None}
-    if "messages" in present:
-        return "messages"
-    if "conversation" in present:
-        return "xtuner"
-    if "conversations" in present:
-        return "llava" if present & {"image", "images"} else "sharegpt"
-    if "instruction" in present:
-        return "alpaca"
-    return "oasst" if "text" in present else None
-
-
-def read_row(row: Any, schema: RowFormat) -> ParsedRow:
-    """Turn one row into a conversation.
-
-    Args:
-        schema: of the file; every row of it must fit.
-
-    Raises:
-        RowError: the field that is wrong, and what to do about it.
-    """
-    _check_schema(row, schema)
-    ignored = {key for key, value in row.items() if value is not None} - _KNOWN_KEYS[schema]
-    changes: list[RowChange] = []
-    match schema:
-        case "messages":
-            spoken = _messages(row["messages"], ignored)
-        case "xtuner":
-            spoken = _xtuner(row["conversation"], ignored)
-        case "alpaca":
-            if row.get("output") == "<nooutput>":
-                return ParsedRow(None, tuple(sorted(ignored)), ("rows that say <nooutput> left out",))
-            spoken = _alpaca(row)
-        case "sharegpt" | "llava":
-            spoken = _sharegpt(row, ignored, changes)
-        case "oasst":
-            spoken = _oasst(_text(row["text"], "text"))
-    images = _images(row) if "image" in _KNOWN_KEYS[schema] else ()
-    return ParsedRow(_build_conversation(list(spoken), images, changes), tuple(sorted(ignored)), tuple(changes))
-
-
-def _check_schema(row: Any, schema: RowFormat) -> None:
-    if not isinstance(row, dict):
-        raise RowError(
-            f"the row is {_json_type(row)}, not an object with keys; write it as one of the known row formats."
-        )
-    found = detect_row_format(row)
-    if found == schema or {found, schema} == {"sharegpt", "llava"}:
-        return
-    if found is None:
-        raise RowError(f"the row has no {_MAIN_KEY[schema]}, which the file's first row has; add it or delete the row.")
-    raise RowError(f"this is a row of {found}, but the file's first row is one of {schema}; keep one format a file.")
-
-
 _MAIN_KEY: dict[RowFormat, str] = {
     "messages": "messages",
     "xtuner": "conversation",
@@ -129,85 +36,192 @@ _MAIN_KEY: dict[RowFormat, str] = {
     "llava": "conversations",
     "oasst": "text",
 }
+_OTHER_KEYS: dict[RowFormat, frozenset[str]] = {
+    "messages": frozenset({"images", "image"}),
+    "xtuner": frozenset(),
+    "alpaca": frozenset({"input", "output", "system", "history"}),
+    "sharegpt": frozenset({"images", "image", "id", "system"}),
+    "llava": frozenset({"images", "image", "id", "system"}),
+    "oasst": frozenset(),
+}
+_OASST_SPEAKER = re.compile(r"### ?(Human|Assistant):")
+
+_FieldTurn = tuple[Turn, str]  # a turn, and the field of the row that its text is in, for messages
 
 
-def _messages(messages: Any, ignored: set[str]) -> Iterator[_RawTurn]:
+@dataclass(frozen=True, slots=True)
+class FileFormat:
+    """The format of a dataset file: its container, and the format of its rows."""
+
+    container: Container
+    schema: RowFormat
+
+
+@dataclass(slots=True)
+class ReadNotes:
+    """What reading ignored or changed, counted while rows are read.
+
+    Args:
+        file_format: the format of the file.
+        rows: rows read so far.
+        ignored: number of rows by ignored key, such as `author` or `messages[].name`.
+        changes: how often something was left out or changed.
+    """
+
+    file_format: FileFormat | None = None
+    rows: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    changes: Counter[RowChange] = field(default_factory=Counter)
+
+    def add(self, other: "ReadNotes") -> None:
+        """Add the counts of another reading."""
+        self.rows += other.rows
+        self.ignored += other.ignored  # leaves out keys whose count is zero
+        self.changes += other.changes
+
+    def sentences(self) -> list[str]:
+        """One line for each kind of note."""
+        ignored = [f"ignored key {key!r} ({count} rows)" for key, count in sorted(self.ignored.items())]
+        return ignored + [f"{change} ({count} times)" for change, count in sorted(self.changes.items())]
+
+
+def detect_row_format(row: Any) -> RowFormat | None:
+    """The row format that a row's keys belong to, or None."""
+    if not isinstance(row, dict):
+        return None
+    present = {key for key, value in row.items() if value is not None}
+    for schema in ROW_FORMATS:
+        if _MAIN_KEY[schema] in present:
+            return "llava" if schema == "sharegpt" and present & {"image", "images"} else schema
+    return None
+
+
+def read_row(row: Any, schema: RowFormat, notes: ReadNotes) -> Conversation | None:
+    """Turn one row into a conversation; None where the row itself says that it has no answer.
+
+    Args:
+        schema: row format of the file; every row must have it.
+        notes: counts the row, its ignored keys and its changes.
+
+    Raises:
+        RowError: the field that is wrong, and the fix.
+    """
+    _check_schema(row, schema)
+    notes.rows += 1
+    known = {_MAIN_KEY[schema], *_OTHER_KEYS[schema]}
+    ignored = {key for key, value in row.items() if value is not None and key not in known}
+    match schema:
+        case "messages":
+            turns = list(_messages(row["messages"], ignored))
+        case "xtuner":
+            turns = list(_xtuner(row["conversation"], ignored))
+        case "alpaca" if row.get("output") == "<nooutput>":
+            turns = None
+            notes.changes["rows that say <nooutput> left out"] += 1
+        case "alpaca":
+            turns = list(_alpaca(row))
+        case "sharegpt" | "llava":
+            turns = list(_sharegpt(row, ignored, notes.changes))
+        case "oasst":
+            turns = list(_oasst(_text(row["text"], "text")))
+    notes.ignored.update(ignored)
+    if turns is None:
+        return None
+    images = _images(row) if "image" in _OTHER_KEYS[schema] else ()
+    return _build_conversation(turns, images, notes.changes)
+
+
+def _check_schema(row: Any, schema: RowFormat) -> None:
+    if not isinstance(row, dict):
+        raise RowError(
+            f"the row is {_json_type(row)}, not an object with keys; write it as one of the known row formats."
+        )
+    detected = detect_row_format(row)
+    if detected == schema or {detected, schema} == {"sharegpt", "llava"}:
+        return
+    if detected is None:
+        raise RowError(f"the row has no {_MAIN_KEY[schema]}, which the file's first row has; add it or delete the row.")
+    raise RowError(f"this is a row of {detected}, but the file's first row is one of {schema}; keep one format a file.")
+
+
+def _turn(role: Role, value: Any, field: str, loss: bool = True) -> _FieldTurn:
+    return Turn(role, _text(value, field), loss or role != "assistant"), field
+
+
+def _messages(messages: Any, ignored: set[str]) -> Iterator[_FieldTurn]:
     for index, message in enumerate(_objects(messages, "messages")):
         field = f"messages[{index}]"
         role = message.get("role")
         if role not in ROLES:
             raise RowError(f"{field}.role is {role!r}; the roles are system, user and assistant.")
-        loss = _loss(message.get("loss"), f"{field}.loss")
-        yield _RawTurn(role, _text(message.get("content"), f"{field}.content"), loss, f"{field}.content")
+        yield _turn(role, message.get("content"), f"{field}.content", _loss(message.get("loss"), f"{field}.loss"))
         ignored.update(_others(message, {"role", "content", "loss"}, "messages[]"))
 
 
-def _xtuner(conversation: Any, ignored: set[str]) -> Iterator[_RawTurn]:
+def _xtuner(conversation: Any, ignored: set[str]) -> Iterator[_FieldTurn]:
     for index, turn in enumerate(_objects(conversation, "conversation")):
         field = f"conversation[{index}]"
         if isinstance(turn.get("input"), dict):
             raise RowError(
-                f"{field}.input is a whole conversation where the question's text belongs (whatever made the file lost "
+                f"{field}.input is a conversation instead of the question's text (the tool that wrote the file lost "
                 "the questions); `twinlens data convert IN OUT --repair-nested QUESTIONS` puts them back from a list."
             )
         if turn.get("system") is not None:
-            yield _RawTurn("system", _text(turn["system"], f"{field}.system"), True, f"{field}.system")
-        # XTuner writes an empty input where nobody asks: pretraining text, or one more answer to the question before.
-        question = _text(turn.get("input"), f"{field}.input")
-        if question.strip():
-            yield _RawTurn("user", question, True, f"{field}.input")
+            yield _turn("system", turn["system"], f"{field}.system")
+        # XTuner writes an empty input where there is no question: pretraining text, or a second answer in a row.
+        question = _turn("user", turn.get("input"), f"{field}.input")
+        if question[0].content.strip():
+            yield question
         loss = _loss(turn.get("output_with_loss"), f"{field}.output_with_loss")
-        yield _RawTurn("assistant", _text(turn.get("output"), f"{field}.output"), loss, f"{field}.output")
+        yield _turn("assistant", turn.get("output"), f"{field}.output", loss)
         ignored.update(_others(turn, {"system", "input", "output", "output_with_loss"}, "conversation[]"))
 
 
-def _alpaca(row: dict[str, Any]) -> Iterator[_RawTurn]:
+def _alpaca(row: dict[str, Any]) -> Iterator[_FieldTurn]:
     if row.get("system") is not None:
-        yield _RawTurn("system", _text(row["system"], "system"), True, "system")
+        yield _turn("system", row["system"], "system")
     history = row.get("history")
     for index, pair in enumerate([] if history is None else _list(history, "history")):
         field = f"history[{index}]"
         if len(_list(pair, field)) != 2:
             raise RowError(f"{field} has {len(pair)} texts; write a question and its answer.")
-        yield _RawTurn("user", _text(pair[0], f"{field}[0]"), True, f"{field}[0]")
-        yield _RawTurn("assistant", _text(pair[1], f"{field}[1]"), True, f"{field}[1]")
+        yield _turn("user", pair[0], f"{field}[0]")
+        yield _turn("assistant", pair[1], f"{field}[1]")
     question = _text(row["instruction"], "instruction")
     if row.get("input") is not None and _text(row["input"], "input"):
         question = f"{question}\n{row['input']}"
-    yield _RawTurn("user", question, True, "instruction")
-    yield _RawTurn("assistant", _text(row.get("output"), "output"), True, "output")
+    yield _turn("user", question, "instruction")
+    yield _turn("assistant", row.get("output"), "output")
 
 
-def _sharegpt(row: dict[str, Any], ignored: set[str], changes: list[RowChange]) -> Iterator[_RawTurn]:
+def _sharegpt(row: dict[str, Any], ignored: set[str], changes: Counter[RowChange]) -> Iterator[_FieldTurn]:
     if row.get("system") is not None:
-        yield _RawTurn("system", _text(row["system"], "system"), True, "system")
+        yield _turn("system", row["system"], "system")
     for index, turn in enumerate(_objects(row["conversations"], "conversations")):
         field = f"conversations[{index}]"
         speaker = turn.get("from")
         role = SHAREGPT_ROLES.get(speaker) if isinstance(speaker, str) else None
         if role is None and "input" in turn:
-            raise RowError(f"{field} has an input, which belongs under the key conversation; take the s off.")
+            raise RowError(f"{field} has an input, which belongs under the key conversation; rename the key.")
         if role is None:
             raise RowError(f"{field}.from is {speaker!r}; write human, gpt or system.")
         text = _text(turn.get("value"), f"{field}.value")
         if role == "user" and text.count(DEFAULT_IMAGE_TOKEN) == 1 and not text.startswith(f"{DEFAULT_IMAGE_TOKEN}\n"):
             fronted = f"{DEFAULT_IMAGE_TOKEN}\n{text.replace(DEFAULT_IMAGE_TOKEN, '').strip()}".strip()
-            if fronted != text:
-                changes.append("<image> moved to the front of its turn, as LLaVA trains")
+            changes["<image> moved to the front of its turn, as LLaVA trains"] += fronted != text
             text = fronted
-        yield _RawTurn(role, text, True, f"{field}.value")
+        yield _turn(role, text, f"{field}.value")
         ignored.update(_others(turn, {"from", "value"}, "conversations[]"))
 
 
-def _oasst(text: str) -> Iterator[_RawTurn]:
+def _oasst(text: str) -> Iterator[_FieldTurn]:
     before, *pieces = _OASST_SPEAKER.split(text)
     if not pieces:
-        raise RowError("text has no `### Human:` in it, so it is no conversation; give it questions and answers.")
+        raise RowError("text has no `### Human:` in it, so it is no conversation; add questions and answers.")
     if before.strip():
-        raise RowError("text starts before the first `### Human:`; delete what stands there.")
-    for speaker, said in zip(pieces[::2], pieces[1::2], strict=True):
-        role: Role = "user" if speaker == "Human" else "assistant"
-        yield _RawTurn(role, said.strip(), True, f"text (### {speaker})")
+        raise RowError("text starts before the first `### Human:`; delete the text before it.")
+    for speaker, content in zip(pieces[::2], pieces[1::2], strict=True):
+        yield _turn("user" if speaker == "Human" else "assistant", content.strip(), f"text (### {speaker})")
 
 
 def _images(row: dict[str, Any]) -> tuple[str, ...]:
@@ -221,48 +235,51 @@ def _images(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def _build_conversation(spoken: list[_RawTurn], images: tuple[str, ...], changes: list[RowChange]) -> Conversation:
-    """Check what every conversation must have, and trim what no answer belongs to."""
-    marks = sum(turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in spoken)
-    if marks != len(images):
+def _count_marks(turns: list[_FieldTurn]) -> int:
+    return sum(turn.content.count(DEFAULT_IMAGE_TOKEN) for turn, _ in turns)
+
+
+def _build_conversation(turns: list[_FieldTurn], images: tuple[str, ...], changes: Counter[RowChange]) -> Conversation:
+    """Check what every conversation must have, and leave out turns that belong to no answer."""
+    if (marks := _count_marks(turns)) != len(images):
         raise RowError(
             f"the text has {marks} {DEFAULT_IMAGE_TOKEN} and the row names {len(images)} pictures; write one mark a "
             "picture."
         )
-    spoken = [turn for turn in spoken if turn.role != "system" or turn.text.strip()]
-    if not any(turn.role == "assistant" for turn in spoken):
-        raise RowError("no assistant turn, so there is nothing to learn; add the answer or delete the row.")
-    kept, images = _drop_unanswered(spoken, images, changes)
-    for turn in kept:
-        if not turn.text.strip():
-            what = "answer" if turn.role == "assistant" else "question"
-            raise RowError(f"{turn.field} is an empty {what}; write the {what} or delete the row.")
-    if not any(turn.loss for turn in kept if turn.role == "assistant"):
-        raise RowError("loss is off on every answer, so there is nothing to learn; turn one on or delete the row.")
-    turns: list[Turn] = []
-    for turn in kept:
-        if turns and turns[-1].role == turn.role != "assistant":
-            turns[-1] = Turn(turn.role, f"{turns[-1].content}\n{turn.text}")
-            changes.append("turns of one role in a row joined by a newline")
+    turns = [(turn, field) for turn, field in turns if turn.role != "system" or turn.content.strip()]
+    turns, images = _drop_unanswered(turns, images, changes)
+    merged: list[Turn] = []
+    for turn, key in turns:
+        if not turn.content.strip():
+            kind = "answer" if turn.role == "assistant" else "question"
+            raise RowError(f"{key} is an empty {kind}; write the {kind} or delete the row.")
+        if merged and merged[-1].role == turn.role != "assistant":
+            merged[-1] = Turn(turn.role, f"{merged[-1].content}\n{turn.content}")
+            changes["turns of one role in a row joined by a newline"] += 1
         else:
-            turns.append(Turn(turn.role, turn.text, turn.loss or turn.role != "assistant"))
-    return Conversation(tuple(turns), images)
+            merged.append(turn)
+    if not any(turn.loss for turn in merged if turn.role == "assistant"):
+        raise RowError("loss is off on every answer, so there is nothing to learn; turn one on or delete the row.")
+    return Conversation(tuple(merged), images)
 
 
 def _drop_unanswered(
-    spoken: list[_RawTurn], images: tuple[str, ...], changes: list[RowChange]
-) -> tuple[list[_RawTurn], tuple[str, ...]]:
-    """Leave out answers that nobody asked for and questions that nobody answers, with their pictures."""
-    asked = next((index for index, turn in enumerate(spoken) if turn.role == "user"), len(spoken))
-    last = max(index for index, turn in enumerate(spoken) if turn.role == "assistant")
-    if asked > last:
+    turns: list[_FieldTurn], images: tuple[str, ...], changes: Counter[RowChange]
+) -> tuple[list[_FieldTurn], tuple[str, ...]]:
+    """Leave out answers without a question and questions without an answer, with their pictures."""
+    roles = [turn.role for turn, _ in turns]
+    if "assistant" not in roles:
+        raise RowError("no assistant turn, so there is nothing to learn; add the answer or delete the row.")
+    first = roles.index("user") if "user" in roles else len(roles)
+    end = len(roles) - roles[::-1].index("assistant")
+    if first >= end:
         raise RowError("no question before its answer (pretraining text?); add the question or delete the row.")
-    unasked = [turn for turn in spoken[:asked] if turn.role == "assistant"]
-    changes.extend("answers before the first question left out" for _ in unasked)
-    changes.extend("turns behind the last answer left out" for _ in spoken[last + 1 :])
-    first = sum(turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in unasked)
-    kept = [turn for turn in spoken[:asked] if turn.role == "system"] + spoken[asked : last + 1]
-    return kept, images[first : first + sum(turn.text.count(DEFAULT_IMAGE_TOKEN) for turn in kept)]
+    unasked = [each for each in turns[:first] if each[0].role == "assistant"]
+    changes["answers before the first question left out"] += len(unasked)
+    changes["turns behind the last answer left out"] += len(turns) - end
+    remaining = [each for each in turns[:first] if each[0].role == "system"] + turns[first:end]
+    skipped = _count_marks(unasked)
+    return remaining, images[skipped : skipped + _count_marks(remaining)]
 
 
 def _loss(value: Any, field: str) -> bool:

@@ -207,7 +207,7 @@ def test_a_config_of_another_run_is_refused(tiny_model, tmp_path):
     torch.save(held | {"meta": {"cfg": config}}, file)
     with pytest.raises(ModelError, match=r"set lora.rank=4 lora.alpha=6"):
         read_checkpoint(file, task)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         write_xtuner(read_run(run, task), task, tmp_path / "theirs", fp32=False, safe=False)
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 import typer
 
 from tuning.data.containers import CONTAINER_BY_SUFFIX
-from tuning.data.formats import ReadNotes, read_rows
+from tuning.data.formats import read_rows
+from tuning.data.row_readers import ReadNotes
 from tuning.errors import ConfigError
 from twinlens.cli.output import JSON, command, print_result
 
@@ -88,8 +89,8 @@ def inspect(
         inspection.view_turns(row) if template is None else inspection.view_tokens(row, template, max_length)
         for row in samples
     ]
-    assert notes.layout is not None
-    title = f"{file}: {notes.layout.schema} rows as {notes.layout.container}"
+    assert notes.file_format is not None
+    title = f"{file}: {notes.file_format.schema} rows as {notes.file_format.container}"
     if html is not None:
         from tuning.atomic import write_atomically
 
@@ -106,8 +107,8 @@ def inspect(
         inspection.print_views(views, console)
     result = {
         "file": str(file),
-        "container": notes.layout.container,
-        "schema": notes.layout.schema,
+        "container": notes.file_format.container,
+        "schema": notes.file_format.schema,
         "census": dataclasses.asdict(summary),
         "ignored": dict(notes.ignored),
         "changes": dict(notes.changes),

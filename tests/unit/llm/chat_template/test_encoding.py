@@ -111,7 +111,7 @@ def test_a_template_that_rewrites_earlier_answers_is_refused():
         "{{ message['content'] }}", "{{ message['content'] if loop.last or message['role'] == 'user' else 'gone' }}"
     )
     row = conversation([("a", "b", True), ("c", "d", True)])
-    with pytest.raises(ModelError, match="rewrites earlier turns"):
+    with pytest.raises(ModelError, match="changes earlier turns"):
         ChatTemplate(make_tokenizer(rewriting), None).encode(row, 100, "file, row 1")
 
 

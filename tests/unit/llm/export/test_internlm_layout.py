@@ -180,7 +180,7 @@ def test_weights_that_do_not_fit_the_config_are_named_and_nothing_is_written(int
 def test_a_llama_needs_no_converting_and_a_destination_in_use_is_refused(internlm2, tiny_model, tmp_path):
     with pytest.raises(ModelError, match="needs no converting"):
         convert_internlm(str(tiny_model), tmp_path / "llama", "2GB")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         convert_internlm(str(internlm2), internlm2, "2GB")
 
 

@@ -15,8 +15,8 @@ from paths import FIXTURES
 
 from tuning.data.containers import Container
 from tuning.data.conversation import Conversation, Turn, single_turn
-from tuning.data.formats import FileFormat, ReadNotes, detect_format, read_rows, write_rows
-from tuning.data.row_readers import RowFormat
+from tuning.data.formats import detect_format, read_rows, write_rows
+from tuning.data.row_readers import FileFormat, ReadNotes, RowFormat
 from tuning.errors import DataError
 
 BAD = FIXTURES / "bad_rows"
@@ -31,9 +31,9 @@ REFUSED = {
     "broken_array.json": (", row 2", "broken JSON"),
     "broken_line.jsonl": (", line 2", "column 31"),
     "content_parts.jsonl": (", line 1", "messages[0].content is a list, not text"),
-    "cut.parquet": (", row 1", "copy the whole file again"),
+    "cut.parquet": (", row 1", "copy the file again"),
     "cut_array.json": (", row 2", "ends before its array does"),
-    "deep.jsonl": (", line 2", "mend or delete the line"),
+    "deep.jsonl": (", line 2", "fix or delete the line"),
     "empty.jsonl": ("", "has no rows"),
     "empty_answer.jsonl": (", line 3", "messages[1].content is an empty answer"),
     "empty_array.json": ("", "has no rows"),
