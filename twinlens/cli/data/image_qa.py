@@ -15,7 +15,7 @@ from twinlens.cli.output import JSON, print_result
 if TYPE_CHECKING:
     from data_gen.image_qa.facts import Picture
     from data_gen.image_qa.teacher.client import Teacher
-    from data_gen.image_qa.teacher.generate import Lessons
+    from data_gen.image_qa.teacher.generate import TeacherResult
     from tuning.data.card import DatasetCard
 
 
@@ -54,12 +54,12 @@ def image_qa(
     from data_gen.image_qa.write import write_image_qa
 
     asked = _teacher(teacher, model, api_key_env)
-    lessons: list[Lessons] = []
+    result: list[TeacherResult] = []
 
-    def teach(pictures: "Sequence[Picture]", languages: Sequence[str]) -> "Lessons":
+    def teach(pictures: "Sequence[Picture]", languages: Sequence[str]) -> "TeacherResult":
         assert asked
-        lessons.append(_ask(asked, out, pictures, languages, dialogues, rounds, seed))
-        return lessons[0]
+        result.append(_ask(asked, out, pictures, languages, dialogues, rounds, seed))
+        return result[0]
 
     card = write_image_qa(
         facts,
@@ -69,14 +69,14 @@ def image_qa(
         repeat=repeat,
         seed=seed,
         language=language,
-        layout=layout,
+        row_format=layout,
         others=others,
-        teach=teach if asked else None,
+        ask_teacher=teach if asked else None,
     )
-    _report(out, card, rounds, lessons, as_json)
+    _report(out, card, rounds, result, as_json)
 
 
-def _report(out: Path, card: "DatasetCard", rounds: int, lessons: "Sequence[Lessons]", as_json: bool) -> None:
+def _report(out: Path, card: "DatasetCard", rounds: int, result: "Sequence[TeacherResult]", as_json: bool) -> None:
     """What was written, and the command that trains on it."""
     from data_gen.image_qa.write import contrast_path, probes_path, task_overrides
     from tuning.evaluation.probes import read_probes
@@ -87,31 +87,31 @@ def _report(out: Path, card: "DatasetCard", rounds: int, lessons: "Sequence[Less
     rehearsal = contrast_path(out) if contrast_path(out).exists() else None
     written = {"out": out, "card": card_path(out), "probes": probes, "rehearsal": rehearsal}
     print_result(
-        written | {"left_out": sum(each.left_out for each in lessons)} | card_to_dict(card),
+        written | {"left_out": sum(each.left_out for each in result)} | card_to_dict(card),
         [
             f"{out}: {card.rows:,} rows, {card.distinct:,} of them distinct, {rounds} questions each",
             f"{probes}: {counted or 'nothing that could be asked'}",
             *([f"{rehearsal}: the same questions about other pictures, to rehearse"] if rehearsal else []),
-            *(line for each in lessons for line in _told(each, out)),
+            *(line for each in result for line in _told(each, out)),
         ],
         shlex.join(["twinlens", "train", "configs/image/embedded-picture.yaml", *task_overrides(out)]),
         as_json,
     )
 
 
-def _teacher(url: str | None, model: str | None, key_name: str | None) -> "Teacher | None":
-    from data_gen.image_qa.teacher.client import check_teacher
+def _teacher(url: str | None, model: str | None, api_key_env: str | None) -> "Teacher | None":
+    from data_gen.image_qa.teacher.client import make_teacher
 
     if url is None:
-        if model is not None or key_name is not None:
+        if model is not None or api_key_env is not None:
             raise ConfigError("--model, --api-key-env: are for a teacher; add --teacher with its server's address.")
         return None
     if not model:
         raise ConfigError("--model: is missing; name the teacher's model as its server does.")
-    if key_name is not None and not os.environ.get(key_name):
-        raise ConfigError(f"--api-key-env {key_name}: that variable is not set; set it to the server's API key.")
-    name = key_name or "OPENAI_API_KEY"
-    return check_teacher(url, model, name, os.environ.get(name))
+    if api_key_env is not None and not os.environ.get(api_key_env):
+        raise ConfigError(f"--api-key-env {api_key_env}: that variable is not set; set it to the server's API key.")
+    name = api_key_env or "OPENAI_API_KEY"
+    return make_teacher(url, model, name, os.environ.get(name))
 
 
 def _ask(
@@ -122,33 +122,33 @@ def _ask(
     dialogues: int,
     rounds: int,
     seed: int,
-) -> "Lessons":
+) -> "TeacherResult":
     from data_gen.image_qa.teacher.generate import ask_teacher
-    from data_gen.image_qa.teacher.store import notes_path
+    from data_gen.image_qa.teacher.store import store_path
     from tuning.progress import ProgressBar
 
     with ProgressBar("dialogues of the teacher", len(pictures) * len(languages) * dialogues) as counter:
         return ask_teacher(
             teacher,
             pictures,
-            notes_path(out),
+            store_path(out),
             dialogues=dialogues,
             rounds=rounds,
             languages=languages,
             seed=seed,
-            tell=lambda lessons: counter.advance(note=f"{lessons.left_out} left out" if lessons.left_out else ""),
+            on_dialogue=lambda result: counter.advance(note=f"{result.left_out} left out" if result.left_out else ""),
         )
 
 
-def _told(lessons: "Lessons", out: Path) -> Iterator[str]:
-    from data_gen.image_qa.teacher.store import notes_path
+def _told(result: "TeacherResult", out: Path) -> Iterator[str]:
+    from data_gen.image_qa.teacher.store import store_path
 
     yield (
-        f"{notes_path(out)}: {len(lessons.conversations)} dialogues of the teacher {lessons.teacher.model}, "
-        f"{lessons.kept} of them from an earlier run"
+        f"{store_path(out)}: {len(result.conversations)} dialogues of the teacher {result.teacher.model}, "
+        f"{result.stored} of them from an earlier run"
     )
-    if lessons.left_out:
+    if result.left_out:
         yield (
-            f"left out: {lessons.left_out} of the teacher's dialogues, for no reply could be used (the last: "
-            f"{lessons.fault}); the same command asks for them again"
+            f"left out: {result.left_out} of the teacher's dialogues, for no reply could be used (the last: "
+            f"{result.error}); the same command asks for them again"
         )
