@@ -1,4 +1,4 @@
-"""Probes for pictures: the dialogues' questions in words that were never trained on, on this picture and on others."""
+"""Picture probes: held-out wordings of the dialogue questions, about the trained, other and blank pictures."""
 
 import json
 import os
@@ -10,83 +10,83 @@ from pathlib import Path
 from typing import TypeVar
 
 from data_gen.image_qa.facts import Picture
-from data_gen.image_qa.topics import Topic, topics_of, true_of
+from data_gen.image_qa.topics import Topic, topics_of, true_words
 from data_gen.names import fold
 from tuning.atomic import write_atomically
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation
 from tuning.data.pictures import picture_hash
 from tuning.evaluation.probes import Group, Probe, mentions
 
-PICTURE = 30  # probes of each group, at most
-OTHER = 48
-BLANK = 12
-ELSEWHERE = frozenset({"describe", "what", "color", "where", "count", "text", "fact", "about", "present", "absent"})
-"""Kinds that can be asked of another picture: the rest speak of what only the dialogue's own picture has."""
+MAX_PICTURE = 30  # probes of each group
+MAX_OTHER = 48
+MAX_BLANK = 12
+TRANSFERABLE = frozenset({"describe", "what", "color", "where", "count", "text", "fact", "about", "present", "absent"})
+"""Kinds of questions that fit other pictures too."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """A picture that dialogues are about, and the topics that they asked.
+class TrainedPicture:
+    """A picture of the dataset and the topics of its dialogues.
 
     Args:
-        place: the picture's path from the folder of the dataset.
+        image: path of the picture from the folder of the dataset.
     """
 
     picture: Picture
     language: str
-    place: str
+    image: str
     topics: tuple[Topic, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A question of the probes, and what it is about."""
+class _Question:
+    """A probe question with its topic and picture."""
 
     ask: str
     topic: Topic
-    trained: Trained
+    trained: TrainedPicture
 
 
 def make_probes(
-    trained: Sequence[Trained],
+    trained: Sequence[TrainedPicture],
     conversations: Sequence[Conversation],
     others: Sequence[Picture],
     blank: Path,
     folder: Path,
     seed: int,
 ) -> list[Probe]:
-    """Probes of the groups picture, other-picture and blank; no question stands in any of the conversations.
+    """Probes of the groups picture, other-picture and blank; no conversation has one of these questions.
 
     Args:
-        others: pictures that are not trained on; those that are, by their bytes, are left out.
-        folder: that pictures are relative to.
+        others: pictures for the group other-picture; trained ones (same bytes) are skipped.
+        folder: base of the paths in `trained`.
     """
     questions = _held_out(trained, conversations, seed)
     first = [asked for asked, again in questions if not again]
     seen = {picture_hash(each.picture.path) for each in trained}
     others = [other for other in others if picture_hash(other.path) not in seen]
     probes = [
-        Probe(asked.ask, "picture", asked.topic.expect, asked.topic.reject, folder / asked.trained.place)
+        Probe(asked.ask, "picture", asked.topic.expect, asked.topic.reject, folder / asked.trained.image)
         for asked, _ in questions
     ]
     return [
-        *_distinct(probes, PICTURE),
-        *_distinct(_on_others([asked for asked in first if asked.topic.kind in ELSEWHERE], others), OTHER),
+        *_distinct(probes, MAX_PICTURE),
+        *_distinct(_on_others([asked for asked in first if asked.topic.kind in TRANSFERABLE], others), MAX_OTHER),
         *_distinct(
             (
                 Probe(asked.ask, "blank", reject=asked.topic.expect, image=blank)
                 for asked in first
-                if asked.topic.kind in ELSEWHERE - {"absent"} and not asked.topic.reject
+                if asked.topic.kind in TRANSFERABLE - {"absent"} and not asked.topic.reject
             ),
-            BLANK,
+            MAX_BLANK,
         ),
     ]
 
 
 def write_probes(path: Path, probes: Iterable[Probe]) -> None:
-    """Write a probe file, pictures relative to it, a probe a line."""
+    """Write a probe file, one probe a line, picture paths relative to the file."""
     head = (
         "# Questions on pictures that no dialogue of the dataset asks in these words; `twinlens compare` asks them.\n"
     )
@@ -103,48 +103,43 @@ def write_probes(path: Path, probes: Iterable[Probe]) -> None:
 
 
 def _held_out(
-    trained: Sequence[Trained], conversations: Sequence[Conversation], seed: int
-) -> list[tuple[_Asked, bool]]:
-    """Questions that were not trained on: one for each topic, kinds and pictures taking turns, and then second ones."""
+    trained: Sequence[TrainedPicture], conversations: Sequence[Conversation], seed: int
+) -> list[tuple[_Question, bool]]:
+    """Held-out questions with whether each is the second of its topic; kinds and pictures alternate."""
     asked = {
         fold(turn.content.replace(DEFAULT_IMAGE_TOKEN, "").strip())
         for each in conversations
         for turn in each.turns
         if turn.role == "user"
     }
-    rounds: tuple[list[list[_Asked]], list[list[_Asked]]] = ([], [])
+    rounds: tuple[list[list[_Question]], list[list[_Question]]] = ([], [])
     for number, each in enumerate(trained):
-        draw = random.Random(f"{seed} {each.language} {each.picture.image} probes")
-        by_kind: tuple[dict[str, list[_Asked]], dict[str, list[_Asked]]] = ({}, {})
+        rng = random.Random(f"{seed} {each.language} {each.picture.image} probes")
+        by_kind: tuple[dict[str, list[_Question]], dict[str, list[_Question]]] = ({}, {})
         for topic in each.topics:
             ways = [ask for ask in topic.held_out if fold(ask) not in asked]
             if topic.expect:
-                for found, ask in zip(by_kind, _preferred(topic, ways, draw), strict=False):
-                    found.setdefault(topic.kind, []).append(_Asked(ask, topic, each))
+                if topic.kind != "fact":  # of a fact, the first is the user's own other question
+                    ways = rng.sample(ways, len(ways))
+                for found, ask in zip(by_kind, ways, strict=False):
+                    found.setdefault(topic.kind, []).append(_Question(ask, topic, each))
         for found, kinds in zip(rounds, by_kind, strict=True):
             values = list(kinds.values())
             start = number % max(len(values), 1)  # many pictures do not all begin with the same kind of question
-            found.append(list(_turns(values[start:] + values[:start])))
-    first, second = (list(_turns(found)) for found in rounds)
+            found.append(list(_interleave(values[start:] + values[:start])))
+    first, second = (list(_interleave(found)) for found in rounds)
     return [(asked, False) for asked in first] + [(asked, True) for asked in second]
 
 
-def _preferred(topic: Topic, ways: list[str], draw: random.Random) -> list[str]:
-    """In some order; a fact's own other question, which people wrote, comes first."""
-    if topic.kind == "fact":
-        return ways
-    return draw.sample(ways, len(ways))
-
-
-def _on_others(questions: Sequence[_Asked], others: Sequence[Picture]) -> Iterator[Probe]:
-    """Every question on every other picture where it can tell looking from reciting, the pictures taking turns."""
+def _on_others(questions: Sequence[_Question], others: Sequence[Picture]) -> Iterator[Probe]:
+    """Probes of every question on every other picture where the trained answer would be wrong; pictures alternate."""
     languages = {asked.trained.language for asked in questions}
     known = {
         (other.image, language): {(topic.kind, topic.subject): topic for topic in topics_of(other, language)}
         for other in others
         for language in languages
     }
-    true = {(other.image, language): true_of(other, language) for other in others for language in languages}
+    true = {(other.image, language): true_words(other, language) for other in others for language in languages}
     for turn in range(len(others)):
         for index, asked in enumerate(questions):
             other = others[(index + turn) % len(others)]
@@ -154,12 +149,12 @@ def _on_others(questions: Sequence[_Asked], others: Sequence[Picture]) -> Iterat
                 yield probe
 
 
-def _on_other(asked: _Asked, other: Picture, known: dict[tuple[str, str], Topic], true: str) -> Probe | None:
+def _on_other(asked: _Question, other: Picture, known: dict[tuple[str, str], Topic], true: str) -> Probe | None:
     topic = asked.topic
     own = known.get((topic.kind, topic.subject))
     if topic.kind in ("present", "absent"):
         own = known.get(("present", topic.subject)) or known.get(("absent", topic.subject))
-        if own is None or own.kind == topic.kind:  # not known whether it is there, or the same answer is right
+        if own is None or own.kind == topic.kind:  # presence is unknown, or the same answer is right
             return None
     expect, reject = (own.expect, own.reject) if own is not None else ((), ())
     parrot = tuple(value for value in topic.expect if value not in expect and not mentions(true, value))
@@ -170,7 +165,7 @@ def _on_other(asked: _Asked, other: Picture, known: dict[tuple[str, str], Topic]
 
 
 def _distinct(probes: Iterable[Probe], most: int) -> list[Probe]:
-    """The first so many that ask something else, or of another picture."""
+    """The first `most` probes with distinct question and picture."""
     found: dict[tuple[str, Path | None], Probe] = {}
     for probe in probes:
         if len(found) == most:
@@ -179,7 +174,7 @@ def _distinct(probes: Iterable[Probe], most: int) -> list[Probe]:
     return list(found.values())
 
 
-def _turns(lists: Sequence[Sequence[Item]]) -> Iterator[Item]:
-    """One item of each list, then the next of each."""
+def _interleave(lists: Sequence[Sequence[Item]]) -> Iterator[Item]:
+    """The first item of each list, then the second of each, and so on."""
     for row in zip_longest(*lists):
         yield from (item for item in row if item is not None)

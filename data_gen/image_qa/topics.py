@@ -1,4 +1,4 @@
-"""What a picture can be asked: every topic with its questions, those kept for probes, and its answers."""
+"""Question topics of a picture: training questions, held-out questions for probes, answers, expected words."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,19 +12,19 @@ from data_gen.names import fold
 from tuning.evaluation.probes import mentions_any
 from tuning.paths import shipped_file
 
-GAP = re.compile(r"\{(\w+)\}")
-BORROWED = 2  # nouns of other pictures that are asked after, beside what FACTS says is absent
+FIELD = re.compile(r"\{(\w+)\}")
+MAX_BORROWED = 2  # nouns of other pictures used as absent, besides the `absent` of the facts file
 
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """A kind of question in one language, gaps and all.
+    """Phrase templates of one kind of question in one language.
 
     Args:
-        questions: trained on; `plural` in their place where the thing is many and there are any.
-        follow_ups: refer back to what was just spoken of.
+        questions: for training; `plural`, if any, replaces them for several objects.
+        follow_ups: refer to the subject of the previous round.
         held_out: for probes, never trained on.
-        expect: what a right answer holds, for kinds that always have the same; `reject` what it must not.
+        expect: words of a correct answer, for kinds where these are fixed; `reject`: words of a wrong one.
     """
 
     questions: tuple[str, ...] = ()
@@ -38,12 +38,12 @@ class Phrases:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One thing that can be asked about a picture, gaps filled.
+    """One topic of a picture, with filled phrases.
 
     Args:
-        kind: of question, as the phrase bank has them.
-        subject: folded name of the thing, or the fact's question; empty where it is the whole picture.
-        needed: whether some dialogue must ask it.
+        kind: key of the phrase bank.
+        subject: folded name of the object, or the question of the fact; empty for the picture as a whole.
+        needed: at least one dialogue must ask it.
     """
 
     kind: str
@@ -62,7 +62,7 @@ Bank = Mapping[str, Phrases]
 
 @lru_cache(maxsize=2)
 def read_bank(language: str) -> Bank:
-    """The shipped phrases of one language, by kind."""
+    """The shipped phrase bank of one language, by kind."""
     from ruamel.yaml import YAML
 
     yaml: Any = YAML(typ="safe")
@@ -74,27 +74,27 @@ def read_bank(language: str) -> Bank:
 
 
 def topics_of(picture: Picture, language: str, nouns: Sequence[str] = ()) -> tuple[Topic, ...]:
-    """Everything that can be asked about a picture; the same question is never asked of two topics' facts.
+    """All topics of a picture; a question that the facts file answers belongs to its fact only.
 
     Args:
-        nouns: of other pictures; those that nothing here speaks of are asked after as absent.
+        nouns: objects of other pictures; those that this picture does not mention serve as absent objects.
     """
     bank = read_bank(language)
     topics = [*_whole(picture, bank, language)]
     for thing in picture.objects:
-        topics += _seen(thing, _told_of(thing, picture, language), bank, language)
+        topics += _seen(thing, _words_of_facts(thing, picture, language), bank, language)
     for fact in picture.facts:
         topics += _known(fact, bank, language)
-    spoken = true_of(picture, language)
+    spoken = true_words(picture, language)
     borrowed = [noun for noun in nouns if not mentions_any(spoken, wording.name_words(Thing(noun), language))]
-    for index, noun in enumerate([*picture.absent, *_others(borrowed, picture.absent)[:BORROWED]]):
+    for index, noun in enumerate([*picture.absent, *_others(borrowed, picture.absent)[:MAX_BORROWED]]):
         topics += absent_topics(Thing(noun), language, needed=index == 0)
     own = {fold(question) for fact in picture.facts for question in (fact.ask, *fact.also)}
     return tuple(topic if topic.kind == "fact" else _without(topic, own) for topic in topics)
 
 
-def true_of(picture: Picture, language: str) -> str:
-    """All words that are true of a picture, as one text to look them up in."""
+def true_words(picture: Picture, language: str) -> str:
+    """All words that are true of a picture, as one text for `mentions`."""
     words = [picture.caption or "", *picture.text]
     for thing in picture.objects:
         words += [*wording.name_words(thing, language), thing.color or "", thing.place or ""]
@@ -119,13 +119,13 @@ def _whole(picture: Picture, bank: Bank, language: str) -> Iterator[Topic]:
         yield _topic("text", "", bank, {"texts": wording.quoted(picture.text, language)}, picture.text, needed=True)
 
 
-def _told_of(thing: Thing, picture: Picture, language: str) -> tuple[str, ...]:
-    """Words of the facts that are about a thing: who is asked to say something of it may well tell one of them."""
+def _words_of_facts(thing: Thing, picture: Picture, language: str) -> tuple[str, ...]:
+    """Words of the facts about an object; an answer about the object may contain them."""
     names = wording.name_words(thing, language)
     return tuple(word for fact in picture.facts if mentions_any(fact.ask, names) for word in wording.fact_words(fact))
 
 
-def _seen(thing: Thing, told: tuple[str, ...], bank: Bank, language: str) -> Iterator[Topic]:
+def _seen(thing: Thing, fact_words: tuple[str, ...], bank: Bank, language: str) -> Iterator[Topic]:
     subject, values = fold(wording.bare(thing.name)), wording.fields(thing, language)
     color = wording.color_words(thing.color, language) if thing.color else ()
     place = wording.place_words(thing.place, thing.name) if thing.place else ()
@@ -138,18 +138,18 @@ def _seen(thing: Thing, told: tuple[str, ...], bank: Bank, language: str) -> Ite
         yield _topic("where", subject, bank, values, place, needed=True)
     if count:
         counted = _topic("count", subject, bank, values, count, needed=True)
-        yield counted if thing.count != 1 else replace(counted, follow_ups=())  # nobody counts "them" when it is one
+        yield counted if thing.count != 1 else replace(counted, follow_ups=())  # "them" does not fit one object
     if color:
         where = f" {values['place']}" if language == "en" else f"，在{values['place']}"
-        yield _topic("about", subject, bank, values | {"where": where if place else ""}, (*color, *place, *told))
+        yield _topic("about", subject, bank, values | {"where": where if place else ""}, (*color, *place, *fact_words))
     if color or place or count:
         yield _topic("seen", subject, bank, values)
 
 
 def _known(fact: Fact, bank: Bank, language: str) -> Iterator[Topic]:
-    """With several ways to ask, the last is kept for probes."""
+    """Topics of a fact; with several questions, the last one is held out for probes."""
     asked = (fact.ask, *fact.also)
-    trained, kept = (asked[:-1], asked[-1:]) if fact.also else (asked, ())
+    trained, held_out = (asked[:-1], asked[-1:]) if fact.also else (asked, ())
     answer = wording.sentence(fact.answer)
     phrases = bank["fact"]
     fillings = [{"ask": ask, "then": wording.continued(ask), "answer": answer} for ask in trained]
@@ -158,7 +158,7 @@ def _known(fact: Fact, bank: Bank, language: str) -> Iterator[Topic]:
         subject=fold(fact.ask),
         questions=tuple(_fill(phrase, values) for phrase in phrases.questions for values in fillings),
         follow_ups=(),
-        held_out=(*kept, *(_fill(phrase, fillings[0]) for phrase in phrases.held_out)),
+        held_out=(*held_out, *(_fill(phrase, fillings[0]) for phrase in phrases.held_out)),
         answers=(answer,),
         expect=wording.fact_words(fact),
         needed=True,
@@ -170,7 +170,7 @@ def _known(fact: Fact, bank: Bank, language: str) -> Iterator[Topic]:
 
 
 def absent_topics(thing: Thing, language: str, *, needed: bool = False) -> tuple[Topic, Topic]:
-    """Of something that is not there: whether it is, and questions that take it for granted."""
+    """Topics of an absent object: whether it is there, and questions that presuppose it."""
     bank = read_bank(language)
     subject, values = fold(wording.bare(thing.name)), wording.fields(thing, language)
     many = values.get("is") == "are"
@@ -211,13 +211,13 @@ def _topic(
 
 
 def _fill(phrase: str, values: Mapping[str, str]) -> str:
-    """Gaps are filled in one pass, so that braces in what people wrote stay as they are."""
-    text = GAP.sub(lambda gap: values[gap[1]], phrase)
+    """Fill a phrase in one pass, so that braces in user text stay as they are."""
+    text = FIELD.sub(lambda gap: values[gap[1]], phrase)
     return text[:1].upper() + text[1:]
 
 
 def _without(topic: Topic, asked: set[str]) -> Topic:
-    """The topic without the questions that FACTS answers in its own words."""
+    """The topic without the questions of the facts file."""
 
     def kept(questions: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(question for question in questions if fold(question) not in asked)

@@ -1,4 +1,4 @@
-"""The little grammar that phrases about pictures need, in English and Chinese, and the words an answer is known by."""
+"""Grammar helpers for English and Chinese phrases (articles, plurals, lists), and expected words of answers."""
 
 import difflib
 import re
@@ -24,7 +24,7 @@ def _words() -> dict[str, Any]:
 
 
 def fields(thing: Thing, language: str) -> dict[str, str]:
-    """What the gaps of a phrase about a thing are filled with."""
+    """Values for the fields of a phrase about an object."""
     return _english(thing) if language == "en" else _chinese(thing)
 
 
@@ -125,7 +125,7 @@ def place_words(place: str, name: str) -> tuple[str, ...]:
 
 
 def answer_words(text: str, question: str) -> tuple[str, ...]:
-    """What an answer says beyond its question: names and numbers, or else whatever words are new."""
+    """Words of an answer that its question lacks: names and numbers, or else other new words."""
     if IN_CJK.search(text):
         return _new_chinese(text, question)
     first, *rest = re.findall(r"\w+(?:[.,'’:-]\w+)*", text) or [""]
@@ -148,7 +148,7 @@ def content_words(text: str) -> tuple[str, ...]:
 
 
 def fact_words(fact: Fact) -> tuple[str, ...]:
-    """What a right answer to a fact holds."""
+    """Words of which a correct answer to a fact holds one."""
     return fact.expect or answer_words(fact.answer, fact.ask)
 
 

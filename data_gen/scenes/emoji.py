@@ -1,4 +1,4 @@
-"""Emoji pictures as objects of a scene: cut out, named by their colour, or given one."""
+"""Emoji sprites for scenes: cropped object with its named color, or recolored to a named color."""
 
 import colorsys
 from collections import Counter
@@ -13,8 +13,8 @@ from tuning.errors import DataError
 
 RGB = tuple[int, int, int]
 
-# Far enough apart to be told from each other on a shaded object.
-COLOURS: dict[str, RGB] = {
+# Colors that stay distinguishable on a shaded object.
+COLORS: dict[str, RGB] = {
     "red": (214, 30, 38),
     "orange": (247, 128, 16),
     "yellow": (250, 214, 30),
@@ -26,39 +26,39 @@ COLOURS: dict[str, RGB] = {
     "black": (34, 34, 38),
     "white": (238, 238, 240),
 }
-# Where shade and light end, as shares of black and white mixed in; deep orange would be brown, a shaded white grey.
-DEPTHS = {"red": (0.5, 0.18), "black": (0.8, 0.22), "white": (0.28, 0.9), "orange": (0.32, 0.32), "pink": (0.36, 0.32)}
-GREY: RGB = (138, 138, 140)  # a ground, never an object: shading makes every black or white one partly grey
-LARGEST = 160  # pixels of an object's longer side, at most
-CLEAR = 0.6  # share of an object's pixels that one colour must have to be called its colour
-ALPHA_SEEN = 128
+# Shares of black in the darkest and of white in the lightest pixel. More black would turn orange to brown.
+SHADING = {"red": (0.5, 0.18), "black": (0.8, 0.22), "white": (0.28, 0.9), "orange": (0.32, 0.32), "pink": (0.36, 0.32)}
+GRAY: RGB = (138, 138, 140)  # for backgrounds only: shaded black and white objects are partly gray
+MAX_SIDE = 160  # pixels of a sprite's longer side
+MIN_COLOR_SHARE = 0.6  # share of a sprite's pixels that its named color needs
+MIN_ALPHA = 128  # a pixel above it counts as visible
 
 
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    """An object cut out of its picture.
+    """An object cropped from its emoji picture.
 
     Args:
-        picture: RGBA, at most `LARGEST` pixels a side, no empty rim.
-        shares: how much of it has each named colour; what is between two names is left out.
+        picture: RGBA, at most `MAX_SIDE` pixels a side, without transparent margins.
+        shares: share of the pixels for each named color; pixels between two names are not counted.
     """
 
     picture: Image.Image
     shares: dict[str, float]
 
     @property
-    def colour(self) -> str | None:
-        """The colour that a person would call it by, where one is clear."""
-        name = max(self.shares, key=lambda each: self.shares[each], default=None)
-        return name if name in COLOURS and self.shares[name] >= CLEAR else None
+    def color(self) -> str | None:
+        """The color that at least `MIN_COLOR_SHARE` of the pixels have, or None."""
+        name = max(self.shares, key=lambda color: self.shares[color], default=None)
+        return name if name in COLORS and self.shares[name] >= MIN_COLOR_SHARE else None
 
 
 @cache
 def load_sprite(file: Path) -> Sprite:
-    """Cut an object out of its picture.
+    """Read and crop an emoji picture.
 
     Raises:
-        DataError: the file is no picture, or shows nothing.
+        DataError: the file cannot be decoded, or is fully transparent.
     """
     try:
         opened: Image.Image = Image.open(file)
@@ -69,18 +69,18 @@ def load_sprite(file: Path) -> Sprite:
     if box is None:
         raise DataError(f"{file}: shows nothing; unpack the emoji pictures again.")
     picture = picture.crop(box)
-    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     return Sprite(picture, _shares(picture))
 
 
-def colourise(picture: Image.Image, colour: str) -> Image.Image:
-    """The same object in one named colour: light and shade and outline stay, its own colours go."""
+def colorize(picture: Image.Image, color: str) -> Image.Image:
+    """The sprite recolored to one named color; shading and outline stay."""
     alpha = picture.getchannel("A")
-    seen = _above(alpha, ALPHA_SEEN)
-    light = ImageOps.autocontrast(picture.convert("L"), cutoff=1, mask=seen)
-    middle = min(max(_median(light, seen), 40), 215)
-    base = COLOURS[colour]
-    dark, bright = DEPTHS.get(colour, (0.55, 0.32))
+    visible = _above(alpha, MIN_ALPHA)
+    light = ImageOps.autocontrast(picture.convert("L"), cutoff=1, mask=visible)
+    middle = min(max(_median(light, visible), 40), 215)
+    base = COLORS[color]
+    dark, bright = SHADING.get(color, (0.55, 0.32))
     painted = ImageOps.colorize(
         light, black=_mix(base, (0, 0, 0), dark), mid=base, white=_mix(base, (255, 255, 255), bright), midpoint=middle
     )
@@ -88,13 +88,13 @@ def colourise(picture: Image.Image, colour: str) -> Image.Image:
     return painted
 
 
-def name_colour(red: int, green: int, blue: int) -> str | None:
-    """What a person calls a colour (0 to 255 each): one of `COLOURS`, `gray`, or None between two names."""
+def color_name(red: int, green: int, blue: int) -> str | None:
+    """The name of an RGB color (0 to 255 each): one of `COLORS`, `gray`, or None between two names."""
     hue, saturation, value = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
     degrees = hue * 360
     if value < 0.26 or (value < 0.34 and saturation < 0.35):
         return "black"
-    if saturation < (0.28 if 200 <= degrees < 300 else 0.17):  # their whites have violet shadows
+    if saturation < (0.28 if 200 <= degrees < 300 else 0.17):  # white emoji have violet shadows
         return "white" if value > 0.8 else "gray"
     if degrees < 50 and value < 0.68 and saturation > 0.25:
         return "brown" if degrees > 8 or saturation < 0.62 else "red"
@@ -110,14 +110,14 @@ def name_colour(red: int, green: int, blue: int) -> str | None:
 def _shares(picture: Image.Image) -> dict[str, float]:
     small = picture.resize((32, 32))
     pixels = cast(list[tuple[int, int, int, int]], list(small.get_flattened_data()))
-    counts = Counter(name_colour(*pixel[:3]) for pixel in pixels if pixel[3] > ALPHA_SEEN)
+    counts = Counter(color_name(*pixel[:3]) for pixel in pixels if pixel[3] > MIN_ALPHA)
     total = sum(counts.values()) or 1
     return {name: count / total for name, count in counts.items() if name is not None}
 
 
-def _above(channel: Image.Image, least: int) -> Image.Image:
-    """White where a channel is above `least`, else black."""
-    return channel.point([0] * (least + 1) + [255] * (255 - least))
+def _above(channel: Image.Image, threshold: int) -> Image.Image:
+    """A mask: white where the channel is above `threshold`, else black."""
+    return channel.point([0] * (threshold + 1) + [255] * (255 - threshold))
 
 
 def _median(light: Image.Image, mask: Image.Image) -> int:
@@ -131,6 +131,6 @@ def _median(light: Image.Image, mask: Image.Image) -> int:
 
 
 def _mix(first: RGB, second: RGB, share: float) -> RGB:
-    """`share` of the second colour in the first."""
+    """`share` of the second color in the first."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue

@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible chat endpoint about a picture, and saying plainly why that failed."""
+"""Client of an OpenAI-compatible chat endpoint: one request about a picture, errors turned into sentences."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, ValidationError
 
-from data_gen.image_qa.teacher.replies import Unusable
+from data_gen.image_qa.teacher.replies import InvalidReply
 from tuning.errors import ConfigError, DeviceError, KitError
 
 if TYPE_CHECKING:
@@ -15,58 +15,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """Which model is asked, and how patiently.
+    """A teacher model and its request settings.
 
     Args:
-        url: that `/chat/completions` follows.
-        model: as the server names it.
-        key_name: environment variable that holds the API key; `key` is what it holds, None where nothing.
-        timeout: seconds that the server may be silent.
-        retries: of a request that failed on its way, with growing pauses or the pause that the server asks for.
-        attempts: at one dialogue, each told what was wrong with the one before.
-        longest: answer, in tokens.
+        url: base URL, without `/chat/completions`.
+        model: name on the server.
+        api_key_env: environment variable of the API key; `key` is its value, None if unset.
+        timeout: in seconds.
+        retries: of a failed request, with exponential backoff or the Retry-After of the server.
+        attempts: requests for one dialogue; each prompt names the error of the previous reply.
+        max_tokens: of the reply.
     """
 
     url: str
     model: str
-    key_name: str = "OPENAI_API_KEY"
+    api_key_env: str = "OPENAI_API_KEY"
     key: str | None = field(default=None, repr=False)
     timeout: float = 300.0
     retries: int = 4
     attempts: int = 3
-    longest: int = 4096
+    max_tokens: int = 4096
 
 
-def check_teacher(url: str, model: str, key_name: str, key: str | None) -> Teacher:
-    """A teacher whose URL can be one.
+def make_teacher(url: str, model: str, api_key_env: str, key: str | None) -> Teacher:
+    """A teacher with checked URL and key.
 
     Args:
-        url: of the server; without a path it gets `/v1`, and what follows that may be there or not.
-        key: what the environment variable `key_name` holds.
+        url: of the server; `/v1` is added if it has no path, `/chat/completions` is removed.
+        key: value of the environment variable `api_key_env`.
 
     Raises:
-        ConfigError: the URL is none, or holds a password, which would be written down with it.
+        ConfigError: the URL is not valid, or holds a password, which the card would record.
     """
     try:
         parts = urlsplit(url)
-        named, secret, _ = parts.hostname, parts.password or parts.username, parts.port
+        host, secret, _ = parts.hostname, parts.password or parts.username, parts.port
     except ValueError:
-        parts, named, secret = urlsplit(""), None, None
-    if parts.scheme not in ("http", "https") or not named or parts.query or parts.fragment:
-        raise ConfigError(f"--teacher {url}: is no address of a server; write it as http://localhost:8000/v1.")
+        parts, host, secret = urlsplit(""), None, None
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise ConfigError(f"--teacher {url}: is not the address of a server; write it as http://localhost:8000/v1.")
     if secret:
         raise ConfigError(
             "--teacher: holds a name or password; put the key in an environment variable (--api-key-env)."
         )
     key = (key or "").strip() or None
     if key is not None and not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"--api-key-env {key_name}: that variable holds signs that no API key has; set it anew.")
+        raise ConfigError(
+            f"--api-key-env {api_key_env}: that variable holds characters that no API key has; set it again."
+        )
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
-    return Teacher(f"{parts.scheme}://{parts.netloc}{path}", model, key_name, key)
+    return Teacher(f"{parts.scheme}://{parts.netloc}{path}", model, api_key_env, key)
 
 
 def connect(teacher: Teacher) -> "openai.OpenAI":
-    """The client, which sends nothing yet.
+    """The client; no request is sent yet.
 
     Raises:
         ConfigError: its package is not installed.
@@ -79,7 +81,7 @@ def connect(teacher: Teacher) -> "openai.OpenAI":
         ) from error
     return openai.OpenAI(
         base_url=teacher.url,
-        api_key=teacher.key or "none",  # the client wants one; without a key, no header is sent
+        api_key=teacher.key or "none",  # the client requires a value; without a key, no header is sent
         max_retries=teacher.retries,
         timeout=openai.Timeout(teacher.timeout, connect=min(teacher.timeout, 10.0)),
     )
@@ -98,12 +100,12 @@ class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
 
 
-def ask(client: "openai.OpenAI", teacher: Teacher, uri: str, prompt: str, seed: int) -> str:
-    """What the teacher says.
+def request_reply(client: "openai.OpenAI", teacher: Teacher, uri: str, prompt: str, seed: int) -> str:
+    """The reply of the teacher to a picture (data URI) and a prompt.
 
     Raises:
-        Unusable: nothing, or only the beginning of it.
-        ConfigError, DeviceError: the request failed for good.
+        InvalidReply: the reply is empty or was cut off.
+        ConfigError, DeviceError: the request failed after all retries.
     """
     import openai
 
@@ -120,46 +122,46 @@ def ask(client: "openai.OpenAI", teacher: Teacher, uri: str, prompt: str, seed: 
                 }
             ],
             seed=seed,
-            max_completion_tokens=teacher.longest,
+            max_completion_tokens=teacher.max_tokens,
             extra_headers={} if teacher.key else {"Authorization": openai.Omit()},
         )
     except openai.APIError as error:
-        raise _for_people(error, teacher) from error
+        raise _to_kit_error(error, teacher) from error
     try:
         first = _Completion.model_validate_json(response.text).choices[0]
     except ValidationError as error:
         raise ConfigError(
-            f"{teacher.url}: answers, but not as an OpenAI-compatible chat endpoint does; check --teacher."
+            f"{teacher.url}: answers, but not as an OpenAI-compatible chat endpoint; check --teacher."
         ) from error
     if first.finish_reason == "length":
-        raise Unusable("the reply was cut off because it was too long; write shorter")
+        raise InvalidReply("the reply was cut off because it was too long; write shorter")
     if not first.message.content:
-        raise Unusable("the reply was empty")
+        raise InvalidReply("the reply was empty")
     return first.message.content
 
 
-def _for_people(error: "openai.APIError", teacher: Teacher) -> KitError:
-    """What to change, in one sentence; the key is in none."""
+def _to_kit_error(error: "openai.APIError", teacher: Teacher) -> KitError:
+    """One sentence with the fix; never with the key."""
     import openai
 
     url = teacher.url
     if isinstance(error, openai.APITimeoutError):
         return DeviceError(
-            f"{url}: did not answer within {teacher.timeout:g} seconds, {teacher.retries + 1} times; see whether the "
-            "server still works, then run the same command again."
+            f"{url}: did not answer within {teacher.timeout:g} seconds, {teacher.retries + 1} times; check that "
+            "the server works, then run the same command again."
         )
     if not isinstance(error, openai.APIStatusError):
         reason = str(error.__cause__ or error)
-        return DeviceError(f"{url}: cannot be reached ({reason}); start the server there or mend --teacher.")
+        return DeviceError(f"{url}: cannot be reached ({reason}); start the server or fix --teacher.")
     code = error.status_code
-    reason = _reason(error, teacher)
+    reason = _server_message(error, teacher)
     if code in (401, 403):
         if teacher.key is None:
             return ConfigError(
-                f"{url}: wants an API key ({code}) and {teacher.key_name} is not set; set it, or name another "
+                f"{url}: needs an API key ({code}) and {teacher.api_key_env} is not set; set it, or name another "
                 "variable with --api-key-env."
             )
-        return ConfigError(f"{url}: refuses the API key in {teacher.key_name} ({code}); set that variable anew.")
+        return ConfigError(f"{url}: refuses the API key in {teacher.api_key_env} ({code}); set that variable again.")
     if code == 404:
         return ConfigError(f"{url}: knows no model {teacher.model} (404{reason}); check --model and --teacher.")
     if code == 429:
@@ -173,11 +175,11 @@ def _for_people(error: "openai.APIError", teacher: Teacher) -> KitError:
     )
 
 
-def _reason(error: "openai.APIStatusError", teacher: Teacher) -> str:
-    """The server's own words, on one line and not many, without the key should they repeat it."""
+def _server_message(error: "openai.APIStatusError", teacher: Teacher) -> str:
+    """The error message of the server on one line, at most 200 characters, without the key."""
     body: object = error.body
-    told = cast(dict[str, Any], body) if isinstance(body, dict) else {}
-    words = " ".join(str(told.get("message") or told.get("detail") or error.message).split())
+    fields = cast(dict[str, Any], body) if isinstance(body, dict) else {}
+    message = " ".join(str(fields.get("message") or fields.get("detail") or error.message).split())
     if teacher.key:
-        words = words.replace(teacher.key, "***")
-    return f": {words[:200]}" if words else ""
+        message = message.replace(teacher.key, "***")
+    return f": {message[:200]}" if message else ""

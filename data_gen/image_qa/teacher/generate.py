@@ -1,7 +1,7 @@
-"""A teacher: a model behind an OpenAI-compatible chat endpoint that is shown pictures and writes dialogues on them.
+"""Teacher dialogues: requests to a multimodal model behind an OpenAI-compatible endpoint, checked and stored.
 
-It is told what is known of a picture, and answers with JSON that is checked. Each dialogue is one request and is kept
-as soon as it is good, so that a run that was stopped goes on where it was and the next run asks only what is missing.
+The prompt holds the facts on a picture; the reply is JSON. Each valid dialogue is stored at once, so that the next run
+requests only the missing ones.
 """
 
 import base64
@@ -11,15 +11,15 @@ import json
 import logging
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_gen.image_qa.facts import Picture
-from data_gen.image_qa.teacher.client import Teacher, ask, connect
-from data_gen.image_qa.teacher.replies import Rounds, Unusable, read_rounds, same_question
-from data_gen.image_qa.teacher.store import Kept, keep, read_kept
+from data_gen.image_qa.teacher.client import Teacher, connect, request_reply
+from data_gen.image_qa.teacher.replies import InvalidReply, Rounds, parse_rounds, question_key
+from data_gen.image_qa.teacher.store import StoredDialogue, append_dialogue, read_dialogues
 from tuning.data.conversation import Conversation, image_dialogue
 from tuning.data.pictures import open_picture, picture_hash
 from tuning.errors import Interrupted
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("twinlens")
 
-LONGEST_SIDE = 768  # pixels
-SPOKEN = {"en": "English", "zh": "Chinese"}
-# What the dialogues on one picture begin with, in turn, so that they differ.
+MAX_SIDE = 768  # pixels
+LANGUAGE_NAMES = {"en": "English", "zh": "Chinese"}
+# Openings of the dialogues about one picture, used in turn so that the dialogues differ.
 OPENINGS = (
     "asking for a description of the picture",
     "asking what a certain thing in it is",
@@ -51,16 +51,16 @@ exactly {rounds} rounds of one question and one answer. It begins with {opening}
 to an earlier answer. Answer in one to three sentences with what can be seen or is known, never with a guess, and \
 never speak of having been told facts.
 Reply with JSON alone, in this form: {{"rounds": [{{"question": "...", "answer": "..."}}]}}"""
-AGAIN = "An earlier reply could not be used: {fault}. Mind this."
+RETRY_PROMPT = "An earlier reply could not be used: {error}. Mind this."
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One dialogue that is to be had.
+class DialogueRequest:
+    """One dialogue to request.
 
     Args:
-        picture: what it is about; `digest` is its hash.
-        number: among the dialogues on that picture in that language, from 0.
+        digest: sha256 of the picture file.
+        number: index among the dialogues about that picture in that language, from 0.
     """
 
     picture: Picture
@@ -74,149 +74,147 @@ class Wanted:
     def prompt(self) -> str:
         return PROMPT.format(
             facts=facts_text(self.picture),
-            language=SPOKEN[self.language],
+            language=LANGUAGE_NAMES[self.language],
             rounds=self.rounds,
             opening=OPENINGS[self.number % len(OPENINGS)],
         )
 
 
 @dataclass(slots=True)
-class Lessons:
-    """What came of it: counts grow while the teacher is asked.
+class TeacherResult:
+    """Dialogues of a teacher, with counts that grow while requests run.
 
     Args:
-        teacher: who is asked.
-        wanted: dialogues in all.
-        conversations: good ones, their pictures named as FACTS names them.
-        kept: of them, those that were there already.
-        requests: that were made, not counting those that failed on their way and were made again.
-        left_out: dialogues that were given up, and `fault`, why the last of them was.
+        total: number of requested dialogues.
+        conversations: the valid dialogues; picture paths as in the facts file.
+        stored: number of them that an earlier run had stored.
+        requests: number of requests, without retries after failed connections.
+        left_out: dialogues without a valid reply; `error` is the reason of the last one.
     """
 
     teacher: Teacher
-    wanted: int
+    total: int
     conversations: list[Conversation] = field(default_factory=list[Conversation])
-    kept: int = 0
+    stored: int = 0
     requests: int = 0
     left_out: int = 0
-    fault: str | None = None
+    error: str | None = None
 
 
 def ask_teacher(
     teacher: Teacher,
     pictures: Sequence[Picture],
-    notes: Path,
+    store: Path,
     *,
     dialogues: int,
     rounds: int,
     languages: Sequence[str] = ("en",),
     seed: int = 0,
-    tell: Callable[[Lessons], None] = lambda _: None,
-) -> Lessons:
-    """Dialogues on the pictures, from `notes` where they are and else from the teacher, in the same order either way.
+    on_dialogue: Callable[[TeacherResult], None] = lambda _: None,
+) -> TeacherResult:
+    """Dialogues about the pictures, from the file `store` or else from the teacher, in an order that does not change.
 
     Args:
-        notes: JSONL file in which each good dialogue is kept at once.
-        dialogues: about each picture in each language, of exactly so many `rounds`.
-        tell: is called after each dialogue.
+        store: JSONL file to which each valid dialogue is appended at once.
+        dialogues: number for each picture and language, of exactly `rounds` rounds.
+        on_dialogue: called after each dialogue.
 
     Raises:
         ConfigError: the server refuses key, model or request.
-        DataError: `notes` or a picture cannot be read.
-        DeviceError: the server cannot be reached, fails or is silent; `notes` cannot be written.
-        Interrupted: by Ctrl-C; what was good is in `notes`.
+        DataError: `store` or a picture cannot be read.
+        DeviceError: the server cannot be reached, fails or times out; `store` cannot be written.
+        Interrupted: by Ctrl-C; the valid dialogues are in `store`.
     """
     plan = [
-        Wanted(picture, picture_hash(picture.path), number, rounds, language, seed)
+        DialogueRequest(picture, picture_hash(picture.path), number, rounds, language, seed)
         for language in languages
         for picture in pictures
         for number in range(dialogues)
     ]
-    lessons = Lessons(teacher, len(plan))
+    result = TeacherResult(teacher, len(plan))
     openings: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-    had = read_kept(notes)
+    stored = read_dialogues(store)
     client: openai.OpenAI | None = None
     try:
-        for wanted in plan:
-            key = _key(wanted, teacher.model)
-            begun = openings[wanted.language, wanted.digest]
-            lessons.kept += key in had
-            if key not in had:
-                client = client or _announced(teacher)
-                found = _one_dialogue(client, teacher, wanted, begun, lessons)
-                if found is not None:
-                    had[key] = found
-                    keep(notes, Kept(key, teacher.model, wanted.digest, seed, found))
-            if dialogue := had.get(key):
-                begun.add(same_question(dialogue[0][0]))
-                lessons.conversations.append(image_dialogue(dialogue, wanted.picture.image))
-            tell(lessons)
+        for request in plan:
+            key = _key(request, teacher.model)
+            openings_used = openings[request.language, request.digest]
+            result.stored += key in stored
+            if key not in stored:
+                client = client or _connect(teacher)
+                rounds_found = _request_dialogue(client, teacher, request, openings_used, result)
+                if rounds_found is not None:
+                    stored[key] = rounds_found
+                    append_dialogue(store, StoredDialogue(key, teacher.model, request.digest, seed, rounds_found))
+            if dialogue := stored.get(key):
+                openings_used.add(question_key(dialogue[0][0]))
+                result.conversations.append(image_dialogue(dialogue, request.picture.image))
+            on_dialogue(result)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted: {len(lessons.conversations)} of {lessons.wanted} dialogues of the teacher are in {notes}; "
+            f"interrupted: {len(result.conversations)} of {result.total} dialogues of the teacher are in {store}; "
             "the same command goes on from there."
         ) from None
     finally:
         if client is not None:
             client.close()
-    return lessons
+    return result
 
 
-def _announced(teacher: Teacher) -> "openai.OpenAI":
-    """A client, once it is said what goes where."""
-    key = f", with the key in {teacher.key_name}" if teacher.key else ""
+def _connect(teacher: Teacher) -> "openai.OpenAI":
+    """The client; logs first what is sent where."""
+    key = f", with the key in {teacher.api_key_env}" if teacher.key else ""
     log.info("pictures, and what is known of them, are sent to %s (model %s)%s", teacher.url, teacher.model, key)
     return connect(teacher)
 
 
 def facts_text(picture: Picture) -> str:
-    """What is known of a picture, a line for each thing, as the teacher reads it."""
-    return "\n".join(f"- {line}" for line in _facts_lines(picture))
-
-
-def _facts_lines(picture: Picture) -> Iterator[str]:
+    """The facts on a picture for the prompt, one line each."""
+    lines: list[str] = []
     if picture.caption:
-        yield picture.caption
+        lines.append(picture.caption)
     for thing in picture.objects:
         known = (("count", thing.count), ("colour", thing.color), ("place", thing.place))
-        told = ", ".join(f"{name}: {value}" for name, value in known if value is not None)
-        yield f"there is: {thing.name}" + (f" ({told})" if told else "")
+        details = ", ".join(f"{name}: {value}" for name, value in known if value is not None)
+        lines.append(f"there is: {thing.name}" + (f" ({details})" if details else ""))
     if picture.text:
-        yield "written in it: " + "; ".join(picture.text)
-    for fact in picture.facts:
-        yield f"{fact.ask} {fact.answer}" + (f" (source: {fact.source})" if fact.source else "")
+        lines.append("written in it: " + "; ".join(picture.text))
+    lines += [
+        f"{fact.ask} {fact.answer}" + (f" (source: {fact.source})" if fact.source else "") for fact in picture.facts
+    ]
     if picture.absent:
-        yield "not in it: " + ", ".join(picture.absent)
+        lines.append("not in it: " + ", ".join(picture.absent))
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def picture_uri(picture: Picture) -> str:
-    """The picture as a JPEG in a data URI, its longest side at most `LONGEST_SIDE`, without what a camera noted."""
+    """The picture as a JPEG data URI, longest side at most `MAX_SIDE`, without EXIF."""
     pixels = open_picture(picture.path, picture.where)
-    pixels.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    pixels.thumbnail((MAX_SIDE, MAX_SIDE))
     stream = io.BytesIO()
     pixels.save(stream, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def _one_dialogue(
-    client: "openai.OpenAI", teacher: Teacher, wanted: Wanted, openings: set[str], lessons: Lessons
+def _request_dialogue(
+    client: "openai.OpenAI", teacher: Teacher, request: DialogueRequest, openings: set[str], result: TeacherResult
 ) -> Rounds | None:
-    """One good dialogue, or None when all attempts at it failed."""
-    fault = ""
-    uri = picture_uri(wanted.picture)
+    """One valid dialogue, or None after `teacher.attempts` invalid replies."""
+    problem = ""
+    uri = picture_uri(request.picture)
     for attempt in range(teacher.attempts):
-        prompt = wanted.prompt + ("\n" + AGAIN.format(fault=fault) if fault else "")
-        seed = random.Random(f"{wanted.seed} {wanted.number} {attempt}").getrandbits(31)
+        prompt = request.prompt + ("\n" + RETRY_PROMPT.format(error=problem) if problem else "")
+        seed = random.Random(f"{request.seed} {request.number} {attempt}").getrandbits(31)
         try:
-            lessons.requests += 1
-            return read_rounds(ask(client, teacher, uri, prompt, seed), wanted.rounds, openings)
-        except Unusable as error:
-            fault = str(error)
-    lessons.left_out += 1
-    lessons.fault = fault
+            result.requests += 1
+            return parse_rounds(request_reply(client, teacher, uri, prompt, seed), request.rounds, openings)
+        except InvalidReply as error:
+            problem = str(error)
+    result.left_out += 1
+    result.error = problem
     return None
 
 
-def _key(wanted: Wanted, model: str) -> str:
-    asked = [wanted.digest, wanted.prompt, wanted.number, model, wanted.seed]
-    return hashlib.sha256(json.dumps(asked).encode("ascii")).hexdigest()
+def _key(request: DialogueRequest, model: str) -> str:
+    key = [request.digest, request.prompt, request.number, model, request.seed]
+    return hashlib.sha256(json.dumps(key).encode("ascii")).hexdigest()

@@ -1,4 +1,4 @@
-"""Dialogues that a teacher wrote, kept one a line as soon as they are good."""
+"""Store of teacher dialogues: one JSONL file, each valid dialogue appended at once."""
 
 import json
 import os
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from data_gen.image_qa.teacher.replies import Rounds, Unusable, check_rounds
+from data_gen.image_qa.teacher.replies import InvalidReply, Rounds, check_rounds
 from tuning.errors import DataError, DeviceError
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """One dialogue.
+class StoredDialogue:
+    """One line of the store.
 
     Args:
-        key: hash of all that its request depends on.
+        key: hash of everything that its request depends on.
         picture: hash of the picture.
     """
 
@@ -26,36 +26,38 @@ class Kept:
     rounds: Rounds
 
 
-def notes_path(out: Path) -> Path:
+def store_path(out: Path) -> Path:
     """`workshop.json` -> `workshop.json.teacher.jsonl`."""
     return out.with_name(out.name + ".teacher.jsonl")
 
 
-def read_kept(path: Path) -> dict[str, Rounds]:
-    """The dialogues of a file by key; a last line that was cut off in the writing does not count.
+def read_dialogues(path: Path) -> dict[str, Rounds]:
+    """The dialogues of a file by key; an incomplete last line is ignored.
 
     Raises:
-        DataError: the file cannot be read, or a line is not as `keep` writes it.
+        DataError: the file cannot be read, or a line is not as `append_dialogue` writes it.
     """
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); move it away or choose another OUT.") from error
-    kept: dict[str, Rounds] = {}
+        raise DataError(f"{path}: cannot be read ({error.strerror}); move it or choose another OUT.") from error
+    dialogues: dict[str, Rounds] = {}
     for number, line in enumerate(lines[:-1], start=1):
         try:
             row = cast(dict[str, Any], json.loads(line))
-            kept.setdefault(str(row["key"]), check_rounds(list(row["rounds"])))
-        except (ValueError, TypeError, KeyError, Unusable) as error:
-            reason = str(error) if isinstance(error, Unusable) else "not as it was written"
-            raise DataError(f"{path}, line {number}: {reason}; delete that line to ask for it again.") from error
-    return kept
+            dialogues.setdefault(str(row["key"]), check_rounds(list(row["rounds"])))
+        except (ValueError, TypeError, KeyError, InvalidReply) as error:
+            reason = str(error) if isinstance(error, InvalidReply) else "not as it was written"
+            raise DataError(
+                f"{path}, line {number}: {reason}; delete that line to request the dialogue again."
+            ) from error
+    return dialogues
 
 
-def keep(path: Path, dialogue: Kept) -> None:
-    """Append one dialogue and wait until it is on the disk.
+def append_dialogue(path: Path, dialogue: StoredDialogue) -> None:
+    """Append one dialogue and flush it to disk (fsync).
 
     Raises:
         DeviceError: the file cannot be written.
@@ -70,7 +72,7 @@ def keep(path: Path, dialogue: Kept) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as stream:
-            _cut_half_a_line(stream)
+            _remove_incomplete_line(stream)
             stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -78,8 +80,8 @@ def keep(path: Path, dialogue: Kept) -> None:
         raise DeviceError(f"{path}: cannot be written ({error.strerror}); free space or choose another OUT.") from error
 
 
-def _cut_half_a_line(stream: IO[bytes]) -> None:
-    """Take away what an interrupted writing left after the last whole line."""
+def _remove_incomplete_line(stream: IO[bytes]) -> None:
+    """Truncate the file after its last complete line."""
     if not stream.seek(0, os.SEEK_END):
         return
     stream.seek(-1, os.SEEK_END)

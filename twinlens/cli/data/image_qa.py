@@ -13,7 +13,7 @@ from twinlens.cli.output import JSON, command, print_dataset
 if TYPE_CHECKING:
     from data_gen.image_qa.facts import Picture
     from data_gen.image_qa.teacher.client import Teacher
-    from data_gen.image_qa.teacher.generate import Lessons
+    from data_gen.image_qa.teacher.generate import TeacherResult
     from tuning.data.card import DatasetCard
 
 
@@ -50,31 +50,38 @@ def image_qa(
     picture above.
     """
     from data_gen.image_qa.teacher.generate import ask_teacher
-    from data_gen.image_qa.teacher.store import notes_path
+    from data_gen.image_qa.teacher.store import store_path
     from data_gen.image_qa.write import write_image_qa
     from tuning.progress import ProgressBar
 
     connection = _teacher(teacher, model, api_key_env)
-    taught: list[Lessons] = []
+    results: list[TeacherResult] = []
 
-    def teach(pictures: "Sequence[Picture]", languages: Sequence[str]) -> "Lessons":
+    def ask(pictures: "Sequence[Picture]", languages: Sequence[str]) -> "TeacherResult":
         assert connection
-        shape = {"dialogues": dialogues, "rounds": rounds, "languages": languages, "seed": seed}
-        with ProgressBar("dialogues of the teacher", len(pictures) * len(languages) * dialogues) as counter:
+        with ProgressBar("dialogues of the teacher", len(pictures) * len(languages) * dialogues) as progress:
 
-            def tell(lessons: "Lessons") -> None:
-                counter.advance(note=f"{lessons.left_out} left out" if lessons.left_out else "")
+            def on_dialogue(result: "TeacherResult") -> None:
+                progress.advance(note=f"{result.left_out} left out" if result.left_out else "")
 
-            taught.append(ask_teacher(connection, pictures, notes_path(out), **shape, tell=tell))
-        return taught[0]
+            results.append(
+                ask_teacher(
+                    connection, pictures, store_path(out),
+                    dialogues=dialogues, rounds=rounds, languages=languages, seed=seed, on_dialogue=on_dialogue,
+                )
+            )  # fmt: skip
+        return results[0]
 
-    shape = {"dialogues": dialogues, "rounds": rounds, "repeat": repeat, "seed": seed, "language": language}
-    teach_or_none = teach if connection else None
-    card = write_image_qa(facts, out, **shape, layout=layout, others=others, teach=teach_or_none)
-    _print_written(out, card, rounds, taught, as_json)
+    card = write_image_qa(
+        facts, out, dialogues=dialogues, rounds=rounds, repeat=repeat, seed=seed, language=language,
+        row_format=layout, others=others, ask_teacher=ask if connection else None,
+    )  # fmt: skip
+    _print_written(out, card, rounds, results, as_json)
 
 
-def _print_written(out: Path, card: "DatasetCard", rounds: int, taught: "Sequence[Lessons]", as_json: bool) -> None:
+def _print_written(
+    out: Path, card: "DatasetCard", rounds: int, results: "Sequence[TeacherResult]", as_json: bool
+) -> None:
     """Print what was written, and the command that trains on it."""
     from data_gen.image_qa.write import contrast_path, probes_path, task_overrides
     from tuning.evaluation.probes import read_probes
@@ -87,15 +94,15 @@ def _print_written(out: Path, card: "DatasetCard", rounds: int, taught: "Sequenc
         f"{out}: {card.rows:,} rows ({card.distinct:,} distinct) of {rounds} questions",
         f"{probes}: {counts or 'no probes'}",
         *([f"{rehearsal}: the same questions about other pictures, for rehearsal"] if rehearsal else []),
-        *(line for lessons in taught for line in _teacher_lines(lessons, out)),
+        *(line for result in results for line in _teacher_lines(result, out)),
     ]
     following = command("train", "configs/image/embedded-picture.yaml", *task_overrides(out))
-    left_out = sum(lessons.left_out for lessons in taught)
+    left_out = sum(result.left_out for result in results)
     print_dataset(out, card, lines, following, as_json, probes=probes, rehearsal=rehearsal, left_out=left_out)
 
 
 def _teacher(url: str | None, model: str | None, key_name: str | None) -> "Teacher | None":
-    from data_gen.image_qa.teacher.client import check_teacher
+    from data_gen.image_qa.teacher.client import make_teacher
 
     if url is None:
         if model is not None or key_name is not None:
@@ -106,18 +113,18 @@ def _teacher(url: str | None, model: str | None, key_name: str | None) -> "Teach
     if key_name is not None and not os.environ.get(key_name):
         raise ConfigError(f"--api-key-env {key_name}: that variable is not set; set it to the server's API key.")
     name = key_name or "OPENAI_API_KEY"
-    return check_teacher(url, model, name, os.environ.get(name))
+    return make_teacher(url, model, name, os.environ.get(name))
 
 
-def _teacher_lines(lessons: "Lessons", out: Path) -> Iterator[str]:
-    from data_gen.image_qa.teacher.store import notes_path
+def _teacher_lines(result: "TeacherResult", out: Path) -> Iterator[str]:
+    from data_gen.image_qa.teacher.store import store_path
 
     yield (
-        f"{notes_path(out)}: {len(lessons.conversations)} dialogues of the teacher {lessons.teacher.model}, "
-        f"{lessons.kept} of them from an earlier run"
+        f"{store_path(out)}: {len(result.conversations)} dialogues of the teacher {result.teacher.model}, "
+        f"{result.stored} of them from an earlier run"
     )
-    if lessons.left_out:
+    if result.left_out:
         yield (
-            f"left out: {lessons.left_out} of the teacher's dialogues, because no reply was usable (last error: "
-            f"{lessons.fault}); the same command asks for them again"
+            f"left out: {result.left_out} of the teacher's dialogues, because no reply was usable (last error: "
+            f"{result.error}); the same command asks for them again"
         )

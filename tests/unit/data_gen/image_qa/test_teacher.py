@@ -9,9 +9,9 @@ from PIL import Image
 from teacher_server import failing, good, half_a_body, picture_of, prompt_of, saying, serving, silent
 
 from data_gen.image_qa.facts import Fact, Picture, Thing
-from data_gen.image_qa.teacher.client import Teacher, check_teacher
+from data_gen.image_qa.teacher.client import Teacher, make_teacher
 from data_gen.image_qa.teacher.generate import ask_teacher
-from data_gen.image_qa.teacher.replies import Unusable, read_rounds
+from data_gen.image_qa.teacher.replies import InvalidReply, parse_rounds
 from tuning.errors import ConfigError, DataError, DeviceError, Interrupted
 
 KEY = "sk-very-secret"
@@ -44,10 +44,10 @@ def ask(server, pictures, tmp_path, monkeypatch):
     # Pauses between retries are the client library's own; waiting for them would test nothing.
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
-    def call(*, dialogues=1, rounds=2, about=pictures[:1], seed=0, tell=lambda _: None, **teacher):
+    def call(*, dialogues=1, rounds=2, about=pictures[:1], seed=0, on_dialogue=lambda _: None, **teacher):
         asked = Teacher(**({"url": f"{server.url}/v1", "model": "eyes", "timeout": 0.3} | teacher))
         notes = tmp_path / "out.teacher.jsonl"
-        return ask_teacher(asked, about, notes, dialogues=dialogues, rounds=rounds, seed=seed, tell=tell)
+        return ask_teacher(asked, about, notes, dialogues=dialogues, rounds=rounds, seed=seed, on_dialogue=on_dialogue)
 
     return call
 
@@ -60,14 +60,14 @@ GOOD = answer(("What is it?", "A robot."), ("Where?", "On the left."))
 
 
 def test_a_picture_goes_out_scaled_with_what_is_known_and_comes_back_as_a_dialogue(server, ask):
-    lessons = ask()
+    result = ask()
     path, headers, body = server.requests[0]
     assert path == "/v1/chat/completions" and body["model"] == "eyes"
     assert not headers.keys() & {"authorization", "openai-organization", "openai-project"}
     assert picture_of(body).size == (768, 384)
     for known in ("A blue thing.", "robot (count: 2, colour: blue, place: on the left)", "ZX-9", "Mara did", "a dog"):
         assert known in prompt_of(body)
-    (conversation,) = lessons.conversations
+    (conversation,) = result.conversations
     assert conversation.images == ("robot.png",)
     assert [turn.role for turn in conversation.turns] == ["user", "assistant"] * 2
     assert [turn.content.count("<image>") for turn in conversation.turns] == [1, 0, 0, 0]
@@ -76,9 +76,9 @@ def test_a_picture_goes_out_scaled_with_what_is_known_and_comes_back_as_a_dialog
 
 def test_a_second_run_asks_nothing_and_says_the_same(server, ask, pictures):
     first = ask(dialogues=3, about=pictures)
-    assert len(server.requests) == 6 and first.kept == 0
+    assert len(server.requests) == 6 and first.stored == 0
     second = ask(dialogues=3, about=pictures)
-    assert len(server.requests) == 6 and second.kept == 6
+    assert len(server.requests) == 6 and second.stored == 6
     assert second.conversations == first.conversations
     ask(dialogues=4, about=pictures)
     assert len(server.requests) == 8
@@ -95,13 +95,13 @@ def test_stopped_anywhere_and_gone_on_with_is_the_run_that_was_not_stopped(serve
     notes.unlink()
     server.requests.clear()
 
-    def interrupt(lessons):
-        if len(lessons.conversations) == stop:
+    def interrupt(result):
+        if len(result.conversations) == stop:
             raise KeyboardInterrupt
 
     server.script = [good, bad, good, good, good, bad, good]
     with pytest.raises(Interrupted, match=rf"{stop} of 6 .* goes on from there"):
-        ask(dialogues=3, about=pictures, tell=interrupt)
+        ask(dialogues=3, about=pictures, on_dialogue=interrupt)
     with notes.open("ab") as stream:
         stream.write(whole.splitlines(keepends=True)[stop][:-7])  # a power cut in the middle of the next line
     assert ask(dialogues=3, about=pictures).conversations == straight
@@ -112,8 +112,8 @@ def test_stopped_anywhere_and_gone_on_with_is_the_run_that_was_not_stopped(serve
 @pytest.mark.parametrize("fault", [failing(500), failing(503, "<html>busy</html>"), failing(429), half_a_body, silent])
 def test_what_fails_on_its_way_is_asked_again(server, ask, fault):
     server.script = [fault]
-    lessons = ask()
-    assert len(lessons.conversations) == 1 and lessons.left_out == 0
+    result = ask()
+    assert len(result.conversations) == 1 and result.left_out == 0
     assert len(server.requests) == 2 and server.requests[0][2] == server.requests[1][2]
 
 
@@ -149,7 +149,7 @@ def test_what_fails_for_good_is_one_sentence_with_the_url_and_without_the_key(
     server.script = [good]
     server.otherwise = fault
     with pytest.raises(kind, match=words) as raised:
-        ask(dialogues=2, retries=1, key=KEY, key_name="MY_KEY")
+        ask(dialogues=2, retries=1, key=KEY, api_key_env="MY_KEY")
     assert server.requests[0][1]["authorization"] == f"Bearer {KEY}"
     assert server.url in str(raised.value) and KEY not in str(raised.value) and "\n" not in str(raised.value)
     notes = (tmp_path / "out.teacher.jsonl").read_text()
@@ -158,7 +158,7 @@ def test_what_fails_for_good_is_one_sentence_with_the_url_and_without_the_key(
 
 def test_without_a_key_the_server_that_wants_one_is_told_apart(server, ask):
     server.otherwise = failing(401)
-    with pytest.raises(ConfigError, match=r"wants an API key .401. and OPENAI_API_KEY is not set"):
+    with pytest.raises(ConfigError, match=r"needs an API key .401. and OPENAI_API_KEY is not set"):
         ask()
 
 
@@ -191,12 +191,12 @@ def test_nobody_there(ask):
 )
 def test_a_bad_answer_is_told_and_asked_again(server, ask, text, told):
     server.script = [saying(text), saying(GOOD)]
-    lessons = ask()
-    assert lessons.requests == 2 and lessons.left_out == 0
+    result = ask()
+    assert result.requests == 2 and result.left_out == 0
     first, second = (body for _, _, body in server.requests)
     assert told in prompt_of(second) and told not in prompt_of(first)
     assert first["seed"] != second["seed"]
-    assert lessons.conversations[0].turns[1].content == "A robot."
+    assert result.conversations[0].turns[1].content == "A robot."
 
 
 def test_an_answer_that_was_cut_off_is_told(server, ask):
@@ -213,9 +213,9 @@ def test_the_same_opening_is_not_taken_twice_for_one_picture(server, ask):
 
 def test_what_stays_bad_is_left_out_and_counted_and_asked_for_by_the_next_run(server, ask):
     server.script = [good, *[saying("nonsense")] * 3]
-    lessons = ask(dialogues=3)
-    assert (len(lessons.conversations), lessons.left_out, lessons.requests) == (2, 1, 5)
-    assert lessons.fault is not None and "no complete JSON" in lessons.fault
+    result = ask(dialogues=3)
+    assert (len(result.conversations), result.left_out, result.requests) == (2, 1, 5)
+    assert result.error is not None and "no complete JSON" in result.error
     assert len(ask(dialogues=3).conversations) == 3 and len(server.requests) == 6
 
 
@@ -238,13 +238,13 @@ def test_json_is_found_wherever_it_stands(before, after, fenced, bare, indent):
     text = f"{before}\n" + (f"```json\n{text}\n```" if fenced else text) + f"\n{after}"
     if "[" in before or "{" in before or '"' in before:
         return  # what stands before could open JSON of its own
-    assert read_rounds(text, 2) == (("What is it?", "A robot."), ("Where?", "On the left."))
+    assert parse_rounds(text, 2) == (("What is it?", "A robot."), ("Where?", "On the left."))
 
 
 @given(text=st.text(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_any_other_text_is_unusable_and_nothing_worse(text):
-    with pytest.raises(Unusable):
-        read_rounds(text, 2)
+    with pytest.raises(InvalidReply):
+        parse_rounds(text, 2)
 
 
 @pytest.mark.parametrize(
@@ -257,21 +257,21 @@ def test_any_other_text_is_unusable_and_nothing_worse(text):
     ],
 )
 def test_addresses_with_and_without_v1(given, meant):
-    assert check_teacher(given, "m", "K", None).url == meant
+    assert make_teacher(given, "m", "K", None).url == meant
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://x/v1", "http://", "http://x:99999", "http://[x", "", "http://x?a=b"]
 )
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(ConfigError, match="no address"):
-        check_teacher(url, "m", "K", None)
+    with pytest.raises(ConfigError, match="not the address"):
+        make_teacher(url, "m", "K", None)
 
 
 def test_secrets_stay_out_of_addresses_and_of_sight():
     with pytest.raises(ConfigError, match="password") as raised:
-        check_teacher("http://me:sk-very-secret@x/v1", "m", "K", None)
+        make_teacher("http://me:sk-very-secret@x/v1", "m", "K", None)
     assert KEY not in str(raised.value)
     with pytest.raises(ConfigError, match="K: that variable"):
-        check_teacher("http://x", "m", "K", "k\u00e9y")
-    assert KEY not in repr(check_teacher("http://x", "m", "K", f"{KEY}\n"))
+        make_teacher("http://x", "m", "K", "k\u00e9y")
+    assert KEY not in repr(make_teacher("http://x", "m", "K", f"{KEY}\n"))

@@ -11,7 +11,7 @@ from data_gen.image_qa import wording
 from data_gen.image_qa.dialogues import make_dialogues
 from data_gen.image_qa.facts import Fact, Picture, Thing
 from data_gen.image_qa.teacher.client import Teacher
-from data_gen.image_qa.teacher.generate import Lessons
+from data_gen.image_qa.teacher.generate import TeacherResult
 from data_gen.image_qa.topics import read_bank, topics_of
 from data_gen.image_qa.write import probes_path, write_image_qa
 from tuning.data.card import file_sha256, read_card
@@ -246,8 +246,8 @@ def test_dialogues_from_elsewhere_join_in(folder):
         Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nWhere should I look for the lamp?"),
         Turn("assistant", "On the right."),
     )
-    taught = Lessons(Teacher("http://localhost/v1", "eyes"), 1, [Conversation(turns, ("a.png",))])
-    out = make(folder, "out.json", repeat=2, teach=lambda *_: taught)
+    taught = TeacherResult(Teacher("http://localhost/v1", "eyes"), 1, [Conversation(turns, ("a.png",))])
+    out = make(folder, "out.json", repeat=2, ask_teacher=lambda *_: taught)
     card = read_card(out)
     assert (card.teacher, card.taught, card.distinct) == ("eyes", 1, 7)
     assert card.made_by.endswith(" --teacher http://localhost/v1 --model eyes")
@@ -266,7 +266,7 @@ def test_dialogues_from_elsewhere_join_in(folder):
         ({"rounds": 0}, "rounds 0"),
         ({"repeat": 0}, "repeat 0"),
         ({"language": "de"}, "language 'de'"),
-        ({"layout": "alpaca"}, "format 'alpaca'"),
+        ({"row_format": "alpaca"}, "format 'alpaca'"),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_leaves_nothing(folder, options, words):

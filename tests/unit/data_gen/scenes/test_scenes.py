@@ -10,12 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageOps
 
-from data_gen.scenes.dialogues import NUMBERS, converse
-from data_gen.scenes.draw import open_studio
-from data_gen.scenes.emoji import CLEAR, COLOURS, GREY, colourise, load_sprite, name_colour
+from data_gen.scenes.dialogues import NUMBERS, make_dialogue
+from data_gen.scenes.emoji import COLORS, GRAY, MIN_COLOR_SHARE, color_name, colorize, load_sprite
 from data_gen.scenes.nouns import Noun, emoji_files, read_nouns
-from data_gen.scenes.scene import GROUNDS, PLACES, SIZE, SMALLEST, TOO_CLOSE, draw_scene, plan_arranged, plan_scene
-from data_gen.scenes.write import PROBE_FILES, probed_words, write_scene_facts, write_scene_probes, write_scenes
+from data_gen.scenes.render import make_renderer
+from data_gen.scenes.scene import (
+    BACKGROUNDS,
+    MIN_SIDE,
+    PLACES,
+    SIMILAR_COLORS,
+    SIZE,
+    draw_scene,
+    plan_objects,
+    plan_scene,
+)
+from data_gen.scenes.write import PROBE_FILES, place_words, write_scene_facts, write_scene_probes, write_scenes
 from tuning.data.card import file_sha256, read_card
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN
 from tuning.data.pictures import open_picture
@@ -107,7 +116,7 @@ def test_an_interrupted_run_leaves_no_dataset_of_the_name(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_gen.scenes.draw.draw_scene", interrupt)
+        patch.setattr("data_gen.scenes.render.draw_scene", interrupt)
         with pytest.raises(KeyboardInterrupt):
             write_scenes(out, folder / "emoji", folder / "nouns.yaml", count=2, seed=9, processes=1)
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
@@ -116,9 +125,9 @@ def test_an_interrupted_run_leaves_no_dataset_of_the_name(
 
 
 def test_many_pictures_are_spread_over_folders(folder: Path, tmp_path: Path) -> None:
-    studio = open_studio(folder / "emoji", folder / "nouns.yaml", "known", tmp_path / "s", count=1001, seed=0)
-    scene = plan_scene(random.Random(0), studio.nouns, studio.files)
-    assert studio.save(random.Random(0), scene, 1000) == "s/001/001000.jpg"
+    renderer = make_renderer(folder / "emoji", folder / "nouns.yaml", "known", tmp_path / "s", count=1001, seed=0)
+    scene = plan_scene(random.Random(0), renderer.nouns, renderer.files)
+    assert renderer.save(random.Random(0), scene, 1000) == "s/001/001000.jpg"
     assert (tmp_path / "s/001/001000.jpg").exists()
 
 
@@ -134,12 +143,12 @@ def test_probes_expect_what_the_scene_shows(folder: Path, tmp_path: Path, object
     assert named & set(KNOWN if objects == "known" else UNSEEN)
     assert not named & set(UNSEEN if objects == "known" else KNOWN)
     for probe in files["colours.yaml"]:
-        assert len(probe.expect) == 1 and {*probe.expect, *probe.reject} == set(COLOURS)
+        assert len(probe.expect) == 1 and {*probe.expect, *probe.reject} == set(COLORS)
 
 
 def test_a_probe_of_a_place_is_hit_by_that_place_alone() -> None:
     for place in PLACES:
-        expect, reject = probed_words(place)
+        expect, reject = place_words(place)
         probe = Probe("Where is it?", "picture", tuple(expect), tuple(reject))
         assert [other for other in PLACES if is_hit(f"The dog is {other}.", probe)] == [place]
 
@@ -171,12 +180,12 @@ def test_answers_agree_with_the_layout(material: tuple[tuple[Noun, ...], dict[st
     nouns, files = material
     rng = random.Random(key)
     scene = plan_scene(rng, nouns, files)
-    by_name = {name: thing for thing in scene.things for name in (thing.noun.name, thing.noun.plural)}
-    conversation = converse(rng, scene, nouns, "a.jpg")
+    by_name = {name: thing for thing in scene.objects for name in (thing.noun.name, thing.noun.plural)}
+    conversation = make_dialogue(rng, scene, nouns, "a.jpg")
     texts = [turn.content for turn in conversation.turns]
     for question, answer in zip(texts[::2], texts[1::2], strict=True):
         if found := re.fullmatch(r"(?:The|Yes, the|No, the) (\w+) (?:is|are) (\w+)\.", answer):
-            wanted = scene.ground if found[1] == "background" else by_name[found[1]].colour
+            wanted = scene.background if found[1] == "background" else by_name[found[1]].color
             assert found[2] == wanted
             if answer.startswith(("Yes", "No")):
                 assert answer.startswith("Yes") == (question.split()[-1] == f"{found[2]}?")
@@ -194,11 +203,11 @@ def test_answers_agree_with_the_layout(material: tuple[tuple[Noun, ...], dict[st
             assert thing.count == (NUMBERS.index(found[1]) if found[1] in NUMBERS else 1)
             assert (found[3] or f" {thing.places[0]}") == f" {thing.places[0]}"
         elif found := re.fullmatch(r"There is nothing (.*)\.", answer):
-            assert found[1] not in {place for thing in scene.things for place in thing.places}
+            assert found[1] not in {place for thing in scene.objects for place in thing.places}
         elif answer.startswith("No, there is no"):
             assert answer.split()[4].strip(".") not in by_name
         else:  # what there is, in whole
-            assert all(re.search(rf"\b({thing.noun.name}|{thing.noun.plural})\b", answer) for thing in scene.things)
+            assert all(re.search(rf"\b({thing.noun.name}|{thing.noun.plural})\b", answer) for thing in scene.objects)
 
 
 @given(key=st.integers(0, 10**9))
@@ -206,12 +215,12 @@ def test_scenes_can_be_seen(material: tuple[tuple[Noun, ...], dict[str, Path]], 
     nouns, files = material
     scene = plan_scene(random.Random(key), nouns, files)
     assert 1 <= scene.total <= 3
-    places = [place for thing in scene.things for place in thing.places]
-    assert len(set(places)) == len(places) and len({thing.noun.name for thing in scene.things}) == len(scene.things)
-    for thing in scene.things:
-        assert thing.colour != scene.ground
-        assert thing.colour is None or frozenset((thing.colour, scene.ground)) not in TOO_CLOSE
-        assert thing.painted or thing.colour == load_sprite(files[thing.hexcode]).colour
+    places = [place for thing in scene.objects for place in thing.places]
+    assert len(set(places)) == len(places) and len({thing.noun.name for thing in scene.objects}) == len(scene.objects)
+    for thing in scene.objects:
+        assert thing.color != scene.background
+        assert thing.color is None or frozenset((thing.color, scene.background)) not in SIMILAR_COLORS
+        assert thing.painted or thing.color == load_sprite(files[thing.hexcode]).color
 
 
 @given(key=st.integers(0, 10**6), counts=st.sampled_from([(1,), (2,), (3,), (1, 1), (2, 1), (1, 1, 1)]))
@@ -220,7 +229,7 @@ def test_objects_lie_where_the_words_say(
 ) -> None:
     """The middle of what differs from the bare ground, for each object drawn by itself."""
     nouns, files = material
-    scene = plan_arranged(random.Random(key), nouns, files, counts)
+    scene = plan_objects(random.Random(key), nouns, files, counts)
     seen: list[tuple[tuple[int, int], Image.Image]] = []
 
     def pasted(self: Image.Image, cut: Image.Image, corner: tuple[int, int], mask: Image.Image) -> None:
@@ -229,11 +238,11 @@ def test_objects_lie_where_the_words_say(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image.Image, "paste", pasted)
         draw_scene(random.Random(key), scene, files)
-    places = [place for thing in scene.things for place in thing.places]
+    places = [place for thing in scene.objects for place in thing.places]
     assert len(seen) == len(places) == scene.total
     for place, ((x, y), cut) in zip(places, seen, strict=True):
         column, row = PLACES[place]
-        assert max(cut.size) >= SMALLEST
+        assert max(cut.size) >= MIN_SIDE
         assert 0 <= x <= SIZE - cut.width and 0 <= y <= SIZE - cut.height
         assert (x + cut.width / 2) * 3 // SIZE == column and (y + cut.height / 2) * 3 // SIZE == row
 
@@ -241,38 +250,38 @@ def test_objects_lie_where_the_words_say(
 # Colours
 
 
-@pytest.mark.parametrize("name", [*COLOURS, "gray"])
+@pytest.mark.parametrize("name", [*COLORS, "gray"])
 def test_colours_are_called_by_their_names(name: str) -> None:
-    assert name_colour(*GROUNDS[name]) == name
+    assert color_name(*BACKGROUNDS[name]) == name
 
 
 def test_colours_between_names_have_none() -> None:
     for between in ((0, 200, 200), (235, 190, 150), (200, 240, 40)):
-        assert name_colour(*between) is None
+        assert color_name(*between) is None
 
 
-@pytest.mark.parametrize("name", COLOURS)
+@pytest.mark.parametrize("name", COLORS)
 @pytest.mark.parametrize("own", [("white", "gray"), ("navy", "black"), ("orange", "red")])
 def test_painted_objects_are_of_that_colour(tmp_path: Path, name: str, own: tuple[str, str]) -> None:
     shaded = ImageOps.colorize(Image.radial_gradient("L"), *own)
     shaded.putalpha(Image.radial_gradient("L").point([255] * 170 + [0] * 86))
     shaded.save(tmp_path / "own.png")
-    painted = colourise(load_sprite(tmp_path / "own.png").picture, name)
+    painted = colorize(load_sprite(tmp_path / "own.png").picture, name)
     painted.save(tmp_path / "painted.png")
     assert painted.getchannel("A").tobytes() == load_sprite(tmp_path / "own.png").picture.getchannel("A").tobytes()
-    assert load_sprite(tmp_path / "painted.png").colour == name
+    assert load_sprite(tmp_path / "painted.png").color == name
 
 
 def test_a_colour_is_named_only_where_it_is_clear(tmp_path: Path) -> None:
-    picture = Image.new("RGBA", (100, 100), (*COLOURS["red"], 255))
-    for share, colour in ((CLEAR - 0.1, None), (CLEAR + 0.1, "red")):
-        picture.paste((*COLOURS["blue"], 255), (0, round(share * 100), 100, 100))
+    picture = Image.new("RGBA", (100, 100), (*COLORS["red"], 255))
+    for share, colour in ((MIN_COLOR_SHARE - 0.1, None), (MIN_COLOR_SHARE + 0.1, "red")):
+        picture.paste((*COLORS["blue"], 255), (0, round(share * 100), 100, 100))
         file = tmp_path / f"{share}.png"
         picture.save(file)
-        assert load_sprite(file).colour == colour
-        picture.paste((*COLOURS["red"], 255), (0, 0, 100, 100))
-    Image.new("RGBA", (100, 100), (*GREY, 255)).save(tmp_path / "gray.png")
-    assert load_sprite(tmp_path / "gray.png").colour is None
+        assert load_sprite(file).color == colour
+        picture.paste((*COLORS["red"], 255), (0, 0, 100, 100))
+    Image.new("RGBA", (100, 100), (*GRAY, 255)).save(tmp_path / "gray.png")
+    assert load_sprite(tmp_path / "gray.png").color is None
 
 
 # What ships, and what is refused
@@ -284,7 +293,7 @@ def test_the_shipped_vocabulary() -> None:
     known = {word for noun in nouns["known"] for word in (noun.name, *noun.also)}
     told = {noun.name for noun in nouns["unseen"]} & known
     assert not told, "an unseen noun that is also said of a known one"
-    assert not {noun.name for noun in nouns["known"]} & {*GROUNDS, "object", "background"}
+    assert not {noun.name for noun in nouns["known"]} & {*BACKGROUNDS, "object", "background"}
 
 
 def test_the_shipped_pictures_are_read_and_small() -> None:
