@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from llm.dataset import EncodedData
 from llm.loading import load_model_config
 from llm.mixture import make_batches, rehearsal_prompt_limit
-from llm.sources import read_prompts
+from llm.prompts import read_prompts
 from tuning.modules.quantize import linear_layers
 from tuning.settings import Task
 from tuning.training.samples import EncodedSample

@@ -28,8 +28,9 @@ from llm.forecast import Forecast, forecast_run
 from llm.loading import load_model, load_template
 from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
 from llm.model import LanguageModel, check_packing_isolation
+from llm.prompts import read_prompts
 from llm.settings import TextTask
-from llm.sources import read_conversations, read_prompts
+from llm.sources import read_conversations
 from tuning.evaluation.compare import Comparison
 from tuning.evaluation.probes import read_probes
 from tuning.paths import resolve_path

@@ -12,7 +12,7 @@ import numpy as np
 
 from llm.generation import Answer, generate_answers
 from llm.loading import LoadedModel
-from llm.sources import read_prompts
+from llm.prompts import read_prompts
 from tuning.atomic import write_atomically
 from tuning.data.conversation import Conversation, single_turn
 from tuning.paths import cache_folder

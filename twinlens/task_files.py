@@ -14,7 +14,7 @@ from ruamel.yaml.comments import CommentedMap
 from llm.settings import TextTask
 from tuning.errors import ConfigError
 from tuning.paths import CONFIGS
-from tuning.settings import apply_overrides, read_yaml, settings_group_of, validate_settings
+from tuning.settings import apply_overrides, read_task_document, settings_group_of, validate_settings
 from twinlens.tasks import AnyTask
 from twinlens.xtuner.configs.mapping import map_config
 from vlm.settings import ImageTask
@@ -51,7 +51,7 @@ def open_task(file: Path, overrides: Sequence[str] = ()) -> OpenedTask:
         mapped = map_config(found)
         document, differs = CommentedMap(mapped.document), mapped.differs
     else:
-        document, differs = read_yaml(found), ()
+        document, differs = read_task_document(found), ()
     changes = apply_overrides(document, overrides)
     kind = ImageTask if "tower" in document else TextTask
     return OpenedTask(validate_settings(document, kind, str(found)), changes, differs)
@@ -97,7 +97,7 @@ def explain(file: Path) -> str:
     Such a default has its key right after the `#`, so that taking the `#` away sets it; explanations have a blank.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
-    document = read_yaml(file)
+    document = read_task_document(file)
     fields = TASK_TYPES[file.parent.name].model_fields
     inserted: defaultdict[int, list[str]] = defaultdict(list)
     for key in document:

@@ -23,7 +23,7 @@ from llm.forecast import Forecast, forecast_run
 from llm.loading import load_model, load_template
 from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
 from llm.model import check_packing_isolation
-from llm.sources import read_prompts
+from llm.prompts import read_prompts
 from tuning.errors import ConfigError
 from tuning.evaluation.compare import Comparison
 from tuning.evaluation.probes import Probe, read_probes

@@ -14,7 +14,8 @@ from llm.export.full_model import to_published_weights, write_full_model
 from llm.export.saving import new_folder
 from llm.loading import load_model, load_template
 from llm.mixture import distinct_rows, log_system, make_batches, rehearsal_rows, write_data_facts
-from llm.sources import read_conversations, read_prompts
+from llm.prompts import read_prompts
+from llm.sources import read_conversations
 from tuning.atomic import write_atomically
 from tuning.errors import ConfigError
 from tuning.evaluation.probes import read_probes
