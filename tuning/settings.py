@@ -87,8 +87,8 @@ class Data(SettingsGroup):
     """isolated: complete rows, each attends only to itself. xtuner: as XTuner packs (text only): rows are cut where a
     sequence is full and attend to the rows before them, the remainder is dropped, packed once for all epochs."""
     pack_workers: int = Field(default=32, ge=1)
-    """Number of equal parts of the data that packing xtuner packs separately, as map_num_proc of XTuner; each part drops
-    its remainder."""
+    """Number of equal parts of the data that packing xtuner packs separately, as XTuner's map_num_proc; each part
+    drops its remainder."""
     validation: float = Field(default=0.0, ge=0, lt=1)
     """Fraction of the distinct questions held out from training, for a validation loss."""
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -22,6 +23,7 @@ UNION_TAGS = ("all-linear", "tuple[str, ...]", "literal['all-linear']")  # pydan
 FIXES = {
     "missing": "is missing; add it.",
     "string_type": "must be text and not empty; write the text, in quotes if it contains YAML syntax.",
+    "dict_type": "must be a mapping; write its entries as `name: {{key: value}}`.",
     "tuple_type": "must be a list; write it in brackets, such as [{value}].",
     "too_short": "is an empty list; name at least one.",
 }
@@ -89,12 +91,22 @@ class YamlFile:
         for part in loc:
             value = value[part]
         try:
-            return TypeAdapter(model).validate_python(value, context=context)
+            return _adapter(model).validate_python(value, context=context)
         except ValidationError as error:
             for fault in error.errors():
                 key = ".".join(part for part in fault["loc"] if isinstance(part, str) and part not in UNION_TAGS)
                 self.add_fault((*loc, *fault["loc"]), key, _sentence(model, fault, other_names or {}))
             return None
+
+
+def read_text(path: Path, what: str, error_type: type[KitError] = DataError, where: str = "") -> str:
+    """The UTF-8 text of a file; arguments and errors as `read_yaml`."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise error_type(f"{where or path}: cannot be read ({error.strerror}); give the path of a {what}.") from error
+    except UnicodeDecodeError as error:
+        raise error_type(f"{where or path}: not UTF-8 text ({error.reason}); save it as UTF-8.") from error
 
 
 def read_yaml(
@@ -111,15 +123,12 @@ def read_yaml(
         KitError: of `error_type`; the file is missing, is not UTF-8 or not YAML.
     """
     where = where or str(path)
+    text = read_text(path, what, error_type, where)
     yaml: Any = YAML()
     if as_text:
         yaml.Resolver = TextResolver
     try:
-        return YamlFile(where, yaml.load(path.read_text(encoding="utf-8-sig")))
-    except OSError as error:
-        raise error_type(f"{where}: cannot be read ({error.strerror}); give the path of a {what}.") from error
-    except UnicodeDecodeError as error:
-        raise error_type(f"{where}: not UTF-8 text ({error.reason}); save it as UTF-8.") from error
+        return YamlFile(where, yaml.load(text))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         problem = str(error.problem).partition(" with value ")[0]  # a duplicate key's values can be long
@@ -128,6 +137,11 @@ def read_yaml(
         raise error_type(f"{where}: not valid YAML ({str(error).splitlines()[0]}); save it as plain text.") from error
     except RecursionError as error:
         raise error_type(f"{where}: is nested too deeply to be a {what}; flatten it.") from error
+
+
+@lru_cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)
 
 
 def _sentence(model: Any, fault: Any, other_names: Mapping[str, str]) -> str:
@@ -151,10 +165,16 @@ def _sentence(model: Any, fault: Any, other_names: Mapping[str, str]) -> str:
 def _owner(model: Any, loc: Loc) -> Any:
     """The model that the last key of `loc` belongs to."""
     for part in loc[:-1]:
-        annotation = _fields(model).get(str(part))
-        inner = (each for each in (annotation, *get_args(annotation)) if _fields(each))
-        model = next(inner, model)
+        model = next(_models(_fields(model).get(str(part))), model)
     return model
+
+
+def _models(annotation: Any) -> Iterator[Any]:
+    """The models inside an annotation such as `Lora | None` or `tuple[Fact, ...]`."""
+    if _fields(annotation):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models(argument)
 
 
 def _fields(model: Any) -> dict[str, Any]:
