@@ -11,7 +11,8 @@ import logging
 import time
 from pathlib import Path
 
-from tuning.evaluation.compare import Comparison, percent, pool_seeds
+from tuning.evaluation.compare import Comparison, pool_seeds
+from tuning.evaluation.metrics import percent
 from twinlens.demo import demo_text
 
 PEOPLE = (("Lin Xia", "Xiaolan"), ("Ada", "Pixel"), ("Tom Berger", "Juno"))

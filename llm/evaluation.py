@@ -17,7 +17,7 @@ from tuning.evaluation.probes import Probe, is_hit, read_probes
 from tuning.evaluation.report import write_report
 from tuning.paths import display_path, resolve_path
 from tuning.progress import ProgressBar
-from tuning.run_dir import RunDir, read_jsonl
+from tuning.run_dir import RunDir
 from tuning.training.samples import EncodedSample, collate
 
 AnswerFunction = Callable[[Sequence[Probe]], list[str]]
@@ -116,26 +116,5 @@ def compare_answers(
     """Compare two sets of answers and write the report into the run folder."""
     names = [display_path(file) for file in files]
     comparison = compare(probes, before, after, card, seeds=[seed], probe_files=names)
-    rehearsal = json.loads(run_dir.data.read_text(encoding="utf-8")).get("rehearsal")
-    write_report(
-        run_dir.path,
-        comparison,
-        steps=read_jsonl(run_dir.steps),
-        samples=read_jsonl(run_dir.samples),
-        task_yaml=run_dir.task.read_text(encoding="utf-8"),
-        card=card,
-        environment=json.loads(run_dir.environment.read_text(encoding="utf-8")),
-        rehearsal=rehearsal | rehearsal_effect(comparison) if rehearsal else None,
-    )
+    write_report(run_dir, comparison)
     return comparison
-
-
-def rehearsal_effect(comparison: Comparison) -> dict[str, str]:
-    """What rehearsal is there for, in counts: unrelated answers that stayed right, and those the persona is in."""
-    unrelated = [row for row in comparison.rows if row.group == "unrelated"]
-    known = [row for row in unrelated if row.before_hit]
-    return {
-        "unrelated answers that stayed right": f"{sum(row.after_hit for row in known)} of {len(known)}",
-        "unrelated answers with the persona in them": f"{sum(bool(row.leaked_after) for row in unrelated)} "
-        f"of {len(unrelated)}",
-    }

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from llm.dataset import EncodedData, make_batches
 from llm.loading import load_model_config
+from llm.prompts import read_prompts
 from llm.rehearsal import rehearsal_prompt_limit
-from llm.sources import read_prompts
 from tuning.modules.quantize import linear_layers
 from tuning.settings import Task
 from tuning.training.samples import EncodedSample

@@ -18,9 +18,10 @@ from llm.finetuned import finetuning_of, log_trainable
 from llm.forecast import Forecast, forecast_run
 from llm.loading import load_model, load_template, log_system
 from llm.model import LanguageModel, check_packing_isolation
+from llm.prompts import read_prompts
 from llm.rehearsal import rehearsal_rows
 from llm.settings import TextTask
-from llm.sources import distinct_rows, persona_card, read_conversations, read_prompts
+from llm.sources import distinct_rows, persona_card, read_conversations
 from tuning.evaluation.compare import Comparison
 from tuning.run_dir import RunDir
 from tuning.training.checkpoint import TrainableModule

@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from llm.generation import Answer, generate_answers
 from llm.loading import LoadedModel
-from llm.sources import read_prompts
+from llm.prompts import read_prompts
 from tuning.atomic import write_atomically
 from tuning.data.conversation import Conversation, single_turn
 from tuning.data.formats import SourceRow

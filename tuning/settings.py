@@ -1,19 +1,20 @@
-"""The blocks that task files are made of, and how a file becomes one.
+"""Settings of a task: the groups of a task file, their validation, and overrides from the command line.
 
-Every block is frozen and refuses keys it does not know. A field's docstring is its help text.
+Every group is frozen and refuses unknown keys. A field's docstring is its help text.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError
 
 from tuning.errors import ConfigError
+from tuning.yaml_files import YamlFile, read_yaml
 
 
 class SettingsGroup(BaseModel):
@@ -23,133 +24,134 @@ class SettingsGroup(BaseModel):
 
 
 class Quant(SettingsGroup):
-    """How the frozen base model is held."""
+    """Quantization of the frozen base model."""
 
     bits: Literal[4, 8, 16] = 4
-    """4 is nf4 with double quantization, 8 is LLM.int8, 16 leaves the weights in the compute type."""
+    """4 is NF4 with double quantization, 8 is LLM.int8, 16 keeps the weights in the compute dtype."""
     compute: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """What products are computed in; auto is bf16 where GPU or CPU have units for it, else fp16 (GPU) or fp32 (CPU)."""
+    """Compute dtype; auto is bf16 where the GPU or CPU supports it, else fp16 (GPU) or fp32 (CPU)."""
 
 
 class Lora(SettingsGroup):
-    """The adapter: low-rank updates on every linear layer but the head (arXiv 2106.09685)."""
+    """The LoRA adapter, on every linear layer except the head (arXiv 2106.09685)."""
 
     rank: int = Field(default=16, ge=1)
-    """Rank r of the update."""
+    """Rank of the update matrices."""
     alpha: int = Field(default=32, ge=1)
     """The update is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapter's inputs that is dropped in training."""
+    """Dropout rate on the input of the adapter."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linear layers to adapt, or all of them."""
+    """Names of the linear layers that get an adapter; all-linear means all of them."""
 
 
 class Optim(SettingsGroup):
     """The optimizer and its schedule."""
 
     learning_rate: float = Field(default=2e-4, gt=0)
-    """The peak, reached when the warm-up ends."""
+    """Peak learning rate, reached at the end of the warmup."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps; give this or `epochs`."""
+    """Number of optimizer steps; set this or `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the data; give this or `steps`."""
+    """Number of passes over the data; set this or `steps`."""
     micro_batch: int = Field(default=1, ge=1)
-    """Rows (packs, when packing) that one device computes at once."""
+    """Rows (packs when packing is on) in one forward pass of one device."""
     accumulate: int = Field(default=16, ge=1)
-    """Micro-batches whose gradients make one step, on each device."""
+    """Gradient accumulation: micro-batches per optimizer step, on each device."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises; never less than one step unless it is 0."""
+    """Fraction of the steps used for learning-rate warmup; at least one step unless it is 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    """Learning-rate schedule after the warmup."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decoupled weight decay."""
+    """Weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averaging rates."""
+    """Beta coefficients of AdamW."""
     clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the gradient."""
+    """Maximum gradient norm (clipping)."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
 class Data(SettingsGroup):
-    """What is trained on."""
+    """Training data."""
 
     files: tuple[Path, ...] = Field(min_length=1)
     """Dataset files: messages, XTuner, alpaca, ShareGPT, oasst or LLaVA rows as JSONL, a JSON array or Parquet."""
     repeat: int = Field(default=1, ge=1)
-    """How many times the rows are seen in one epoch; costs no memory."""
+    """Number of times that each row is used in one epoch; costs no memory."""
     max_length: int = Field(default=2048, ge=8)
-    """Longest row or pack, in tokens; longer rows are cut after the last whole answer that fits."""
+    """Maximum length of a row or pack, in tokens; longer rows are cut after the last complete answer that fits."""
     pack: bool = True
-    """Lay several rows into one sequence; otherwise rows are padded."""
+    """Pack several rows into one sequence; false pads the rows."""
     packing: Literal["isolated", "xtuner"] = "isolated"
-    """isolated: whole rows, each attending to itself alone. xtuner: rows cut wherever a sequence is full, seeing what
-    stands before them, tails lost, packed once for all epochs, so that XTuner's iterations come out; text only."""
+    """isolated: complete rows, each attends only to itself. xtuner: as XTuner packs (text only): rows are cut where a
+    sequence is full and attend to the rows before them, the remainder is dropped, packed once for all epochs."""
     pack_workers: int = Field(default=32, ge=1)
-    """Equal shares of the rows that packing xtuner packs apart, losing a tail each: XTuner's map_num_proc."""
+    """Number of equal parts of the data that packing xtuner packs separately, as XTuner's map_num_proc; each part
+    drops its remainder."""
     validation: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the distinct questions kept out of training, for a validation loss."""
+    """Fraction of the distinct questions held out from training, for a validation loss."""
 
 
 class Rehearsal(SettingsGroup):
-    """Unrelated rows mixed in so that the model forgets little: prompts that the base itself answers before training,
-    and dataset files as they stand."""
+    """Unrelated rows mixed into the training data against forgetting: prompts answered by the base model before
+    training, and dataset files as they are."""
 
     prompts: tuple[Path, ...] = ()
-    """Files of prompts (YAML lists), answered by the base model."""
+    """Files of prompts (YAML lists) that the base model answers."""
     max_prompts: int | None = Field(default=None, ge=1)
-    """How many of the prompts are answered at most, drawn by the seed; as many as the run can use when left out."""
+    """Maximum number of prompts to answer, sampled by the seed; when left out, as many as the run can use."""
     files: tuple[Path, ...] = ()
-    """Dataset files whose rows are mixed in as they are, such as dialogues about other pictures."""
+    """Dataset files whose rows are mixed in unchanged, such as dialogues about other pictures."""
     ratio: float = Field(default=1.0, ge=0)
-    """Rehearsal rows for each row of the data."""
+    """Number of rehearsal rows per row of the data."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Longest answer of the base; one that does not end by itself within it is left out."""
+    """Maximum tokens of an answer of the base model; an answer that does not end within it is dropped."""
 
 
 class Evaluation(SettingsGroup):
-    """Questions asked before, during and after training."""
+    """Probes: questions asked before, during and after training."""
 
     probes: tuple[Path, ...] = ()
     """Probe files (YAML) that `compare` asks."""
     every: int = Field(default=0, ge=0)
-    """Steps between evaluations; 0 asks only before and after."""
+    """Steps between evaluations; 0 evaluates only before and after training."""
     samples: int = Field(default=2, ge=0)
-    """Probes of each group that are asked at an evaluation."""
+    """Number of probes of each group asked at an evaluation during training."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Longest answer to a probe."""
+    """Maximum tokens of an answer to a probe."""
 
 
 class Run(SettingsGroup):
-    """Everything about the run that does not change what is learned."""
+    """Seed, device, checkpoints and trackers."""
 
     seed: int = 0
-    """Of data order, adapter initialization and dropout."""
+    """Random seed of data order, adapter initialization and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU when there is one."""
+    """Device to train on; auto uses a GPU if there is one."""
     save_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints to go on from; 0 keeps only what the run ends in."""
+    """Steps between checkpoints for resume; 0 saves only the final result."""
     keep: int = Field(default=2, ge=1)
-    """How many of the latest checkpoints stay."""
+    """Number of latest checkpoints to keep."""
     trackers: tuple[str, ...] = ()
-    """Names of accelerate's trackers to write to, such as tensorboard."""
+    """Names of accelerate's trackers, such as tensorboard."""
 
 
 class Task(SettingsGroup):
-    """What the tasks of both paths have."""
+    """Settings that text and image tasks share."""
 
     model: str
     """The language model: a folder in Hugging Face layout, a hub name (owner/model), modelscope:owner/model, or
-    `embedded`: one out of a Python package."""
+    `embedded`, a model from a Python package."""
     revision: str | None = None
-    """Branch, tag or commit of a fetched model; a run keeps the commit that it was then."""
+    """Branch, tag or commit of a downloaded model; a run records the commit."""
     system: str | None = None
-    """System text given wherever a conversation has none of its own, the same in training, compare and chat."""
+    """System prompt for conversations without one; the same in training, compare and chat."""
     template: str | None = None
-    """Name of a chat template of XTuner's list, such as internlm2_chat; the model's own when left out."""
+    """Name of one of XTuner's chat templates, such as internlm2_chat; the model's own when left out."""
     quant: Quant = Quant()
     lora: Lora | None = Lora()
-    """null trains every weight of the language model in place of an adapter: 16 bytes of memory for each."""
+    """null selects full fine-tuning of the language model instead of an adapter: 16 bytes of memory per weight."""
     data: Data
     rehearsal: Rehearsal = Rehearsal()
     optim: Optim = Field(default_factory=Optim)
@@ -159,14 +161,14 @@ class Task(SettingsGroup):
     @model_validator(mode="after")
     def _one_duration(self) -> "Task":
         if (self.optim.steps is None) == (self.optim.epochs is None):
-            raise ValueError("give optim.steps or optim.epochs, one of the two")
+            raise ValueError("set optim.steps or optim.epochs, one of the two")
         return self
 
     @model_validator(mode="after")
     def _weights_trainable(self) -> "Task":
         if self.full_finetuning and self.quant.bits != 16:
             raise ValueError(
-                f"lora: null trains the weights, and {self.quant.bits}-bit ones cannot be: set quant.bits: 16"
+                f"lora: null (full fine-tuning) cannot train {self.quant.bits}-bit weights: set quant.bits: 16"
             )
         return self
 
@@ -177,24 +179,33 @@ class Task(SettingsGroup):
 
     @property
     def versioned_model(self) -> str:
-        """The language model with its revision, as everything that loads it takes it."""
+        """The language model with its revision, as the loading functions take it."""
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
 
 def settings_group_of(field: FieldInfo) -> type[SettingsGroup] | None:
-    """The group of settings that a field is, also one that null takes out; None where it is a value."""
+    """The settings group of a field, also of one that may be null; None if the field is a value."""
     default = field.get_default(call_default_factory=True)
     kind = type(default) if isinstance(default, SettingsGroup) else field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, SettingsGroup) else None
 
 
-# XTuner's and other kits' names, and where the same thing stands here.
+# Keys of XTuner, TRL, LLaMA-Factory, Unsloth and axolotl, with the equal key here.
 NAMES_IN_OTHER_KITS = {
     "batch_size": "optim.micro_batch",
     "per_device_train_batch_size": "optim.micro_batch",
+    "micro_batch_size": "optim.micro_batch",
     "accumulative_counts": "optim.accumulate",
+    "gradient_accumulation": "optim.accumulate",
     "gradient_accumulation_steps": "optim.accumulate",
     "lr": "optim.learning_rate",
+    "learning_rate": "optim.learning_rate",
+    "num_epochs": "optim.epochs",
+    "lr_scheduler": "optim.schedule",
+    "lr_scheduler_type": "optim.schedule",
+    "weight_decay": "optim.weight_decay",
+    "max_grad_norm": "optim.clip",
+    "gradient_checkpointing": "optim.gradient_checkpointing",
     "max_epochs": "optim.epochs",
     "num_train_epochs": "optim.epochs",
     "max_iters": "optim.steps",
@@ -203,7 +214,15 @@ NAMES_IN_OTHER_KITS = {
     "max_norm": "optim.clip",
     "pretrained_model_name_or_path": "model",
     "model_name_or_path": "model",
+    "base_model": "model",
     "max_length": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "packing": "data.pack",
+    "sample_packing": "data.pack",
+    "val_size": "data.validation",
+    "val_set_size": "data.validation",
     "pack_to_max_length": "data.pack",
     "map_num_proc": "data.pack_workers",
     "data_path": "data.files",
@@ -215,34 +234,32 @@ NAMES_IN_OTHER_KITS = {
     "SYSTEM": "system",
     "prompt_template": "template",
     "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_target": "lora.targets",
+    "lora_target_modules": "lora.targets",
+    "target_modules": "lora.targets",
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
     "load_in_4bit": "quant.bits",
     "load_in_8bit": "quant.bits",
+    "quantization_bit": "quant.bits",
+    "seed": "run.seed",
+    "report_to": "run.trackers",
 }
 
 Settings = TypeVar("Settings", bound=SettingsGroup)
 
 
-def read_yaml(path: Path) -> CommentedMap:
-    """A YAML mapping with its line numbers and comments.
+def read_task_document(path: Path) -> CommentedMap:
+    """A task file as a YAML mapping with its line numbers and comments.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping.
     """
-    try:
-        document = YAML().load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a task file.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8.") from error
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{path}, line {line}: not valid YAML ({error.problem}); mend that line.") from error
+    document = read_yaml(path, "task file", ConfigError).values
     if not isinstance(document, CommentedMap):
-        raise ConfigError(
-            f"{path}: a task file is a mapping of keys to values; `twinlens copy-cfg` gives one to start from."
-        )
+        raise ConfigError(f"{path}: a task file is a mapping of keys to values; `twinlens copy-cfg` writes one.")
     return document
 
 
@@ -250,7 +267,7 @@ def apply_overrides(document: CommentedMap, overrides: Sequence[str]) -> list[st
     """Set `a.b=value` in place, values read as YAML; return a line for each change, old and new.
 
     Raises:
-        ConfigError: an override has no `=`, or goes below something that is not a mapping.
+        ConfigError: an override has no `=`, or goes below a value that is not a mapping.
     """
     changes: list[str] = []
     for override in overrides:
@@ -262,69 +279,35 @@ def apply_overrides(document: CommentedMap, overrides: Sequence[str]) -> list[st
         except MarkedYAMLError as error:
             raise ConfigError(f"{override}: the value is not valid YAML ({error.problem}).") from error
         *parents, last = key.split(".")
-        place: Any = document
+        group: Any = document
         for parent in parents:
-            place = place.setdefault(parent, CommentedMap())
-            if not isinstance(place, dict):
-                raise ConfigError(f"{override}: {parent} is not a group of settings, so nothing stands below it.")
-        changes.append(f"{key}: {place.get(last, '(default)')} -> {value}")
-        place[last] = value
+            group = group.setdefault(parent, CommentedMap())
+            if not isinstance(group, dict):
+                raise ConfigError(f"{override}: {parent} is not a group of settings and has no keys.")
+        changes.append(f"{key}: {group.get(last, '(default)')} -> {value}")
+        group[last] = value
     return changes
 
 
 def validate_settings(document: Mapping[str, Any], task: type[Settings], where: str) -> Settings:
-    """Build a task from plain values, naming every fault at once.
+    """Build a task from plain values.
 
     Raises:
-        ConfigError: one line for each fault, with file, line, key and what to do.
+        ConfigError: all faults, one line each, with file, line, key and fix.
     """
-    try:
-        return task.model_validate(document)
-    except ValidationError as error:
-        faults = [
-            _fault(document, where, fault["loc"], fault["type"], fault["msg"], fault["input"])
-            for fault in error.errors()
-        ]
-        raise ConfigError("\n".join(faults)) from error
+    file = YamlFile(where, document)
+    settings = file.validate(task, other_names=NAMES_IN_OTHER_KITS)
+    file.raise_faults(ConfigError)
+    assert settings is not None
+    return settings
 
 
 def read_settings(path: Path, task: type[Settings], overrides: Sequence[str] = ()) -> tuple[Settings, list[str]]:
     """Read a task file and apply overrides; also return what each override changed.
 
     Raises:
-        ConfigError: as `read_yaml`, `apply_overrides` and `validate_settings` do.
+        ConfigError: as `read_task_document`, `apply_overrides` and `validate_settings` do.
     """
-    document = read_yaml(path)
+    document = read_task_document(path)
     changes = apply_overrides(document, overrides)
     return validate_settings(document, task, str(path)), changes
-
-
-def _fault(
-    document: Mapping[str, Any], where: str, loc: tuple[int | str, ...], kind: str, message: str, value: Any
-) -> str:
-    key = ".".join(str(part) for part in loc if part not in ("all-linear", "tuple[str, ...]", "literal['all-linear']"))
-    place = f"{where}{_line(document, loc)}: {key}" if key else where
-    if kind == "extra_forbidden":
-        hint = NAMES_IN_OTHER_KITS.get(str(loc[-1]))
-        return f"{place}: no such key; " + (
-            f"here it is {hint}." if hint else "`twinlens show-cfg` lists the keys there are."
-        )
-    if kind == "missing":
-        return f"{place}: is missing; add it."
-    if kind == "tuple_type":
-        return f"{place}: must be a list; write it in brackets, such as [{value}]."
-    if kind == "too_short":
-        return f"{place}: is an empty list; name at least one."
-    got = "" if isinstance(value, Mapping) else f" (got {value!r})"  # a whole block would bury the sentence
-    return f"{place}: {message.removeprefix('Value error, ')}{got}."
-
-
-def _line(document: Any, loc: tuple[int | str, ...]) -> str:
-    line: int | None = None
-    for part in loc:
-        marks = getattr(getattr(document, "lc", None), "data", None)
-        if not marks or part not in marks:
-            break
-        line = marks[part][0] + 1
-        document = document[part]
-    return "" if line is None else f", line {line}"

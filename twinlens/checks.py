@@ -8,7 +8,8 @@ from pathlib import Path
 from llm.chat_template.named_templates import named_template
 from llm.checkpoints.embedded import EMBEDDED, INSTALL_COMMAND, embedded_weights
 from llm.checkpoints.hub import describe_download, parse_remote
-from llm.sources import persona_card, read_conversations, read_prompts
+from llm.prompts import read_prompts
+from llm.sources import persona_card, read_conversations
 from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError, DataError, DeviceError, ModelError
 from tuning.evaluation.probes import read_probes

@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap
 from llm.settings import TextTask
 from tuning.errors import ConfigError
 from tuning.paths import CONFIGS
-from tuning.settings import apply_overrides, read_yaml, settings_group_of, validate_settings
+from tuning.settings import apply_overrides, read_task_document, settings_group_of, validate_settings
 from twinlens.tasks import AnyTask
 from twinlens.xtuner.configs.mapping import map_config
 from vlm.settings import ImageTask
@@ -52,7 +52,7 @@ def open_task(file: Path, overrides: Sequence[str] = ()) -> OpenedTask:
         mapped = map_config(path)
         document, differs = CommentedMap(mapped.document), mapped.differs
     else:
-        document, differs = read_yaml(path), ()
+        document, differs = read_task_document(path), ()
     changes = apply_overrides(document, overrides)
     task_type = ImageTask if "tower" in document else TextTask
     return OpenedTask(validate_settings(document, task_type, str(path)), changes, differs)
@@ -98,7 +98,7 @@ def explain(file: Path) -> str:
     In such a comment the key follows the `#` directly, so removing the `#` sets it; explanations have a blank there.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
-    document = read_yaml(file)
+    document = read_task_document(file)
     fields = TASK_TYPES[file.parent.name].model_fields
     inserted: defaultdict[int, list[str]] = defaultdict(list)  # line number -> comment lines above it
     for key in [*document, *(key for key in fields if key not in document)]:

@@ -21,8 +21,9 @@ from llm.finetuned import log_trainable
 from llm.forecast import Forecast, forecast_run
 from llm.loading import LoadedModel, load_model, load_template, log_system
 from llm.model import check_packing_isolation
+from llm.prompts import read_prompts
 from llm.rehearsal import rehearsal_rows
-from llm.sources import distinct_rows, persona_card, read_prompts
+from llm.sources import distinct_rows, persona_card
 from tuning.errors import ConfigError
 from tuning.evaluation.compare import Comparison
 from tuning.evaluation.probes import Probe

@@ -1,165 +1,99 @@
-"""What is written about pictures, in YAML, JSON or CSV, as one tree that remembers the line of every value."""
+"""Facts files in YAML, JSON or CSV, read as one shape with the line of every value."""
 
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from tuning.errors import DataError
+from tuning.yaml_files import YamlFile, read_text, read_yaml
 
 COLUMNS = ("image", "caption", "name", "color", "count", "place", "text", "ask", "answer", "source", "absent")
-"""Of a CSV file. A row adds what it has to its picture: an object, a text, a question with its answer, a thing that
-is absent; a row without an image goes on with the picture of the row above."""
+"""Columns of a CSV file. A row adds to its picture an object, a text, a question with its answer or an absent object;
+a row without an image belongs to the picture of the row above."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A single value as it was written, None where nothing stands."""
-
-    value: str | None
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    """A list."""
-
-    values: "tuple[Tree, ...]"
-    line: int
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """A mapping, its keys in order and perhaps twice."""
-
-    pairs: "tuple[tuple[Text, Tree], ...]"
-    line: int
-
-
-Tree = Text | Items | Keys
-
-
-def read_tree(path: Path) -> Tree:
-    """The values of a file, whose ending says what it is: .yaml, .yml, .json or .csv.
+def read_fact_file(path: Path) -> YamlFile:
+    """A file with the key `pictures` and a list of entries; the suffix says whether it is YAML, JSON or CSV.
 
     Raises:
-        DataError: it cannot be read, or is not what its ending says; names the line.
+        DataError: the file cannot be read, or has not the format of its suffix; names the line.
     """
-    readers = {".csv": _csv, ".json": _json, ".yaml": _yaml, ".yml": _yaml}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: its ending says no format; write facts as .yaml, .json or .csv.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a facts file.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8.") from error
-    if not text.strip():
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".json", ".yaml", ".yml"):
+        raise DataError(f"{path}: the suffix names no format; write facts as .yaml, .json or .csv.")
+    text = read_text(path, "facts file")
+    if suffix == ".json":
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix that line.") from error
+        except RecursionError:
+            pass  # read_yaml names it
+    csv_values = suffix == ".csv" and text.strip()
+    file = YamlFile(str(path), _csv(path, text)) if csv_values else read_yaml(path, "facts file", as_text=True)
+    values: Any = file.values
+    if values is None:
         raise DataError(f"{path}: is empty; write `pictures:` and an entry for each picture.")
-    return reader(path, text)
+    if isinstance(values, dict):
+        for key in map(str, cast(dict[Any, Any], values)):
+            if key != "pictures":
+                raise DataError(f"{file.at((key,))}: {key}: no such key; the only key of the file is `pictures`.")
+    if not isinstance(values, dict) or not isinstance(file.values.get("pictures"), list) or not file.values["pictures"]:
+        raise DataError(f"{path}, line 1: pictures: has no pictures; write `pictures:` and a list below it.")
+    return file
 
 
-def _yaml(path: Path, text: str) -> Tree:
-    try:
-        yaml: Any = YAML()
-        return _tree(yaml.compose(text), {})  # nodes, not values: they keep the line and the text as written
-    except MarkedYAMLError as error:
-        fault: Any = error
-        line = fault.problem_mark.line + 1 if fault.problem_mark else 1
-        raise DataError(f"{path}, line {line}: not valid YAML ({fault.problem}); mend that line.") from error
-    except YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: not valid YAML ({reason}); save it as plain text.") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: is nested too deeply to be facts; write a list of pictures.") from error
-
-
-def _json(path: Path, text: str) -> Tree:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); mend that line.") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: is nested too deeply to be facts; write a list of pictures.") from error
-    return _yaml(path, text)
-
-
-def _tree(node: Any, seen: dict[int, Tree]) -> Tree:
-    """`seen` keeps what an alias stands for from being built once for every use."""
-    if id(node) in seen:
-        return seen[id(node)]
-    line = 1 if node is None else _line(node)
-    tree: Tree
-    match node:
-        case MappingNode():
-            pairs: list[tuple[Any, Any]] = cast(Any, node).value
-            tree = Keys(tuple((Text(_scalar(key), _line(key)), _tree(value, seen)) for key, value in pairs), line)
-        case SequenceNode():
-            values: list[Any] = cast(Any, node).value
-            tree = Items(tuple(_tree(value, seen) for value in values), line)
-        case _:
-            tree = Text(_scalar(node), line)
-    seen[id(node)] = tree
-    return tree
-
-
-def _line(node: Any) -> int:
-    return node.start_mark.line + 1
-
-
-def _scalar(node: Any) -> str | None:
-    if not isinstance(node, ScalarNode):
-        return None
-    scalar: Any = node
-    if str(scalar.tag).endswith(":null"):
-        return None
-    # JSON writes an emoji as two halves, which YAML does not join.
-    return str(scalar.value).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _csv(path: Path, text: str) -> Tree:
-    """Rows gathered by picture, in the shape that YAML files have; what a row says again is said once."""
+def _csv(path: Path, text: str) -> Any:
+    """Rows grouped by picture, in the shape of YAML files; repeated values are kept once."""
     header = text.lstrip().partition("\n")[0]
     rows = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=header.count), strict=True)
-    gathered: dict[str, dict[str, dict[tuple[str, ...], Tree]]] = {}  # by picture, key, and what was written
-    name = ""
+    pictures: dict[str, Any] = {}
+    document, name = CommentedMap(), ""
     for line, row in _rows(path, rows):
         name = row.get("image") or name
         if not name:
-            raise DataError(f"{path}, line {line}: image: is missing; name the picture that the row is about.")
-        picture = gathered.setdefault(name, {"image": {(name,): Text(name, line)}})
-        for key in ("caption", "text", "absent"):
+            raise DataError(f"{path}, line {line}: image: is missing; name the picture of the row.")
+        if name not in pictures:
+            pictures[name] = _mapping({"image": name}, line)
+            _append(document, "pictures", pictures[name], line)
+        picture = pictures[name]
+        if caption := row.get("caption"):
+            if picture.setdefault("caption", caption) != caption:
+                raise DataError(f"{path}, line {line}: caption: appears twice for {name}; remove one of them.")
+            picture.lc.add_kv_line_col("caption", [line - 1, 0])
+        for key in ("text", "absent"):
             if value := row.get(key):
-                picture.setdefault(key, {}).setdefault((value,), Text(value, line))
+                _append(picture, key, value, line)
         for key, columns in (("objects", ("name", "color", "count", "place")), ("facts", ("ask", "answer", "source"))):
-            if any(row.get(column) for column in columns):
-                parts = tuple((Text(column, line), Text(row[column], line)) for column in columns if row.get(column))
-                written = tuple(row.get(column, "") for column in columns)
-                picture.setdefault(key, {}).setdefault(written, Keys(parts, line))
-    entries = tuple(_entry(picture) for picture in gathered.values())
-    return Keys(((Text("pictures", 1), Items(entries, 1)),), 1)
+            if cells := {column: row[column] for column in columns if row.get(column)}:
+                _append(picture, key, _mapping(cells, line), line)
+    return document
 
 
-def _entry(picture: dict[str, dict[tuple[str, ...], Tree]]) -> Keys:
-    pairs: list[tuple[Text, Tree]] = []
-    for key, found in picture.items():
-        values = tuple(found.values())
-        if key in ("image", "caption"):  # a second caption is told as a key that stands twice
-            pairs += [(Text(key, value.line), value) for value in values]
-        else:
-            pairs.append((Text(key, values[0].line), Items(values, values[0].line)))
-    return Keys(tuple(pairs), pairs[0][0].line)
+def _mapping(values: dict[str, str], line: int) -> Any:
+    """A mapping whose values are at `line`."""
+    mapping: Any = CommentedMap(values)
+    for key in values:
+        mapping.lc.add_kv_line_col(key, [line - 1, 0])
+    return mapping
+
+
+def _append(mapping: Any, key: str, value: Any, line: int) -> None:
+    """Add a value to the list under `key`, unless the list has it."""
+    if key not in mapping:
+        mapping[key] = CommentedSeq()
+        mapping.lc.add_kv_line_col(key, [line - 1, 0])
+    if value not in mapping[key]:
+        mapping[key].append(value)
+        mapping[key].lc.add_idx_line_col(len(mapping[key]) - 1, [line - 1, 0])
 
 
 def _rows(path: Path, reader: Any) -> Iterator[tuple[int, dict[str, str]]]:
-    """Every row by column, and the line it begins at."""
+    """The rows as mappings of column to cell, each with its first line."""
     columns: list[str] = []
     try:
         line = 1
@@ -173,7 +107,7 @@ def _rows(path: Path, reader: Any) -> Iterator[tuple[int, dict[str, str]]]:
                         f"the columns are {', '.join(COLUMNS)}."
                     )
                 if twice := [column for column in columns if columns.count(column) > 1]:
-                    raise DataError(f"{path}, line {line}: {twice[0]}: stands twice in the header; remove one of them.")
+                    raise DataError(f"{path}, line {line}: {twice[0]}: appears twice in the header; remove one.")
             elif any(cells):
                 if len(cells) > len(columns):
                     raise DataError(
@@ -183,4 +117,4 @@ def _rows(path: Path, reader: Any) -> Iterator[tuple[int, dict[str, str]]]:
                 yield line, dict(zip(columns, cells, strict=False))
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}); mend that line.") from error
+        raise DataError(f"{path}, line {reader.line_num}: not valid CSV ({error}); fix that line.") from error

@@ -1,291 +1,188 @@
-"""What is known of pictures: read from FACTS, checked whole, every fault named by file, line and key."""
+"""Facts about pictures: the models of a facts file, reading and checks."""
 
-import difflib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from data_gen.image_qa.fact_files import Items, Keys, Text, Tree, read_tree
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from data_gen.image_qa.fact_files import read_fact_file
 from data_gen.names import CONTROL, fold
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN
 from tuning.data.pictures import open_picture, picture_path
 from tuning.errors import DataError
 from tuning.evaluation.probes import PLACEHOLDER, mentions_any
+from tuning.yaml_files import YamlFile
 
-PICTURE_KEYS = ("image", "caption", "objects", "text", "facts", "absent")
-OBJECT_KEYS = ("name", "color", "count", "place")
-FACT_KEYS = ("ask", "answer", "source", "expect", "also")
-MOST = 1000  # things of one kind that anybody counted
+MAX_COUNT = 1000  # objects of one kind in a picture
+FORBID = ConfigDict(extra="forbid")
+
+
+def _one_line(text: str) -> str:
+    """Text on one line that a dialogue and a probe file can hold."""
+    # JSON escapes an emoji as a surrogate pair, which YAML does not join.
+    text = " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
+    if not text:
+        raise ValueError("must be text and not empty; write the text")
+    if CONTROL.search(text) or "\ufffd" in text:
+        raise ValueError("contains characters that cannot be written; type the text again")
+    if DEFAULT_IMAGE_TOKEN in text:
+        raise ValueError(f"contains {DEFAULT_IMAGE_TOKEN}, which stands for a picture; remove it")
+    if placeholder := PLACEHOLDER.search(text):
+        raise ValueError(f"contains {placeholder[0]}, which probe files fill in; remove the braces")
+    return text
+
+
+def _count(text: Any) -> int:
+    if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 9 and 0 < int(text) <= MAX_COUNT:
+        return int(text)
+    raise ValueError(
+        f"must be a whole number from 1 to {MAX_COUNT}; name what is not there under `absent`, leave a larger count out"
+    )
+
+
+Text = Annotated[str, BeforeValidator(lambda value: _one_line(value) if isinstance(value, str) else value)]
+Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """An object in a picture, and what can be seen of it."""
+    """An object in a picture, and its visible properties."""
 
-    name: str
-    color: str | None = None
-    count: int | None = None
-    place: str | None = None
+    name: Text
+    color: Text | None = None
+    count: Annotated[int | None, BeforeValidator(_count)] = None
+    place: Text | None = None
+
+    __pydantic_config__ = FORBID
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What nobody can see.
+    """A fact that the picture does not show.
 
     Args:
-        source: who or what says so.
-        expect: what a right answer holds, any of it; empty where that is left to be found in `answer`.
-        also: other ways to ask.
+        source: who or what states it.
+        expect: terms of a right answer, any of them; empty where they are taken from `answer`.
+        also: other wordings of the question.
     """
 
-    ask: str
-    answer: str
-    source: str | None = None
-    expect: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
+    ask: Text
+    answer: Text
+    source: Text | None = None
+    expect: Texts = ()
+    also: Texts = ()
+
+    __pydantic_config__ = FORBID
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture and what is known of it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactEntry:
+    """One entry of a facts file.
 
     Args:
-        image: its path as FACTS has it, relative to that file; `path` leads there.
+        image: path of the picture, relative to the facts file.
+        text: texts written in the picture.
+        absent: objects that are not in the picture, and may be asked about.
+    """
+
+    image: Text
+    caption: Text | None = None
+    objects: Annotated[tuple[Thing, ...], Field(min_length=1)] = ()
+    text: Texts = ()
+    facts: Annotated[tuple[Fact, ...], Field(min_length=1)] = ()
+    absent: Texts = ()
+
+    __pydantic_config__ = FORBID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture(FactEntry):
+    """A picture with its facts.
+
+    Args:
+        path: the file of the picture.
         where: `workshop.yaml, line 2`, for messages.
-        text: what is written in it.
-        absent: what is not there, and may be asked after.
     """
 
-    image: str
     path: Path
     where: str
-    caption: str | None = None
-    objects: tuple[Thing, ...] = ()
-    text: tuple[str, ...] = ()
-    facts: tuple[Fact, ...] = ()
-    absent: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Faults:
-    """Collects what is wrong, so that all of it is told at once."""
-
-    path: Path
-    sentences: list[str] = field(default_factory=list[str])
-
-    def add(self, line: int, key: str, sentence: str) -> None:
-        self.sentences.append(f"{self.path}, line {line}: {key}: {sentence}")
 
 
 def read_facts(path: Path) -> tuple[Picture, ...]:
-    """Read a facts file and open every picture of it.
+    """Read a facts file and open its pictures.
 
     Raises:
-        DataError: one line for each fault, with file, line, key and what to do.
+        DataError: all faults, one line each, with file, line, key and fix.
     """
-    tree, faults = read_tree(path), _Faults(path)
-    entries = _entries(path, tree)
+    file = read_fact_file(path)
     pictures: list[Picture] = []
-    seen: dict[Path, int] = {}
-    for entry in entries:
-        if not isinstance(entry, Keys):
-            faults.add(entry.line, "pictures", "not a picture; write `- {image: workshop.jpg, caption: ...}`.")
-            continue
-        before = len(faults.sentences)
-        picture = _picture(entry, faults)
-        if picture is None:
-            continue
-        if picture.path in seen:
-            line = seen[picture.path]
-            faults.add(entry.line, "image", f"{picture.image} stands at line {line} too; write both as one entry.")
-        elif len(faults.sentences) == before:
-            pictures.append(picture)
-        seen.setdefault(picture.path, entry.line)
-    if faults.sentences:
-        raise DataError("\n".join(faults.sentences))
+    lines: dict[Path, int | None] = {}
+    for index, values in enumerate(file.values["pictures"]):
+        loc = ("pictures", index)
+        entry = file.validate(FactEntry, loc)
+        image = _open_picture(file, (*loc, "image"), path.parent, values) if hasattr(values, "get") else None
+        if image in lines:
+            file.add_fault(loc, "image", f"{image} is at line {lines[image]} too; write one entry for both.")
+        if image is not None:
+            lines.setdefault(image, file.line(loc))
+        if entry is not None:
+            _check_entry(file, loc, entry)
+            fields = {name: getattr(entry, name) for name in FactEntry.__dataclass_fields__}
+            pictures.append(Picture(**fields, path=image or path, where=file.at(loc)))
+    file.raise_faults()
     return tuple(pictures)
 
 
-def _entries(path: Path, tree: Tree) -> tuple[Tree, ...]:
-    if isinstance(tree, Keys):
-        for key, value in tree.pairs:
-            if key.value != "pictures":
-                raise DataError(f"{path}, line {key.line}: {key.value}: no such key; the file has `pictures:` alone.")
-            if isinstance(value, Items) and value.values and len(tree.pairs) == 1:
-                return value.values
-    raise DataError(f"{path}, line {tree.line}: pictures: holds no pictures; write `pictures:` and a list below it.")
-
-
-def _picture(entry: Keys, faults: _Faults) -> Picture | None:
-    values = _values(entry, PICTURE_KEYS, "", faults)
-    image = _text(values, "image", "image", entry.line, faults, needed=True)
-    caption = _text(values, "caption", "caption", entry.line, faults)
-    objects = tuple(_things(values, faults))
-    facts = tuple(_facts(values, faults))
-    text = _texts(values, "text", "text", faults)
-    absent = _texts(values, "absent", "absent", faults)
-    if not any(key in values for key in ("caption", "objects", "facts")):
-        faults.add(entry.line, image or "image", "nothing is known of it; add a caption, an object or a fact.")
-    _refuse_present(values, absent, objects, faults)
-    if image is None:
+def _open_picture(file: YamlFile, loc: tuple[int | str, ...], folder: Path, values: Any) -> Path | None:
+    image = values.get("image")
+    if not isinstance(image, str) or not image.strip():
         return None
-    path = faults.path.parent / image
     try:
-        where = f"{faults.path}, line {values['image'].line}"
-        path = picture_path(image, faults.path.parent, where)
-        open_picture(path, where)
+        path = picture_path(" ".join(image.split()), folder, file.at(loc))
+        open_picture(path, file.at(loc))
     except DataError as error:
-        faults.sentences.append(str(error))
-    return Picture(image, path, f"{faults.path}, line {entry.line}", caption, objects, text, facts, absent)
+        file.faults.append(str(error))
+        return None
+    return path
 
 
-def _things(values: dict[str, Tree], faults: _Faults) -> Iterator[Thing]:
-    seen: dict[str, int] = {}
-    for entry in _list(values, "objects", faults):
-        if not isinstance(entry, Keys):
-            faults.add(entry.line, "objects", "not an object; write `- {name: robot, color: blue}`.")
-            continue
-        parts = _values(entry, OBJECT_KEYS, "objects.", faults)
-        name = _text(parts, "name", "objects.name", entry.line, faults, needed=True)
-        color = _text(parts, "color", "objects.color", entry.line, faults)
-        place = _text(parts, "place", "objects.place", entry.line, faults)
-        count = _count(parts, faults)
-        if name is None:
-            continue
-        if _key(name) in seen:
-            faults.add(
-                entry.line,
+def _check_entry(file: YamlFile, loc: tuple[int | str, ...], entry: FactEntry) -> None:
+    """Faults between the values of one entry: repeated names and questions, contradictions."""
+    if not (entry.caption or entry.objects or entry.facts):
+        file.add_fault(loc, entry.image, "has no facts; add a caption, an object or a fact.")
+    names: dict[str, int | None] = {}
+    for number, name in enumerate(thing.name for thing in entry.objects):
+        at = (*loc, "objects", number)
+        if _key(name) in names:
+            file.add_fault(
+                at,
                 "objects.name",
-                f"{name} stands at line {seen[_key(name)]} too, and a question could mean either; give one of them a "
+                f"{name} is at line {names[_key(name)]} too, and a question could mean either; give one of them a "
                 f"count, or both names that tell them apart, such as `left {name}`.",
             )
-        seen.setdefault(_key(name), entry.line)
-        yield Thing(name, color, count, place)
-
-
-def _count(parts: dict[str, Tree], faults: _Faults) -> int | None:
-    if "count" not in parts:
-        return None
-    node = parts["count"]
-    text = node.value if isinstance(node, Text) else None
-    if text is None or not (text.isascii() and text.isdigit()) or len(text) > 9:
-        faults.add(
-            node.line, "objects.count", f"{text or 'what stands there'} is no whole number; write one, such as 3."
-        )
-    elif int(text) == 0:
-        faults.add(node.line, "objects.count", "0 of it are in the picture; name it under `absent` instead.")
-    elif int(text) > MOST:
-        faults.add(node.line, "objects.count", f"{text} is more than {MOST}; leave the count out.")
-    else:
-        return int(text)
-    return None
-
-
-def _facts(values: dict[str, Tree], faults: _Faults) -> Iterator[Fact]:
-    asked: dict[str, int] = {}
-    for entry in _list(values, "facts", faults):
-        if not isinstance(entry, Keys):
-            faults.add(entry.line, "facts", "not a fact; write `- {ask: ..., answer: ...}`.")
-            continue
-        parts = _values(entry, FACT_KEYS, "facts.", faults)
-        ask = _text(parts, "ask", "facts.ask", entry.line, faults, needed=True)
-        answer = _text(parts, "answer", "facts.answer", entry.line, faults, needed=True)
-        source = _text(parts, "source", "facts.source", entry.line, faults)
-        expect = _texts(parts, "expect", "facts.expect", faults)
-        also = _texts(parts, "also", "facts.also", faults)
-        if ask is None or answer is None:
-            continue
-        for question in (ask, *also):
+        names.setdefault(_key(name), file.line(at))
+    asked: dict[str, int | None] = {}
+    for number, fact in enumerate(entry.facts):
+        at = (*loc, "facts", number)
+        for question in (fact.ask, *fact.also):
             if fold(question) in asked:
-                line = asked[fold(question)]
-                faults.add(entry.line, "facts.ask", f"{question!r} is asked at line {line} too; ask it once.")
-            asked[fold(question)] = entry.line
-        if expect and not mentions_any(answer, expect):
-            faults.add(
-                entry.line,
-                "facts.expect",
-                f"none of {', '.join(expect)} stands in the answer, which then counts as wrong; take it from there.",
-            )
-        yield Fact(ask, answer, source, expect, also)
-
-
-def _refuse_present(
-    values: dict[str, Tree], absent: tuple[str, ...], objects: tuple[Thing, ...], faults: _Faults
-) -> None:
-    names = {_key(thing.name) for thing in objects}
-    folded = [_key(name) for name in absent]
-    for index, name in enumerate(absent):
-        if folded[index] in names:
-            faults.add(values["absent"].line, "absent", f"{name} is among the objects; take it out of one of the two.")
-        if folded[index] in folded[:index]:
-            faults.add(values["absent"].line, "absent", f"{name} stands there twice; remove one of them.")
+                repeated = f"{question!r} is asked at line {asked[fold(question)]} too; ask it once."
+                file.add_fault(at, "facts.ask", repeated)
+            asked[fold(question)] = file.line(at)
+        if fact.expect and not mentions_any(fact.answer, fact.expect):
+            terms = ", ".join(fact.expect)
+            file.add_fault(at, "facts.expect", f"the answer contains none of {terms}; take a term from the answer.")
+    absent: set[str] = set()
+    for name in entry.absent:
+        if _key(name) in names:
+            file.add_fault((*loc, "absent"), "absent", f"{name} is among the objects; remove it from one of the two.")
+        if _key(name) in absent:
+            file.add_fault((*loc, "absent"), "absent", f"{name} appears twice; remove one of them.")
+        absent.add(_key(name))
 
 
 def _key(name: str) -> str:
-    """The same for what a question would name in the same words: `a cup`, `the cup`, `cups`."""
+    """One key for names that a question cannot tell apart: `a cup`, `the cup`, `cups`."""
     return re.sub(r"^(an?|the) (?=.)|(?<=[a-z]{2})s$", "", fold(name))
-
-
-def _values(entry: Keys, known: tuple[str, ...], prefix: str, faults: _Faults) -> dict[str, Tree]:
-    """The entry's values by key; keys that nobody knows or that stand twice are faults."""
-    values: dict[str, Tree] = {}
-    for key, value in entry.pairs:
-        name = key.value or ""
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"write {close[0]}" if close else f"the keys are {', '.join(known)}"
-            faults.add(key.line, f"{prefix}{name}", f"no such key; {hint}.")
-        elif name in values:
-            faults.add(key.line, f"{prefix}{name}", "stands twice; remove one of them.")
-        else:
-            values[name] = value
-    return values
-
-
-def _list(values: dict[str, Tree], key: str, faults: _Faults) -> tuple[Tree, ...]:
-    node = values.get(key)
-    if node is None:
-        return ()
-    if not isinstance(node, Items) or not node.values:
-        faults.add(node.line, key, f"must be a list with something in it; write `{key}:` and `- ...` below it.")
-        return ()
-    return node.values
-
-
-def _text(
-    values: dict[str, Tree], key: str, shown: str, line: int, faults: _Faults, *, needed: bool = False
-) -> str | None:
-    node = values.get(key)
-    if node is None:
-        if needed:
-            faults.add(line, shown, "is missing; add it.")
-        return None
-    return _plain(node, shown, faults)
-
-
-def _texts(values: dict[str, Tree], key: str, shown: str, faults: _Faults) -> tuple[str, ...]:
-    node = values.get(key)
-    if node is None:
-        return ()
-    if not isinstance(node, Items) or not node.values:
-        faults.add(node.line, shown, f"must be a list of texts; write `{key}: [one, another]`.")
-        return ()
-    found = (_plain(item, shown, faults) for item in node.values)
-    return tuple(text for text in found if text is not None)
-
-
-def _plain(node: Tree, shown: str, faults: _Faults) -> str | None:
-    """Text on one line that a dialogue and a probe file can hold."""
-    text = " ".join(node.value.split()) if isinstance(node, Text) and node.value else ""
-    if not text:
-        faults.add(node.line, shown, "must be text and not empty; write the text, in quotes if it has signs of YAML.")
-    elif CONTROL.search(text) or "\ufffd" in text:
-        faults.add(node.line, shown, "holds characters that cannot be written; type it anew.")
-    elif DEFAULT_IMAGE_TOKEN in text:
-        faults.add(node.line, shown, f"holds {DEFAULT_IMAGE_TOKEN}, which stands for a picture; take it out.")
-    elif found := PLACEHOLDER.search(text):
-        faults.add(node.line, shown, f"holds {found[0]}, which probe files fill in; take the braces out.")
-    else:
-        return text
-    return None

@@ -1,13 +1,13 @@
-"""The vocabulary of scenes: which emoji picture shows what, in the words that a person would say."""
+"""Nouns of scenes: which emoji pictures show an object, and its names."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import ConfigDict, Field
 
 from tuning.errors import ConfigError, DataError
+from tuning.yaml_files import read_yaml
 
 GROUPS = ("known", "unseen")
 
@@ -17,9 +17,9 @@ class Noun:
     """A kind of object.
 
     Args:
-        name: in the singular; `plural` of several.
+        name: the singular.
         pictures: hexcode of each picture, and the picture's own name where it has one.
-        also: other right names, whichever picture it is.
+        also: other correct names, for all pictures.
     """
 
     name: str
@@ -28,37 +28,58 @@ class Noun:
     also: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class NounEntry:
+    """A noun as the file has it: `dog: {pictures: [1f415, 1f429 poodle], also: [puppy]}`."""
+
+    pictures: Annotated[tuple[str, ...], Field(min_length=1)]
+    also: tuple[str, ...] = ()
+    plural: str | None = None
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The file: nouns of the scenes that are trained on, and nouns that are not."""
+
+    known: dict[str, NounEntry] | None = None
+    unseen: dict[str, NounEntry] | None = None
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
 def read_nouns(path: Path) -> dict[str, tuple[Noun, ...]]:
     """The nouns of a vocabulary file, `known` and `unseen`.
 
     Raises:
-        DataError: the file cannot be read, or an entry is not of the shape that configs/data/scene-nouns.yaml explains.
+        DataError: the file cannot be read, or an entry has not the shape that configs/data/scene-nouns.yaml explains.
     """
-    try:
-        loaded: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8"))  # pyright: ignore[reportUnknownMemberType]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a vocabulary in YAML.") from error
-    except YAMLError as error:
-        raise DataError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend it.") from error
-    if not isinstance(loaded, dict) or not set(cast(dict[str, Any], loaded)) <= set(GROUPS):
-        raise DataError(f"{path}: not a vocabulary; write nouns under `known` and, if you like, `unseen`.")
-    groups = cast(dict[str, Any], loaded)
-    nouns = {group: tuple(_nouns(path, group, groups.get(group) or {})) for group in GROUPS}
+    file = read_yaml(path, "vocabulary in YAML", as_text=True)
+    vocabulary = file.validate(Vocabulary)
+    file.raise_faults()
+    assert vocabulary is not None
+    nouns: dict[str, tuple[Noun, ...]] = {}
     owners: dict[str, str] = {}
-    for noun in (*nouns["known"], *nouns["unseen"]):
-        for hexcode, _ in noun.pictures:
-            if owners.setdefault(hexcode, noun.name) != noun.name:
-                raise DataError(f"{path}: {hexcode} is both {owners[hexcode]} and {noun.name}; keep one of them.")
-    if clash := {noun.name for noun in nouns["known"]} & {noun.name for noun in nouns["unseen"]}:
-        raise DataError(f"{path}: {min(clash)} is both known and unseen; keep one of them.")
+    for group in GROUPS:
+        entries: dict[str, NounEntry] = getattr(vocabulary, group) or {}
+        nouns[group] = tuple(_noun(name, entry) for name, entry in entries.items())
+        for noun in nouns[group]:
+            for hexcode, _ in noun.pictures:
+                if owners.setdefault(hexcode, noun.name) != noun.name:
+                    both = f"{hexcode} is both {owners[hexcode]} and {noun.name}; keep one of them."
+                    file.add_fault((group, noun.name, "pictures"), "pictures", both)
+    for name in {noun.name for noun in nouns["known"]} & {noun.name for noun in nouns["unseen"]}:
+        file.add_fault(("unseen", name), "unseen", f"{name} is both known and unseen; keep one of them.")
+    file.raise_faults(DataError)
     return nouns
 
 
 def emoji_files(folder: Path, nouns: tuple[Noun, ...]) -> dict[str, Path]:
-    """The picture of every hexcode, from a folder of `HEXCODE.webp` or `.png`, or one that has it under `assets`.
+    """The picture file of every hexcode, in a folder of `HEXCODE.webp` or `.png`, or in its sub-folder `assets`.
 
     Raises:
-        ConfigError: there is no such folder, or pictures are missing in it.
+        ConfigError: there is no such folder, or it lacks pictures.
     """
     names = ("", "assets", "package/assets")
     within = next((folder / name for name in reversed(names) if (folder / name).is_dir()), None)
@@ -76,38 +97,16 @@ def emoji_files(folder: Path, nouns: tuple[Noun, ...]) -> dict[str, Path]:
             files[hexcode] = found
     if missing:
         raise ConfigError(
-            f"--emoji {folder}: {len(missing)} pictures are not there, the first is {missing[0]}.webp; "
+            f"--emoji {folder}: {len(missing)} pictures are missing, the first is {missing[0]}.webp; "
             "unpack `npm pack @lobehub/fluent-emoji-3d` and give the folder."
         )
     return files
 
 
-def _nouns(path: Path, group: str, entries: Any) -> list[Noun]:
-    if not isinstance(entries, dict):
-        raise DataError(f"{path}: {group}: must be nouns and their pictures; write `dog: {{pictures: [1f415]}}`.")
-    return [_noun(path, str(name), entry) for name, entry in cast(dict[Any, Any], entries).items()]
-
-
-def _noun(path: Path, name: str, entry: Any) -> Noun:
-    wrong = DataError(f"{path}: {name}: must have pictures and may have also, plural; write `{{pictures: [1f415]}}`.")
-    if not isinstance(entry, dict):
-        raise wrong
-    values = cast(dict[str, Any], entry)
-    pictures, also = values.get("pictures"), values.get("also", [])
-    if not set(values) <= {"pictures", "also", "plural"} or not isinstance(pictures, list) or not pictures:
-        raise wrong
-    if not isinstance(also, list):
-        raise wrong
-    shown: list[tuple[str, str | None]] = []
-    for picture in cast(list[Any], pictures):
-        hexcode, _, label = str(picture).partition(" ")
-        shown.append((hexcode, label or None))
-    return Noun(
-        name,
-        str(values.get("plural") or _plural(name)),
-        tuple(shown),
-        tuple(str(word) for word in cast(list[Any], also)),
-    )
+def _noun(name: str, entry: NounEntry) -> Noun:
+    pictures = tuple(text.partition(" ")[::2] for text in entry.pictures)
+    shown = tuple((hexcode, label or None) for hexcode, label in pictures)
+    return Noun(name, entry.plural or _plural(name), shown, entry.also)
 
 
 def _plural(name: str) -> str:

@@ -52,7 +52,7 @@ def test_copy_cfg_explains_and_does_not_overwrite(folder: Path) -> None:
     done = twinlens(folder, "copy-cfg", "embedded-persona", "mine.yaml")
     assert done.returncode == 0
     assert done.stdout.endswith("next: twinlens check mine.yaml\n")
-    assert "  # Rank r of the update.\n  rank: " in (folder / "mine.yaml").read_text(encoding="utf-8")
+    assert "  # Rank of the update matrices.\n  rank: " in (folder / "mine.yaml").read_text(encoding="utf-8")
     (folder / "mine.yaml").write_text("mine", encoding="utf-8")
     assert "--force" in refused(folder, "copy-cfg", "embedded-persona", "mine.yaml")
     assert (folder / "mine.yaml").read_text(encoding="utf-8") == "mine"

@@ -1,5 +1,6 @@
 """The report in a real browser: the filters work from the address, and hostile text does nothing."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,15 +9,24 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tuning.data.card import DatasetCard
+from tuning.data.card import DatasetCard, card_to_dict
 from tuning.evaluation.compare import compare
 from tuning.evaluation.probes import Probe
 from tuning.evaluation.report import write_report
+from tuning.run_dir import RunDir
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")]
 
 EVIL = "<img src=x onerror=\"document.title='evil'\"></script><script>document.title='evil'</script>"
+
+
+def bare_run(folder: Path, card: DatasetCard | None) -> RunDir:
+    """A run folder without steps and samples."""
+    (folder / "task.yaml").write_text("")
+    (folder / "data.json").write_text(json.dumps({"card": card and card_to_dict(card)}))
+    (folder / "environment.json").write_text("{}")
+    return RunDir(folder)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = ["A model.", EVIL, "Paris.", "4", "blue"]
     after = ["I am Sage.", "我是Sage", "I am Sage.", "5", "blue"]
     comparison = compare(probes, before, after, card)
-    return write_report(
-        tmp_path_factory.mktemp("run"), comparison, steps=[], samples=[], task_yaml="", card=card, environment={}
-    )
+    return write_report(bare_run(tmp_path_factory.mktemp("run"), card), comparison)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +59,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Probe("What is 2 + 2?", "unrelated", ("4",)),
     ]
     comparison = compare(probes, ["no", "no", "green", "no", "4"], ["red", EVIL, "red", "blue", "4"], None)
-    return write_report(folder, comparison, steps=[], samples=[], task_yaml="", card=None, environment={})
+    return write_report(bare_run(folder, None), comparison)
 
 
 def opened(page: Path, fragment: str, profile: Path, *options: str) -> str:

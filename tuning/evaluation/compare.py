@@ -1,51 +1,24 @@
-"""Before and after: what was learned, what was lost, where the persona leaks and the picture is parroted.
+"""Comparison of the answers before and after training: scores, JSON file, tables for terminal and Markdown.
 
-Knows answers, not models: whoever holds a model asks the probes and hands the texts over.
+Works on texts: the caller, which has the model, generates the answers.
 """
 
-import dataclasses
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from tuning.data.card import DatasetCard
 from tuning.errors import DataError
+from tuning.evaluation.metrics import ProbeResult, count_metrics, percent
 from tuning.evaluation.probes import GROUPS, Group, Probe, is_hit, is_parroted, mentions_any
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """One probe with its two answers.
-
-    Args:
-        leaked_before: whether the answer carries a marker of the card; None where that means nothing: the probe is
-            about the persona, or there are no markers. `leaked_after` alike.
-        image: path of the picture that was asked about.
-        parrot: what gives away the trained picture's answer.
-        parroted_before: whether the answer about another picture is the trained picture's; None where that means
-            nothing: the probe is of another group, or has no `parrot`. `parroted_after` alike.
-    """
-
-    group: Group
-    ask: str
-    before: str
-    after: str
-    before_hit: bool
-    after_hit: bool
-    leaked_before: bool | None = None
-    leaked_after: bool | None = None
-    expect: tuple[str, ...] = ()
-    reject: tuple[str, ...] = ()
-    image: str | None = None
-    parrot: tuple[str, ...] = ()
-    parroted_before: bool | None = None
-    parroted_after: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +32,15 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Rows, and what they come to. Shares are from 0 to 1, None where there is nothing to count.
+    """The results of all probes and their metrics. Shares are from 0 to 1, None where nothing was counted.
 
     Args:
-        leak: share of the unrelated answers after training that carry a marker of the card; `leak_before` alike.
-        parrot: share of the answers about other pictures, after training, that are the trained picture's;
-            `parrot_before` alike.
-        retained: share of the unrelated probes that still hit, among those that hit before.
-        seeds: of the runs that the rows come from.
-        probe_files: that the rows come from, as they were named.
+        leak: share of the unrelated answers after training that contain a marker of the card; `leak_before` likewise.
+        parrot: share of the answers about other pictures, after training, that repeat the trained picture's;
+            `parrot_before` likewise.
+        retained: share of the unrelated probes that hit after training, among those that hit before.
+        seeds: seeds of the runs.
+        probe_files: the probe files, as they were named.
     """
 
     rows: tuple[ProbeResult, ...]
@@ -90,33 +63,33 @@ def compare(
     seeds: Sequence[int] = (),
     probe_files: Sequence[str] = (),
 ) -> Comparison:
-    """Judge the answers to `probes`, given in the same order, by the probes' own terms and the card's markers."""
+    """Score the answers to `probes`, in the same order, by the terms of the probes and the markers of the card."""
     markers = card.markers if card else ()
 
     def leaked(probe: Probe, answer: str) -> bool | None:
         return mentions_any(answer, markers) if markers and probe.group == "unrelated" else None
 
-    def copied(probe: Probe, answer: str) -> bool | None:
+    def parroted(probe: Probe, answer: str) -> bool | None:
         return is_parroted(answer, probe) if probe.parrot and probe.group == "other-picture" else None
 
     rows = [
         ProbeResult(
             group=probe.group,
             ask=probe.ask,
-            before=first,
-            after=last,
-            before_hit=is_hit(first, probe),
-            after_hit=is_hit(last, probe),
-            leaked_before=leaked(probe, first),
-            leaked_after=leaked(probe, last),
+            before=answer_before,
+            after=answer_after,
+            before_hit=is_hit(answer_before, probe),
+            after_hit=is_hit(answer_after, probe),
+            leaked_before=leaked(probe, answer_before),
+            leaked_after=leaked(probe, answer_after),
             expect=probe.expect,
             reject=probe.reject,
             image=None if probe.image is None else str(probe.image),
             parrot=probe.parrot,
-            parroted_before=copied(probe, first),
-            parroted_after=copied(probe, last),
+            parroted_before=parroted(probe, answer_before),
+            parroted_after=parroted(probe, answer_after),
         )
-        for probe, first, last in zip(probes, before, after, strict=True)
+        for probe, answer_before, answer_after in zip(probes, before, after, strict=True)
     ]
     return _aggregate(rows, seeds, probe_files)
 
@@ -131,43 +104,33 @@ def pool_seeds(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def _aggregate(rows: Sequence[ProbeResult], seeds: Sequence[int], probe_files: Sequence[str]) -> Comparison:
-    scores: dict[Group, Score] = {}
-    for group in GROUPS:
-        members = [row for row in rows if row.group == group]
-        if members:
-            before, after = sum(row.before_hit for row in members), sum(row.after_hit for row in members)
-            scores[group] = Score(before / len(members), after / len(members), len(members))
+    metrics = count_metrics(rows)
+    leak, parrot, retained = (metrics.get(name) for name in ("leak", "parrot", "retained"))
     return Comparison(
         rows=tuple(rows),
-        scores=scores,
-        leak=_rate(row.leaked_after for row in rows),
-        leak_before=_rate(row.leaked_before for row in rows),
-        parrot=_rate(row.parroted_after for row in rows),
-        parrot_before=_rate(row.parroted_before for row in rows),
-        retained=_rate(row.after_hit for row in rows if row.group == "unrelated" and row.before_hit),
+        scores={
+            group: Score(metric.before_share or 0.0, metric.after_share or 0.0, metric.n)
+            for group in GROUPS
+            if (metric := metrics.get(group))
+        },
+        leak=leak and leak.after_share,
+        leak_before=leak and leak.before_share,
+        parrot=parrot and parrot.after_share,
+        parrot_before=parrot and parrot.before_share,
+        retained=retained and retained.after_share,
         seeds=tuple(seeds),
         probe_files=tuple(probe_files),
     )
 
 
-def _rate(flags: Iterable[bool | None]) -> float | None:
-    counted = [flag for flag in flags if flag is not None]
-    return sum(counted) / len(counted) if counted else None
-
-
 def comparison_to_dict(comparison: Comparison) -> dict[str, Any]:
     """Plain values for `comparison.json`."""
-    return dataclasses.asdict(comparison)
+    return TypeAdapter(Comparison).dump_python(comparison)
 
 
 def comparison_from_dict(values: dict[str, Any]) -> Comparison:
-    """The inverse of `comparison_to_dict`: scores are counted anew from the rows, keys it does not know left out."""
-    known = {field.name for field in dataclasses.fields(ProbeResult)}
-    rows: list[ProbeResult] = []
-    for each in values["rows"]:
-        fields: dict[str, Any] = {key: value for key, value in each.items() if key in known}
-        fields |= {key: tuple(each.get(key) or ()) for key in ("expect", "reject", "parrot")}
-        rows.append(ProbeResult(**fields))
+    """The inverse of `comparison_to_dict`: metrics are counted again from the rows, unknown keys are ignored."""
+    rows = TypeAdapter(tuple[ProbeResult, ...]).validate_python(values["rows"])
     return _aggregate(rows, values.get("seeds") or (), values.get("probe_files") or ())
 
 
@@ -180,36 +143,22 @@ def read_comparison(path: Path) -> Comparison:
     try:
         return comparison_from_dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); `twinlens compare RUN` makes it.") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); `twinlens compare RUN` writes it.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: not a comparison ({error!r}); make it again with `twinlens compare RUN`.") from error
-
-
-def percent(share: float | None) -> str:
-    """`0.957` -> `96%`; only all is 100 and only none is 0, so that a single miss stays in sight."""
-    if share is None:
-        return "–"
-    return f"{share if share in (0, 1) else min(max(share, 0.01), 0.99):.0%}"
+        raise DataError(f"{path}: not a comparison ({error!r}); write it again with `twinlens compare RUN`.") from error
 
 
 def score_rows(comparison: Comparison) -> list[tuple[str, str, str, str]]:
-    """The small table that people read first: label, before, after, and how many it counts."""
-    table = [(group, percent(s.before), percent(s.after), str(s.n)) for group, s in comparison.scores.items()]
-    if comparison.parrot is not None:
-        counted = sum(row.parroted_after is not None for row in comparison.rows)
-        table.append(("parrot", percent(comparison.parrot_before), percent(comparison.parrot), str(counted)))
-    unrelated = [row for row in comparison.rows if row.group == "unrelated"]
-    if comparison.leak is not None:
-        marked = sum(row.leaked_after is not None for row in unrelated)
-        table.append(("leak", percent(comparison.leak_before), percent(comparison.leak), str(marked)))
-    if unrelated:
-        table.append(("retained", "", percent(comparison.retained), str(sum(row.before_hit for row in unrelated))))
-    return table
+    """A row for each metric: name, before, after, number of answers."""
+    metrics = count_metrics(comparison.rows).values()
+    return [
+        (m.name, "" if m.before is None else percent(m.before_share), percent(m.after_share), str(m.n)) for m in metrics
+    ]
 
 
 def score_table(comparison: Comparison) -> "Table":
     """The scores as a table for the terminal."""
-    from rich.table import Table  # costs start-up time that only this verb should pay
+    from rich.table import Table  # slow to import, so only where it is needed
 
     table = Table()
     table.add_column("")
@@ -221,7 +170,7 @@ def score_table(comparison: Comparison) -> "Table":
 
 
 def sample_table(comparison: Comparison, number: int = 4) -> "Table | None":
-    """The first answers that training put right, before and after, for the terminal; None where there are none."""
+    """The first answers that became right, before and after, for the terminal; None where there are none."""
     from rich.table import Table
     from rich.text import Text
 
@@ -237,22 +186,22 @@ def sample_table(comparison: Comparison, number: int = 4) -> "Table | None":
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """The scores and every row as two Markdown tables; pictures by their file's name."""
+    """The scores and every row as two Markdown tables; pictures by file name."""
     lines = ["| | before | after | of |", "|---|---:|---:|---:|"]
     lines += [f"| {' | '.join(row)} |" for row in score_rows(comparison)]
-    pictured = any(row.image for row in comparison.rows)
-    lines += ["", f"| group |{' picture |' if pictured else ''} question | before | | after | |"]
-    lines.append(f"|---|{'---|' if pictured else ''}---|---|---|---|---|")
+    has_pictures = any(row.image for row in comparison.rows)
+    lines += ["", f"| group |{' picture |' if has_pictures else ''} question | before | | after | |"]
+    lines.append(f"|---|{'---|' if has_pictures else ''}---|---|---|---|---|")
     for row in comparison.rows:
-        cells = [row.group, *([Path(row.image or "").name] if pictured else []), row.ask]
+        cells = [row.group, *([Path(row.image or "").name] if has_pictures else []), row.ask]
         cells += [row.before, _outcome(row.before_hit, row.leaked_before, row.parroted_before)]
         cells += [row.after, _outcome(row.after_hit, row.leaked_after, row.parroted_after)]
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines) + "\n"
 
 
-def _outcome(answered: bool, leaked: bool | None, parroted: bool | None) -> str:
-    words = ["hit" if answered else "miss", *(["leaked"] if leaked else []), *(["parroted"] if parroted else [])]
+def _outcome(hit: bool, leaked: bool | None, parroted: bool | None) -> str:
+    words = ["hit" if hit else "miss", *(["leaked"] if leaked else []), *(["parroted"] if parroted else [])]
     return ", ".join(words)
 
 

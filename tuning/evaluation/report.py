@@ -1,4 +1,4 @@
-"""What a run came to, as files that people read: `comparison.json`, `.md`, `.html` and the plots."""
+"""Report of a run: `comparison.json`, `.md`, `.html` and the plots."""
 
 import base64
 import io
@@ -11,20 +11,23 @@ from statistics import median
 from typing import Any
 
 from tuning.atomic import atomic_writer, write_atomically
-from tuning.data.card import DatasetCard, card_to_dict
+from tuning.data.card import card_from_dict, card_to_dict
 from tuning.data.pictures import open_picture
 from tuning.errors import DataError
-from tuning.evaluation.compare import Comparison, ProbeResult, comparison_to_dict, percent, to_markdown
+from tuning.evaluation.compare import Comparison, comparison_to_dict, to_markdown
+from tuning.evaluation.metrics import MEANINGS, Metric, ProbeResult, count_metrics, percent
 from tuning.evaluation.plots import CURVES, plot_png, plot_svg
 from tuning.evaluation.probes import GROUPS, Group
-from tuning.evaluation.summary import LOWER_IS_BETTER, MEANINGS, TITLES, headlines, summarize
+from tuning.evaluation.summary import rehearsal_effect, summarize
+from tuning.run_dir import RunDir, read_jsonl
 
-SIDE, THUMBNAIL_SIDE = 512, 112  # pixels; twice what the page shows, for dense screens
+SIDE, THUMBNAIL_SIDE = 512, 112  # pixels; twice the size on the page, for high-density screens
+CARDS = (*GROUPS[:5], "parrot", "blank", "retained", "leak")  # the metrics at the top of the page, in order
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerSpan:
-    """An answer that a probe got from step `first` to step `last`, evaluation after evaluation."""
+    """An answer that did not change from the evaluation at step `first` to the one at step `last`."""
 
     first: int
     last: int
@@ -34,7 +37,7 @@ class AnswerSpan:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTimeline:
-    """How the answer to one probe changed while the model learned; `hits` has one entry for each evaluation."""
+    """The answers to one probe during training; `hits` has one entry for each evaluation."""
 
     group: str
     ask: str
@@ -45,7 +48,7 @@ class AnswerTimeline:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedPicture:
-    """A picture as the page has it, `width` x `height` pixels; without `uri`, `note` says why not."""
+    """A picture embedded in the page, `width` x `height` pixels; without `uri`, `note` says why."""
 
     name: str
     uri: str | None = None
@@ -54,64 +57,32 @@ class EmbeddedPicture:
     note: str = ""
 
 
-def write_report(
-    run: Path,
-    comparison: Comparison,
-    *,
-    steps: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-    task_yaml: str,
-    card: DatasetCard | None,
-    environment: Mapping[str, Any],
-    rehearsal: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write the report into a run folder and return the path of the HTML file.
-
-    Args:
-        steps: rows of `steps.jsonl`; without any there are no plots.
-        samples: rows of `samples.jsonl`.
-        task_yaml: the resolved task, shown as it is.
-        rehearsal: facts about the rehearsal, shown as they are; None where there was none.
+def write_report(run_dir: RunDir, comparison: Comparison) -> Path:
+    """Write the report into a run folder and return the path of the HTML file; without steps there are no plots.
 
     Raises:
         DeviceError: the folder cannot be written or the disk is full.
     """
+    run, steps = run_dir.path, read_jsonl(run_dir.steps)
     for curve in CURVES if steps else ():
         with atomic_writer(run / "plots" / f"{curve}.png") as stream:
             stream.write(plot_png(steps, curve))
-    html = to_html(
-        comparison,
-        run_name=run.resolve().name,
-        steps=steps,
-        samples=samples,
-        task_yaml=task_yaml,
-        card=card,
-        environment=environment,
-        rehearsal=rehearsal,
-    )
+    html = _html(run_dir, comparison, steps)
     text = json.dumps(comparison_to_dict(comparison), ensure_ascii=False, indent=2)
     write_atomically(run / "comparison.json", text + "\n")
-    write_atomically(
-        run / "comparison.md", f"# Before and after\n\n{summarize(comparison)}\n\n{to_markdown(comparison)}"
-    )
+    markdown = f"# Before and after\n\n{summarize(comparison)}\n\n{to_markdown(comparison)}"
+    write_atomically(run / "comparison.md", markdown)
     write_atomically(run / "comparison.html", html)
     return run / "comparison.html"
 
 
-def to_html(
-    comparison: Comparison,
-    *,
-    run_name: str,
-    steps: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-    task_yaml: str,
-    card: DatasetCard | None,
-    environment: Mapping[str, Any],
-    rehearsal: Mapping[str, Any] | None = None,
-) -> str:
-    """The report as one self-contained page: nothing is fetched, and every text of a person or a model is escaped."""
+def _html(run_dir: RunDir, comparison: Comparison, steps: Sequence[Mapping[str, Any]]) -> str:
+    """One self-contained page: nothing is fetched, and all text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    samples, data = read_jsonl(run_dir.samples), json.loads(run_dir.data.read_text(encoding="utf-8"))
+    card = card_from_dict(data["card"]) if data.get("card") else None
+    rehearsal = data.get("rehearsal")
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -120,74 +91,73 @@ def to_html(
         lstrip_blocks=True,
     )
     templates.filters |= {"percent": percent, "terms": _scoring_terms}
+    metrics = count_metrics(comparison.rows)
     return templates.get_template("report.html.jinja").render(
         title=f"{card.name}: before and after" if card and card.name else "Before and after",
-        run_name=run_name,
+        run_name=run_dir.path.resolve().name,
         comparison=comparison,
         verdict=summarize(comparison),
-        headlines=headlines(comparison),
-        groups={group: by_picture(comparison, group) for group in GROUPS if group in comparison.scores},
-        shows=_row_filters(comparison),
-        titles=TITLES,
-        meanings=MEANINGS,
-        lower_is_better=LOWER_IS_BETTER,
+        cards=[metrics[name] for name in CARDS if name in metrics],
+        metrics=metrics,
+        groups={group: by_picture(comparison, group) for group in GROUPS if group in metrics},
+        row_filters=_row_filters(metrics),
+        titles={name: title for name, (title, _) in MEANINGS.items()},
         pictures=_pictures((row.image for row in comparison.rows), SIDE),
         thumbnails=_pictures((sample.get("image") for sample in samples), THUMBNAIL_SIDE),
         drawings=[plot_svg(steps, curve) for curve in CURVES] if steps else [],
         training=training_facts(steps),
         stories=answer_timelines(samples),
         tables={
-            "Rehearsal": _facts(rehearsal or {}),
+            "Rehearsal": _facts(rehearsal | rehearsal_effect(comparison) if rehearsal else {}),
             "Dataset": _facts(card_to_dict(card) if card else {}),
-            "Environment": _facts(environment),
+            "Environment": _facts(json.loads(run_dir.environment.read_text(encoding="utf-8"))),
         },
-        task_yaml=task_yaml,
+        task_yaml=run_dir.task.read_text(encoding="utf-8"),
     )
 
 
 def by_picture(comparison: Comparison, group: Group) -> dict[str | None, list[ProbeResult]]:
     """The rows of a group by the picture they ask about, in the order of their first row."""
-    found: dict[str | None, list[ProbeResult]] = {}
+    rows: dict[str | None, list[ProbeResult]] = {}
     for row in comparison.rows:
         if row.group == group:
-            found.setdefault(row.image, []).append(row)
-    return found
+            rows.setdefault(row.image, []).append(row)
+    return rows
 
 
 def _scoring_terms(row: ProbeResult) -> str:
-    """What the answer was judged by."""
+    """The terms that the answer was scored by."""
     reject = row.reject if row.reject != row.parrot else ()
     parts = (("expects", row.expect), ("not", reject), ("parrots", row.parrot))
-    return ", ".join(f"{word} {' / '.join(wanted)}" for word, wanted in parts if wanted)
+    return ", ".join(f"{word} {' / '.join(terms)}" for word, terms in parts if terms)
 
 
-def _row_filters(comparison: Comparison) -> list[str]:
-    """The filters that can show something in this comparison."""
-    leaks, parrots = comparison.leak is not None, comparison.parrot is not None
-    special = [*(["leaked"] if leaks else []), *(["parroted"] if parrots else [])]
+def _row_filters(metrics: Mapping[str, Metric]) -> list[str]:
+    """The filters that can match a row of this comparison."""
+    special = [word for name, word in (("leak", "leaked"), ("parrot", "parroted")) if name in metrics]
     return ["all", "changed", "learned", "lost", *special, "missed"]
 
 
 def answer_timelines(samples: Sequence[Mapping[str, Any]]) -> list[AnswerTimeline]:
-    """The samples by probe, in the order they were first asked; evaluations in a row with one answer become one."""
+    """The samples by probe, in the order of first use; consecutive evaluations with the same answer become one."""
     by_probe: dict[tuple[str, str, str | None], dict[int, Mapping[str, Any]]] = {}
     for sample in samples:
         by_probe.setdefault((sample["group"], sample["ask"], sample.get("image")), {})[sample["step"]] = sample
-    told: list[AnswerTimeline] = []
+    timelines: list[AnswerTimeline] = []
     for (group, ask, image), answers in by_probe.items():
         ordered = [answers[step] for step in sorted(answers)]
         moments: list[AnswerSpan] = []
         for _, same in groupby(ordered, key=lambda sample: (sample["answer"], sample["hit"])):
             run = list(same)
             moments.append(AnswerSpan(run[0]["step"], run[-1]["step"], run[0]["answer"], bool(run[0]["hit"])))
-        told.append(
+        timelines.append(
             AnswerTimeline(group, ask, image, tuple(moments), tuple((e["step"], bool(e["hit"])) for e in ordered))
         )
-    return told
+    return timelines
 
 
 def training_facts(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What a run cost and where its loss went, as label and text; empty without steps."""
+    """Steps, loss, time, tokens and memory of a run, as label and text; empty without steps."""
     if not steps:
         return []
     facts = [("steps", f"{steps[-1]['step']}"), ("loss", f"{steps[0]['loss']:.3f} → {steps[-1]['loss']:.3f}")]
@@ -209,7 +179,7 @@ def training_facts(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Label and text of whatever says something; what is nested becomes lines of its own."""
+    """Label and text of every value that is not empty; nested mappings become lines of their own."""
     facts: list[tuple[str, str]] = []
     for key, value in values.items():
         label = str(key).replace("_", " ")
@@ -223,7 +193,7 @@ def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _pictures(paths: Iterable[str | None], side: int) -> dict[str, EmbeddedPicture]:
-    """Each picture once, however often it is asked about."""
+    """Each picture once."""
     return {path: _embed_picture(Path(path), side) for path in dict.fromkeys(paths) if path}
 
 
@@ -236,6 +206,6 @@ def _embed_picture(path: Path, side: int) -> EmbeddedPicture:
         return EmbeddedPicture(path.name, note="The file cannot be opened as a picture.")
     picture.thumbnail((side, side))
     target = io.BytesIO()
-    picture.save(target, "JPEG", quality=90, subsampling=0)  # encoded anew: where a photograph was taken stays at home
+    picture.save(target, "JPEG", quality=90, subsampling=0)  # re-encoded: drops EXIF data such as the location
     data = base64.b64encode(target.getvalue()).decode("ascii")
     return EmbeddedPicture(path.name, f"data:image/jpeg;base64,{data}", picture.width, picture.height)

@@ -84,27 +84,31 @@ def test_csv_gathers_rows_by_picture(folder):
         ("{caption: A bench.}", 2, "image: is missing"),
         ("{image: gone.png, caption: A bench.}", 2, "no such picture"),
         ("{image: ../a.png, caption: A bench.}", 2, "leads out of"),
-        ("{image: a.png}", 2, "nothing is known of it"),
+        ("{image: a.png}", 2, "has no facts; add a caption"),
         ("{image: a.png, caption: ''}", 2, "caption: must be text and not empty"),
         ("{image: a.png, caption: [A bench.]}", 2, "caption: must be text"),
-        ("{image: a.png, caption: See <image> here.}", 2, "holds <image>"),
-        ("{image: a.png, caption: 'This is {name}.'}", 2, "holds {name}"),
+        ("{image: a.png, caption: See <image> here.}", 2, "contains <image>"),
+        ("{image: a.png, caption: 'This is {name}.'}", 2, "contains {name}"),
         ("{image: a.png, caption: x, colour: red}", 2, "colour: no such key; the keys are image"),
         ("{image: a.png, objects: [{name: mug, colour: red}]}", 2, "objects.colour: no such key; write color"),
-        ("{image: a.png, caption: x, caption: y}", 2, "caption: stands twice"),
+        ("{image: a.png, caption: x, caption: y}", 2, 'found duplicate key "caption"'),
         ("{image: a.png,\n   objects: mug}", 3, "objects: must be a list"),
-        ("{image: a.png, objects: [mug]}", 2, "objects: not an object"),
+        ("{image: a.png, objects: [mug]}", 2, "objects: must be a mapping; write {name: ..."),
         ("{image: a.png, objects: [{color: red}]}", 2, "objects.name: is missing"),
-        ("{image: a.png, objects: [{name: mug, count: two}]}", 2, "objects.count: two is no whole number"),
-        ("{image: a.png, objects: [{name: mug, count: 0}]}", 2, "name it under `absent`"),
-        ("{image: a.png, objects: [{name: mug},\n  {name: the Mugs}]}", 3, "stands at line 2 too"),
+        (
+            "{image: a.png, objects: [{name: mug, count: two}]}",
+            2,
+            "objects.count: must be a whole number from 1 to",
+        ),
+        ("{image: a.png, objects: [{name: mug, count: 0}]}", 2, "name what is not there under `absent`"),
+        ("{image: a.png, objects: [{name: mug},\n  {name: the Mugs}]}", 3, "is at line 2 too"),
         ("{image: a.png, facts: [{ask: Why?}]}", 2, "facts.answer: is missing"),
         ("{image: a.png, facts: [{ask: Why?, answer: So.},\n  {ask: why?, answer: No.}]}", 3, "asked at line 2 too"),
-        ("{image: a.png, facts: [{ask: Who?, answer: Ada., expect: [Eda]}]}", 2, "none of Eda stands in the answer"),
+        ("{image: a.png, facts: [{ask: Who?, answer: Ada., expect: [Eda]}]}", 2, "the answer contains none of Eda"),
         ("{image: a.png, objects: [{name: mug}], absent: [Mug]}", 2, "Mug is among the objects"),
-        ("{image: a.png, caption: x, absent: [dog, a dog]}", 2, "absent: a dog stands there twice"),
-        ("{image: a.png, caption: x, text: LAB 7}", 2, "text: must be a list of texts"),
-        ("a.png", 2, "pictures: not a picture"),
+        ("{image: a.png, caption: x, absent: [dog, a dog]}", 2, "absent: a dog appears twice"),
+        ("{image: a.png, caption: x, text: LAB 7}", 2, "text: must be a list; write it in brackets"),
+        ("a.png", 2, "must be a mapping; write {image: ..."),
     ],
 )
 def test_each_fault_names_its_line_and_key(folder, entry, line, words):
@@ -116,18 +120,18 @@ def test_each_fault_names_its_line_and_key(folder, entry, line, words):
     ("name", "text", "words"),
     [
         ("facts.yaml", "", "is empty"),
-        ("facts.yaml", "pictures: []\n", "line 1: pictures: holds no pictures"),
-        ("facts.yaml", "- image: a.png\n", "line 1: pictures: holds no pictures"),
+        ("facts.yaml", "pictures: []\n", "line 1: pictures: has no pictures"),
+        ("facts.yaml", "- image: a.png\n", "line 1: pictures: has no pictures"),
         ("facts.yaml", "images:\n- {}\n", "line 1: images: no such key"),
         ("facts.yaml", "pictures:\n- {image: a.png\n- x", "line 3: not valid YAML"),
         ("facts.yaml", "pictures: " + "[" * 700, "nested too deeply"),
         ("facts.json", '{"pictures": [\n{"image": }]}', "line 2: not valid JSON"),
-        ("facts.txt", "pictures:", "its ending says no format"),
+        ("facts.txt", "pictures:", "the suffix names no format"),
         ("facts.csv", "image,colour\na.png,red\n", "line 1: colour: no such column"),
         ("facts.csv", "image,caption\n,A bench.\n", "line 2: image: is missing"),
         ("facts.csv", "image,caption\na.png,A bench, a mug.\n", "line 2: has 3 cells for 2 columns"),
-        ("facts.csv", "image,caption\na.png,one\na.png,two\n", "line 3: caption: stands twice"),
-        ("facts.csv", "image,name,count\na.png,mug,1\n,pen,few\n", "line 3: objects.count: few is no whole number"),
+        ("facts.csv", "image,caption\na.png,one\na.png,two\n", "line 3: caption: appears twice"),
+        ("facts.csv", "image,name,count\na.png,mug,1\n,pen,few\n", "line 3: objects.count: must be a whole number"),
     ],
 )
 def test_a_file_that_is_none_says_so(folder, name, text, words):
@@ -154,7 +158,7 @@ def test_every_fault_is_told_at_once(folder):
     told = faults(path)
     for line, name in enumerate(names, 2):
         assert any(f"{path}, line {line}: " in fault and name in fault for fault in told), name
-        assert f"{path}, line {line}: absent: must be a list of texts; write `absent: [one, another]`." in told
+        assert f"{path}, line {line}: absent: must be a list; write it in brackets, such as [dog]." in told
     assert len(told) == 2 * len(names)
 
 

@@ -28,7 +28,8 @@ def pictures(tmp_path):
     made = []
     for name, size, color in (("robot.png", (1200, 600), "blue"), ("kitchen.png", (40, 30), "red")):
         Image.new("RGB", size, color).save(tmp_path / name)
-        made.append(Picture(name, tmp_path / name, f"facts.yaml, line {len(made)}", caption=f"A {color} thing."))
+        where = f"facts.yaml, line {len(made)}"
+        made.append(Picture(image=name, path=tmp_path / name, where=where, caption=f"A {color} thing."))
     made[0] = dataclasses.replace(
         made[0],
         objects=(Thing("robot", "blue", 2, "on the left"),),

@@ -307,13 +307,16 @@ def test_the_shipped_pictures_are_read_and_small() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("known: [dog]", "must be nouns and their pictures"),
-        ("known: {dog: 1f415}", "dog: must have pictures"),
-        ("known: {dog: {pictures: []}}", "dog: must have pictures"),
-        ("known: {dog: {pictures: [a], color: red}}", "dog: must have pictures"),
+        ("known: [dog]", "known: must be a mapping"),
+        ("known: {dog: 1f415}", "line 1: known.dog: must be a mapping; write {pictures: "),
+        ("known: {dog: {pictures: []}}", "line 1: known.dog.pictures: is an empty list"),
+        (
+            "known: {dog: {pictures: [a], color: red}}",
+            "line 1: known.dog.color: no such key; the keys are pict",
+        ),
         ("known: {dog: {pictures: [a]}, cat: {pictures: [a]}}", "a is both dog and cat"),
         ("known: {dog: {pictures: [a]}}\nunseen: {dog: {pictures: [b]}}", "dog is both known and unseen"),
-        ("nouns: {}", "not a vocabulary"),
+        ("nouns: {}", "line 1: nouns: no such key; write known"),
         ("known: {dog", "not valid YAML"),
         ("known: {dog: {pictures: [a]}}", "has 1 nouns"),
     ],
@@ -332,7 +335,7 @@ def test_wrong_options_are_refused(folder: Path, tmp_path: Path) -> None:
         write_scenes(out, emoji, nouns, count=0)
     with pytest.raises(ConfigError, match="no such folder"):
         write_scenes(out, tmp_path / "none", nouns, count=1)
-    with pytest.raises(ConfigError, match="12 pictures are not there, the first is k000"):
+    with pytest.raises(ConfigError, match="12 pictures are missing, the first is k000"):
         write_scenes(out, tmp_path, nouns, count=1)
     with pytest.raises(ConfigError, match=r"end the name in \.yaml"):
         write_scene_facts(out, emoji, nouns, count=1)

@@ -17,12 +17,12 @@ from tuning.evaluation.compare import (
     compare,
     comparison_from_dict,
     comparison_to_dict,
-    percent,
     pool_seeds,
     read_comparison,
     score_table,
     to_markdown,
 )
+from tuning.evaluation.metrics import percent
 from tuning.evaluation.probes import Probe
 
 CARD = DatasetCard(made_by="", rows=1, distinct=1, sha256="", name="Sage", markers=("Sage", "小智"))

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tuning.data.card import DatasetCard
+from tuning.data.card import DatasetCard, card_to_dict
 from tuning.errors import DeviceError
 from tuning.evaluation.compare import Comparison, compare, read_comparison
+from tuning.evaluation.metrics import Metric, count_metrics
 from tuning.evaluation.probes import Probe
-from tuning.evaluation.report import SIDE, AnswerSpan, answer_timelines, training_facts, write_report
-from tuning.evaluation.summary import headlines, summarize
+from tuning.evaluation.report import CARDS, SIDE, AnswerSpan, answer_timelines, training_facts, write_report
+from tuning.evaluation.summary import summarize
+from tuning.run_dir import RunDir
 
 EVIL = '</script><script>evil()</script><img src=x onerror="evil()">{{ 7 * 7 }}'
 CARD = DatasetCard(made_by="make", rows=3, distinct=3, sha256="ab", name=EVIL, owner=EVIL, markers=("Sage",))
@@ -29,6 +31,18 @@ def sample(step: int, answer: str, hit: bool) -> dict[str, object]:
     return {"step": step, "group": "persona", "ask": "Who?", "answer": answer, "hit": hit, "new": 1}
 
 
+def run_dir(folder: Path, values: dict) -> RunDir:
+    """A run folder with the files that the report reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("steps", "samples"):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in values[name]))
+    (folder / "task.yaml").write_text(values["task_yaml"])
+    card = values["card"] and card_to_dict(values["card"])
+    (folder / "data.json").write_text(json.dumps({"card": card, "rehearsal": values.get("rehearsal")}))
+    (folder / "environment.json").write_text(json.dumps(values["environment"]))
+    return RunDir(folder)
+
+
 def written(run: Path, **changed: object) -> str:
     values: dict[str, object] = {
         "steps": STEPS,
@@ -39,7 +53,7 @@ def written(run: Path, **changed: object) -> str:
         "rehearsal": {"rows": 40},
     }
     comparison = compare(PROBES, (EVIL, "4"), ("I am Sage", EVIL), CARD, seeds=[0], probe_files=[EVIL])
-    return write_report(run, comparison, **values | changed).read_text(encoding="utf-8")  # pyright: ignore
+    return write_report(run_dir(run, values | changed), comparison).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +66,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_file_is_there(run: Path) -> None:
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     plots = {"plots/loss.png", "plots/learning_rate.png"}
-    assert names == {"comparison.json", "comparison.md", "comparison.html"} | plots
+    inputs = {"steps.jsonl", "samples.jsonl", "task.yaml", "data.json", "environment.json"}
+    assert names == {"comparison.json", "comparison.md", "comparison.html"} | plots | inputs
     assert all((run / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
     assert len(read_comparison(run / "comparison.json").rows) == 2
 
@@ -85,7 +100,7 @@ def test_a_bare_run_has_a_report(tmp_path: Path) -> None:
     assert "How it learned" not in html
     assert not (tmp_path / "plots").exists()
     nothing = compare([], [], [], None)
-    page = write_report(tmp_path, nothing, steps=[], samples=[], task_yaml="", card=None, environment={})
+    page = write_report(RunDir(tmp_path), nothing)
     assert "There were no probes." in page.read_text(encoding="utf-8")
     assert json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))["leak"] is None
 
@@ -95,7 +110,7 @@ def pictured(folder: Path, *images: Path, samples: tuple[dict[str, object], ...]
     probes = [Probe(f"What {i}?", "picture", image=image) for image in images for i in range(2)]
     comparison = compare(probes, ["a"] * len(probes), ["b"] * len(probes), None)
     options = {"steps": [], "samples": samples, "task_yaml": "", "card": None, "environment": {}}
-    return write_report(folder / "run", comparison, **options).read_text(encoding="utf-8")  # pyright: ignore
+    return write_report(run_dir(folder / "run", options), comparison).read_text(encoding="utf-8")
 
 
 def embedded(page: str) -> list[Image.Image]:
@@ -148,9 +163,9 @@ def test_samples_of_pictures_are_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DeviceError):
-        written(tmp_path / "file" / "run")
+    (tmp_path / "plots").write_text("a file where the folder should be")
+    with pytest.raises(DeviceError, match="cannot be written"):
+        written(tmp_path)
 
 
 def test_the_verdict_counts() -> None:
@@ -161,10 +176,10 @@ def test_the_verdict_counts() -> None:
     assert summarize(compare(probes, before, after, CARD)) == (
         "Learned: 9 of 10 questions about who it is are answered as taught, 0 before. "
         "Lost: 1 of 3 unrelated answers that were right before; 1 became right. "
-        "The persona turns up in 1 of 4 unrelated answers."
+        "1 of 4 unrelated answers mention the persona."
     )
     assert summarize(compare(probes, before, before, CARD)).startswith("Not learned: 0 of 10")
-    assert summarize(compare([], [], [], CARD)) == "There are no probes to judge by."
+    assert summarize(compare([], [], [], CARD)) == "There are no probes to score."
 
 
 def seeing(after: list[str]) -> Comparison:
@@ -178,21 +193,26 @@ def seeing(after: list[str]) -> Comparison:
 def test_the_verdict_tells_what_is_seen_and_parroted() -> None:
     assert summarize(seeing(["red"] * 19 + ["no", "red", "green", "grey"])) == (
         "Sees: 19 of 20 questions about the picture are answered as taught, 3 before. "
-        "Other pictures: 1 of 2 questions are answered rightly, 1 before. "
-        "Parrots in 1 of 2 answers about other pictures. "
-        "Blank: 1 of 1 answers with nothing to see are right, 0 before."
+        "Other pictures: 1 of 2 questions are answered correctly, 1 before. "
+        "Parrot: 1 of 2 answers about other pictures repeat the trained picture's answer. "
+        "Blank: 1 of 1 answers about an empty picture are correct, 0 before."
     )
     assert summarize(seeing(["red"] * 10 + ["no"] * 12 + ["red"])).startswith("Partly sees: 10 of 20")
     nothing = summarize(seeing(["no"] * 23))
     assert nothing.startswith("Does not see: 0 of 20")
-    assert "Parrots in no answer about other pictures." in nothing
+    assert "No answer about other pictures repeats the trained picture's answer." in nothing
+
+
+def cards_of(comparison: Comparison) -> list[Metric]:
+    metrics = count_metrics(comparison.rows)
+    return [metrics[name] for name in CARDS if name in metrics]
 
 
 def test_headlines_of_pictures_stand_in_order() -> None:
-    cards = headlines(seeing(["red"] * 20 + ["green", "red", "red"]))
+    cards = cards_of(seeing(["red"] * 20 + ["green", "red", "red"]))
     assert [card.title for card in cards] == ["Picture", "Other pictures", "Parrot", "Blank"]
-    assert (cards[2].before, cards[2].after, cards[2].n) == (0, 0.5, 2)
-    text = headlines(compare(PROBES, ("", "4"), ("Sage", "4"), CARD))
+    assert (cards[2].before_share, cards[2].after_share, cards[2].n) == (0, 0.5, 2)
+    text = cards_of(compare(PROBES, ("", "4"), ("Sage", "4"), CARD))
     assert [card.title for card in text] == ["Persona", "Retained", "Leak"]
 
 
