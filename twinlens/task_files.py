@@ -49,7 +49,7 @@ def open_task(file: Path, overrides: Sequence[str] = ()) -> OpenedTask:
     found = find_config(file)
     if found.suffix == ".py":
         mapped = map_config(found)
-        document, differs = CommentedMap(mapped.document), mapped.differs
+        document, differs = CommentedMap(mapped.document), mapped.differences
     else:
         document, differs = read_yaml(found), ()
     changes = apply_overrides(document, overrides)

@@ -65,10 +65,10 @@ def train(
 def _xtuner(task: Any) -> Any:
     """Where XTuner is, once it is sure that it can train the task."""
     from twinlens.xtuner.engine.environment import find_environment
-    from twinlens.xtuner.engine.train import refuse_task
+    from twinlens.xtuner.engine.train import check_task
 
     found = find_environment()
-    refuse_task(task)
+    check_task(task)
     return found
 
 
