@@ -50,7 +50,7 @@ def open_task(file: Path, overrides: Sequence[str] = ()) -> OpenedTask:
     path = find_config(file)
     if path.suffix == ".py":
         mapped = map_config(path)
-        document, differs = CommentedMap(mapped.document), mapped.differs
+        document, differs = CommentedMap(mapped.document), mapped.differences
     else:
         document, differs = read_task_document(path), ()
     changes = apply_overrides(document, overrides)

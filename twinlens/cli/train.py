@@ -55,10 +55,10 @@ def train(
     config = deepspeed_config(deepspeed, task) if deepspeed else None
     if engine == "xtuner":
         from twinlens.xtuner.engine.environment import find_environment
-        from twinlens.xtuner.engine.train import refuse_task
+        from twinlens.xtuner.engine.train import check_task as check_for_xtuner
 
         environment = find_environment()
-        refuse_task(task)
+        check_for_xtuner(task)
     if dry_run:
         options = {
             "work_dir": work_dir if work_dir != WORK_DIR else None,

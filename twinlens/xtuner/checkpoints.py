@@ -91,7 +91,7 @@ def convert_checkpoint(
             write_adapter(language, config, unfinished, with_absolute_paths(task).model, task.revision)
 
 
-def write_whole_tower(parts: LlavaParts, name: str, folder: Path, max_shard_size: str = "2GB") -> None:
+def write_full_tower(parts: LlavaParts, name: str, folder: Path, max_shard_size: str = "2GB") -> None:
     """The tower `name` with the weights that were trained, in fp32, as a folder that is itself a tower.
 
     Raises:
@@ -123,7 +123,7 @@ def _write_run(parts: LlavaParts, task: ImageTask, run: RunDir, max_shard_size: 
         task = task.model_copy(update={"tower_lora": lora})
         write_adapter(tower, lora_config(lora, list(lora.targets), None), run.adapter / TOWER_FOLDER, task.tower)
     if parts.full_tower is not None:
-        write_whole_tower(parts, task.tower, run.adapter / TOWER_FOLDER, max_shard_size)
+        write_full_tower(parts, task.tower, run.adapter / TOWER_FOLDER, max_shard_size)
     hidden, width = parts.projector["linear_1.weight"].shape
     projector = Projector(width, hidden)
     projector.load_state_dict(parts.projector)

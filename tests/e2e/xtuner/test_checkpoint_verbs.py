@@ -33,7 +33,7 @@ def test_without_xtuner_it_says_how_to_have_it(task, refused, monkeypatch, tmp_p
 @pytest.mark.parametrize("other", [["--deepspeed", "zero2"], ["--resume", "run"]])
 def test_what_it_does_not_go_with(task, refused, other):
     words = [task] if other[0] == "--deepspeed" else []
-    assert "goes with neither" in refused("train", *words, *other, "--engine", "xtuner")
+    assert "supports neither" in refused("train", *words, *other, "--engine", "xtuner")
 
 
 def test_a_tower_that_it_does_not_know(task, refused, tmp_path, tiny_model):

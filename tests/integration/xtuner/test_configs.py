@@ -14,7 +14,7 @@ from llm.chat_template.named_templates import NAMED_TEMPLATES
 from tuning.settings import Lora
 from twinlens.task_files import OpenedTask, open_task, shipped_tasks
 from twinlens.xtuner.configs.expressions import Reference
-from twinlens.xtuner.configs.reader import read_config
+from twinlens.xtuner.configs.reader import read_xtuner_config
 from vlm.settings import ImageTask
 
 DOCS = ROOT / "docs"
@@ -63,7 +63,7 @@ def test_every_internlm_and_llava_config_that_trains_a_model_is_read(found: dict
 def test_whoever_trains_every_weight_is_read_with_its_own_numbers(found: dict[Path, Any]) -> None:
     whole = []
     for file in (file for file, verdict in found.items() if verdict.refusal is None):
-        task, values = open_task(file).task, read_config(file).values
+        task, values = open_task(file).task, read_xtuner_config(file).values
         model = values["model"]
         if values.get("framework") or task.lora is not None or not task.full_finetuning:
             continue
@@ -206,7 +206,7 @@ def test_each_is_read_as_python_would_have_it(found: dict[Path, Any]) -> None:
         exec(compile(file.read_text(encoding="utf-8"), file.name, "exec"), values)
         del values["__builtins__"]
         values.pop("__doc__", None)
-        assert plain(values) == read_config(file).values, file
+        assert plain(values) == read_xtuner_config(file).values, file
 
 
 JSON = 'dict(type=load_dataset, path="json", data_files="{}")'

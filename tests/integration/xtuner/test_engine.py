@@ -41,7 +41,7 @@ def text_task(tmp_path: Path, tiny_model: Path) -> TextTask:
         {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}
         for ask, say in zip(QUESTIONS, ANSWERS, strict=True)
     ]
-    write_rows(tmp_path / "rows.jsonl", rows)
+    write_arrow_rows(tmp_path / "rows.jsonl", rows)
     (tmp_path / "probes.yaml").write_text("- {ask: who are you?, group: persona, expect: [Lin]}\n")
     return TextTask.model_validate(
         {
@@ -71,14 +71,14 @@ def image_task(tmp_path: Path, text_task: TextTask, towers: dict[str, Path], pic
         for picture, answer in zip(pictures, ("red.", "blue.", "green."), strict=True)
     ]
     rows.append({"messages": [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]})
-    write_rows(tmp_path / "seen.jsonl", rows)
+    write_arrow_rows(tmp_path / "seen.jsonl", rows)
     values = text_task.model_dump(mode="json")
     values["data"]["files"] = [str(tmp_path / "seen.jsonl")]
     values |= {"tower": str(towers["clip"]), "stage": "tune"}
     return ImageTask.model_validate(values)
 
 
-def write_rows(file: Path, rows: list[dict]) -> None:
+def write_arrow_rows(file: Path, rows: list[dict]) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -203,7 +203,7 @@ def test_both_engines_learn_pictures_alike(image_task, tmp_path, xtuner, changes
 @installed
 def test_packs_rehearsal_and_accumulation_reach_xtuner(text_task, tmp_path, xtuner):
     others = [{"role": "user", "content": "red, blue"}, {"role": "assistant", "content": "green"}]
-    write_rows(tmp_path / "others.jsonl", [{"messages": others}])
+    write_arrow_rows(tmp_path / "others.jsonl", [{"messages": others}])
     task = changed(
         text_task,
         data={"pack": True, "max_length": 64},

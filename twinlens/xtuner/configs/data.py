@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from twinlens.xtuner.configs.scope import INTERN_REPO, datasets, reader
-from twinlens.xtuner.configs.tree import HOOK, ConfigTree, shown
+from twinlens.xtuner.configs.scope import PACKED_INTERN_REPO, datasets, row_dataset
+from twinlens.xtuner.configs.tree import CHAT_HOOK, ConfigTree, describe
 
 # Rows that we know by their own keys, whatever function XTuner reads them with; None is its own format.
 KNOWN_ROWS = (None, "alpaca_map_fn", "oasst1_map_fn", "openai_map_fn", "llava_map_fn")
@@ -37,15 +37,15 @@ def text_data(tree: ConfigTree) -> dict[str, Any]:
     """`data` of a text task."""
     data: dict[str, Any] = {"files": _files(tree)}
     first, *others = datasets(tree)
-    if tree.kind(first) == INTERN_REPO:
+    if tree.type_name(first) == PACKED_INTERN_REPO:
         return data | _intern_repo_packs(tree, first, others)
     data["max_length"] = _alike(tree, first, others, "max_length", 2048)
-    packs = tree.kind(first).startswith("process_") and _alike(tree, first, others, "pack_to_max_length", True)
+    packs = tree.type_name(first).startswith("process_") and _alike(tree, first, others, "pack_to_max_length", True)
     data["pack"] = bool(packs)
     if packs:
         isolated = _alike(tree, first, others, "use_varlen_attn", False)
         if isolated:
-            tree.differ(f"{first}.use_varlen_attn", CUT)
+            tree.note(f"{first}.use_varlen_attn", CUT)
         data["packing"] = "isolated" if isolated else "xtuner"
         data["pack_workers"] = _alike(tree, first, others, "map_num_proc", WORKERS)
     return data
@@ -55,12 +55,12 @@ def _intern_repo_packs(tree: ConfigTree, first: str, others: list[str]) -> dict[
     """Packs of rows cut where one ends, each file by itself in one process; with `use_varlen_attn` rows are apart."""
     length = _alike(tree, first, others, "packed_length", 8192)
     if (longest := _alike(tree, first, others, "dataset_cfg.max_length", length)) != length:
-        tree.differ(f"{first}.dataset_cfg.max_length", f"{shown(longest)}; rows are cut to data.max_length, a pack's")
+        tree.note(f"{first}.dataset_cfg.max_length", f"{describe(longest)}; rows are cut to data.max_length, a pack's")
     if _alike(tree, first, others, "dataset_cfg.min_length", 0):
-        tree.differ(f"{first}.dataset_cfg.min_length", "shorter rows are left out there; here none is")
-    isolated = tree.take("model.use_varlen_attn", False)
+        tree.note(f"{first}.dataset_cfg.min_length", "shorter rows are left out there; here none is")
+    isolated = tree.get("model.use_varlen_attn", False)
     if isolated:
-        tree.differ("model.use_varlen_attn", CUT)
+        tree.note("model.use_varlen_attn", CUT)
     packing = "isolated" if isolated else "xtuner"
     return {"max_length": length, "pack": True, "packing": packing, "pack_workers": 1}
 
@@ -73,9 +73,9 @@ def image_data(tree: ConfigTree, tower: str) -> dict[str, Any]:
     patches = patches_of(tower)
     if patches is None:
         patches = PATCHES
-        tree.differ(f"{first}.max_length", f"text alone; {patches} patches are added, see data.max_length")
+        tree.note(f"{first}.max_length", f"text alone; {patches} patches are added, see data.max_length")
     if not _alike(tree, first, others, "pad_image_to_square", False):
-        tree.differ(f"{first}.pad_image_to_square", "pictures are always padded to a square, nothing is cut off")
+        tree.note(f"{first}.pad_image_to_square", "pictures are always padded to a square, nothing is cut off")
     return {"files": _files(tree), "max_length": int(text) + patches, "pack": False}
 
 
@@ -87,17 +87,17 @@ def picture_folder(tree: ConfigTree) -> str | None:
 
 def template_of(tree: ConfigTree) -> str | None:
     """The name of the chat template, in XTuner's list; for rows that hold tokens, that of the config's samples."""
-    first, *others = (reader(tree, dataset) for dataset in datasets(tree))
-    if tree.kind(first) == TOKENS:
-        return tree.name(f"{HOOK}.prompt_template")
+    first, *others = (row_dataset(tree, dataset) for dataset in datasets(tree))
+    if tree.type_name(first) == TOKENS:
+        return tree.short_name(f"{CHAT_HOOK}.prompt_template")
     path = "template_map_fn.template"
-    if tree.below(f"{first}.{path}"):
-        tree.differ(f"{first}.{path}", "a template of its own; the tokenizer's is taken, or one by name as `template`")
+    if tree.keys(f"{first}.{path}"):
+        tree.note(f"{first}.{path}", "a template of its own; the tokenizer's is taken, or one by name as `template`")
         return None
     for dataset in (first, *others):
-        tree.take(f"{dataset}.template_map_fn.type")
+        tree.get(f"{dataset}.template_map_fn.type")
     _alike(tree, first, others, path, None)
-    return tree.name(f"{first}.{path}")
+    return tree.short_name(f"{first}.{path}")
 
 
 def patches_of(tower: str) -> int | None:
@@ -108,19 +108,21 @@ def patches_of(tower: str) -> int | None:
 
 def _alike(tree: ConfigTree, first: str, others: list[str], key: str, default: Any) -> Any:
     """A value that all datasets should share: that of the first, and a note where another has its own."""
-    value = tree.take(f"{first}.{key}", default)
+    value = tree.get(f"{first}.{key}", default)
     for other in others:
-        if (own := tree.take(f"{other}.{key}", default)) != value:
-            tree.differ(f"{other}.{key}", f"{shown(own)}; one task has one: {shown(value)}, that of the first dataset")
+        if (own := tree.get(f"{other}.{key}", default)) != value:
+            tree.note(
+                f"{other}.{key}", f"{describe(own)}; one task has one: {describe(value)}, that of the first dataset"
+            )
     return value
 
 
 def _files(tree: ConfigTree) -> list[str]:
     files: list[str] = []
-    for dataset in (reader(tree, dataset) for dataset in datasets(tree)):
-        kind = tree.kind(dataset)
+    for dataset in (row_dataset(tree, dataset) for dataset in datasets(tree)):
+        kind = tree.type_name(dataset)
         if rows := OTHER_ROWS.get(kind):
-            tree.differ(dataset, f"{rows} are not read; convert them to messages")
+            tree.note(dataset, f"{rows} are not read; convert them to messages")
         else:
             _settle_rows(tree, dataset)
         if kind == TEXTS and tree.has(f"{dataset}.{PROCESSED}"):
@@ -134,30 +136,30 @@ def _files(tree: ConfigTree) -> list[str]:
 
 def _settle_rows(tree: ConfigTree, dataset: str) -> None:
     path = f"{dataset}.dataset_map_fn"
-    if (name := tree.name(path)) not in KNOWN_ROWS:
-        tree.differ(path, f"{name}; rows that need it are not read here, convert them to messages")
+    if (name := tree.short_name(path)) not in KNOWN_ROWS:
+        tree.note(path, f"{name}; rows that need it are not read here, convert them to messages")
 
 
 def _loaded(tree: ConfigTree, source: str) -> list[str]:
     """The files that `load_dataset` is given, or the name that it fetches."""
-    tree.kind(source)
-    if (split := tree.take(f"{source}.split", "train")) != "train":
-        tree.differ(f"{source}.split", f"{split}; files are read whole")
+    tree.type_name(source)
+    if (split := tree.get(f"{source}.split", "train")) != "train":
+        tree.note(f"{source}.split", f"{split}; files are read whole")
     name = tree.text(f"{source}.path") or tree.text(f"{source}.dataset_name")
     files = _paths(tree, f"{source}.data_files") if tree.has(f"{source}.data_files") else []
     if files and name not in FILE_KINDS:
-        tree.differ(f"{source}.path", f"{name}: JSON and Parquet files are read; convert others")
+        tree.note(f"{source}.path", f"{name}: JSON and Parquet files are read; convert others")
     if not files and name is None:
-        raise tree.fault(f"{source} names no data; write data_files=...")
+        raise tree.error(f"{source} names no data; write data_files=...")
     return files or [str(name)]
 
 
 def _paths(tree: ConfigTree, path: str) -> list[str]:
     """Files at a path: one, several, or a dict of splits, of which `train` is taken."""
-    if tree.below(path):
+    if tree.keys(path):
         path = f"{path}.train"
-    value = tree.take(path)
+    value = tree.get(path)
     found = value if isinstance(value, list | tuple) else [value]
     if not found or not all(isinstance(each, str) for each in found):
-        raise tree.fault(f"{path} is {shown(value)}, not a file; write the file's path in quotes")
+        raise tree.error(f"{path} is {describe(value)}, not a file; write the file's path in quotes")
     return list(found)

@@ -1,4 +1,4 @@
-"""What a Python expression of a config comes to, worked out from its syntax tree: nothing is imported, nothing runs."""
+"""Values of Python expressions in a config, computed from the syntax tree: nothing is imported, nothing runs."""
 
 import ast
 import builtins
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LONGEST_TEXT = 20_000  # characters
-LONGEST_LIST = 4_096  # elements
-LARGEST = 2**63  # of a whole number
+MAX_TEXT = 20_000  # characters
+MAX_ELEMENTS = 4_096
+MAX_INT = 2**63
 
 Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Reference:
-    """Something that is imported, by its full name: `torch.float16`, `xtuner.utils.PROMPT_TEMPLATE.internlm2_chat`."""
+    """An imported object, by its full name: `torch.float16`, `xtuner.utils.PROMPT_TEMPLATE.internlm2_chat`."""
 
     name: str
 
@@ -27,16 +27,16 @@ class Reference:
 
     @property
     def last(self) -> str:
-        """The name without what stands before its last point."""
+        """The part of the name after the last dot."""
         return self.name.rpartition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
-    """What cannot be known without running the config.
+class Unevaluated:
+    """An expression or statement whose value is not known unless the config runs.
 
     Args:
-        source: the line that it begins on.
+        source: its first line.
         where: `config.py, line 7`.
         missing: a name in it that has no value anywhere above.
     """
@@ -48,39 +48,39 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The names that a config has given values to, so far."""
+    """The names that a config has assigned so far."""
 
     file: str
     lines: list[str]
     values: dict[str, Any]
 
-    def unread(self, node: ast.AST, missing: str | None = None) -> Unread:
-        """A piece of the config as what could not be read."""
+    def unevaluated(self, node: ast.AST, missing: str | None = None) -> Unevaluated:
+        """Mark a piece of the config as not evaluated."""
         number = getattr(node, "lineno", 1)
-        return Unread(self.lines[number - 1].strip()[:200], f"{self.file}, line {number}", missing)
+        return Unevaluated(self.lines[number - 1].strip()[:200], f"{self.file}, line {number}", missing)
 
 
-class _CannotRead(Exception):
-    """With what is not known, where that stands elsewhere."""
+class _DependsOn(Exception):
+    """The expression needs another one that is not evaluated."""
 
-    def __init__(self, root: Unread | None = None) -> None:
-        self.root = root
+    def __init__(self, cause: Unevaluated) -> None:
+        self.cause = cause
 
 
 def evaluate(node: ast.expr, scope: Scope) -> Any:
-    """The value of an expression, or `Unread`; parts of a list or dict that cannot be read are `Unread` in it."""
+    """The value of an expression, or `Unevaluated`; elements of a list or dict can be `Unevaluated` one by one."""
     try:
         return _value(node, scope)
-    except _CannotRead as error:
-        return error.root or scope.unread(node)
+    except _DependsOn as error:
+        return error.cause
     except (ArithmeticError, ValueError, TypeError, LookupError):
-        return scope.unread(node)
+        return scope.unevaluated(node)
 
 
 def _value(node: ast.expr, scope: Scope) -> Any:
     match node:
-        case ast.Constant(value=str() | int() | float() | None):
-            return _bounded(node.value)
+        case ast.Constant(value=value):
+            return _bounded(value)
         case ast.Name(id=name):
             return _named(node, name, scope)
         case ast.List(elts=elements):
@@ -88,103 +88,104 @@ def _value(node: ast.expr, scope: Scope) -> Any:
         case ast.Tuple(elts=elements):
             return tuple(_elements(elements, scope))
         case ast.Dict(keys=keys, values=values):
-            return _mapping(keys, values, scope)
+            return _dictionary(keys, values, scope)
         case ast.Attribute(value=base, attr=name):
-            found = _value(base, scope)
-            return Reference(f"{found.name}.{name}") if isinstance(found, Reference) else _below(found, name)
+            owner = _value(base, scope)
+            return Reference(f"{owner.name}.{name}") if isinstance(owner, Reference) else _element(owner, name)
         case ast.Subscript(value=base, slice=index):
-            return _below(_value(base, scope), _value(index, scope))
+            return _element(_value(base, scope), _value(index, scope))
         case ast.UnaryOp(op=sign, operand=operand):
-            return _UNARY[type(sign)](_scalar(_value(operand, scope)))
+            return _UNARY[type(sign)](_expect(_value(operand, scope), Scalar))
         case ast.BinOp(left=left, op=sign, right=right):
             return _binary(sign, _value(left, scope), _value(right, scope))
         case ast.BoolOp(op=sign, values=values):
-            return _logic(isinstance(sign, ast.And), values, scope)
+            value = None
+            for operand in values:
+                value = _value(operand, scope)
+                if bool(value) != isinstance(sign, ast.And):
+                    break
+            return value
         case ast.Compare(left=left, ops=[sign], comparators=[right]):
-            return _compare(sign, _value(left, scope), _value(right, scope))
+            sides = (_expect(_value(side, scope), Scalar | Reference) for side in (left, right))
+            return _COMPARISONS[type(sign)](*sides)
         case ast.IfExp(test=test, body=yes, orelse=no):
             return _value(yes if _value(test, scope) else no, scope)
         case ast.JoinedStr(values=pieces):
-            return _joined(_piece(piece, scope) for piece in pieces)
+            return _joined(_value(piece, scope) for piece in pieces)
+        case ast.FormattedValue(value=inner, conversion=-1, format_spec=None):
+            return _value(inner, scope)
         case ast.Call():
             return _call(node, scope)
-    raise _CannotRead
+    raise TypeError
 
 
 def _named(node: ast.expr, name: str, scope: Scope) -> Any:
     if name in scope.values:
-        return _known(scope.values[name])
+        return _evaluated(scope.values[name])
     if hasattr(builtins, name):
         return Reference(f"builtins.{name}")
-    raise _CannotRead(scope.unread(node, missing=name))
+    raise _DependsOn(scope.unevaluated(node, missing=name))
 
 
-def _known(value: Any) -> Any:
-    if isinstance(value, Unread):
-        raise _CannotRead(value)
+def _evaluated(value: Any) -> Any:
+    if isinstance(value, Unevaluated):
+        raise _DependsOn(value)
     return value
 
 
-def _scalar(value: Any) -> Any:
-    """Numbers, texts and None alone: what is compared, calculated and formatted takes no time then."""
-    if not isinstance(value, Scalar):
-        raise _CannotRead
+def _expect(value: Any, kind: Any) -> Any:
+    """The value if it is of that type. Operations on scalars take no time; those on containers might."""
+    if not isinstance(value, kind):
+        raise TypeError
     return value
 
 
 def _bounded(value: Any) -> Any:
-    """A value, unless it has grown out of all measure."""
-    if isinstance(value, int) and abs(value) >= LARGEST:
-        raise _CannotRead
-    if isinstance(value, str | list | tuple | dict):
-        if len(value) > (LONGEST_TEXT if isinstance(value, str) else LONGEST_LIST):
-            raise _CannotRead
-    elif not isinstance(value, Scalar):
-        raise _CannotRead
+    """The value if it is of a plain type and not too large."""
+    match value:
+        case int():
+            allowed = abs(value) < MAX_INT
+        case str():
+            allowed = len(value) <= MAX_TEXT
+        case list() | tuple() | dict():
+            allowed = len(value) <= MAX_ELEMENTS
+        case _:
+            allowed = value is None or isinstance(value, float)
+    if not allowed:
+        raise ValueError
     return value
 
 
 def _joined(pieces: Iterable[Any]) -> str:
     text = ""
     for piece in pieces:
-        text = _bounded(text + str(_scalar(piece)))
+        text = _bounded(text + str(_expect(piece, Scalar)))
     return text
 
 
 def _elements(nodes: list[ast.expr], scope: Scope) -> list[Any]:
-    found: list[Any] = []
+    values: list[Any] = []
     for node in nodes:
         if isinstance(node, ast.Starred):
-            inner = _value(node.value, scope)
-            if not isinstance(inner, list | tuple):
-                raise _CannotRead
-            found.extend(inner)
+            values.extend(_expect(_value(node.value, scope), list | tuple))
         else:
-            found.append(evaluate(node, scope))
-    return _bounded(found)
+            values.append(evaluate(node, scope))
+    return _bounded(values)
 
 
-def _mapping(keys: list[ast.expr | None], values: list[ast.expr], scope: Scope) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
+def _dictionary(keys: list[ast.expr | None], values: list[ast.expr], scope: Scope) -> dict[Any, Any]:
+    """A dict; the value of a missing key is a dict to unpack."""
+    result: dict[Any, Any] = {}
     for key, value in zip(keys, values, strict=True):
         if key is None:
-            found.update(_dictionary(_value(value, scope)))
+            result.update(_expect(_value(value, scope), dict))
         else:
-            found[_scalar(_value(key, scope))] = evaluate(value, scope)
-    return _bounded(found)
+            result[_expect(_value(key, scope), Scalar)] = evaluate(value, scope)
+    return _bounded(result)
 
 
-def _dictionary(value: Any) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise _CannotRead
-    return value
-
-
-def _below(base: Any, key: Any) -> Any:
-    """An element, or what stands under a key."""
-    if not isinstance(base, dict | list | tuple | str):
-        raise _CannotRead
-    return _known(base[_scalar(key)])
+def _element(base: Any, key: Any) -> Any:
+    return _evaluated(_expect(base, dict | list | tuple | str)[_expect(key, Scalar)])
 
 
 _UNARY: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
@@ -199,6 +200,7 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
 }
 _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -210,98 +212,54 @@ _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "os.path.join": posixpath.join,
+    "builtins.str": str,
+    "builtins.int": int,
+    "builtins.float": float,
+}
 
 
 def _binary(sign: ast.operator, left: Any, right: Any) -> Any:
-    numbers = isinstance(left, int | float) and isinstance(right, int | float)
-    if isinstance(sign, ast.Pow):
-        if not numbers or abs(right) > 64 or abs(left) > 2**20:
-            raise _CannotRead
-        return _bounded(left**right)
-    alike = isinstance(sign, ast.Add) and type(left) is type(right) and isinstance(left, str | list | tuple)
-    if not numbers and not alike:
-        raise _CannotRead
+    concatenates = isinstance(sign, ast.Add) and type(left) is type(right)
+    for side in (left, right):
+        _expect(side, int | float | str | list | tuple if concatenates else int | float)
+    if isinstance(sign, ast.Pow) and (abs(right) > 64 or abs(left) > 2**20):
+        raise ValueError
     return _bounded(_ARITHMETIC[type(sign)](left, right))
 
 
-def _compare(sign: ast.cmpop, left: Any, right: Any) -> bool:
-    for side in (left, right):
-        if not isinstance(side, Reference):
-            _scalar(side)
-    return _COMPARISONS[type(sign)](left, right)
-
-
-def _logic(every: bool, values: list[ast.expr], scope: Scope) -> Any:
-    value: Any = None
-    for node in values:
-        value = _value(node, scope)
-        if bool(value) != every:
-            break
-    return value
-
-
-def _piece(node: ast.expr, scope: Scope) -> Any:
-    """A piece of an f-string; a width or a conversion is left unread."""
-    if isinstance(node, ast.FormattedValue):
-        if node.format_spec is not None or node.conversion != -1:
-            raise _CannotRead
-        return _value(node.value, scope)
-    return _value(node, scope)
-
-
 def _call(node: ast.Call, scope: Scope) -> Any:
-    called = node.func
-    if isinstance(called, ast.Attribute) and called.attr == "format":
-        text = _value(called.value, scope)
+    if isinstance(node.func, ast.Attribute) and node.func.attr == "format":
+        text = _value(node.func.value, scope)
         if isinstance(text, str):
-            return _format(text, *_arguments(node, scope))
-    function = _value(called, scope)
-    if function == Reference("builtins.dict"):
-        return _make_dict(node, scope)
-    arguments, named = _arguments(node, scope)
-    if not isinstance(function, Reference) or named or not arguments:
-        raise _CannotRead
-    match function.name:
-        case "os.path.join":
-            return _bounded(posixpath.join(*arguments))
-        case "builtins.len":
-            return len(arguments[0])
-        case "builtins.str" | "builtins.int" | "builtins.float":
-            kind = {"str": str, "int": int, "float": float}[function.last]
-            return _bounded(kind(*(_scalar(argument) for argument in arguments)))
-    raise _CannotRead
-
-
-def _make_dict(node: ast.Call, scope: Scope) -> dict[Any, Any]:
-    found: dict[Any, Any] = {}
-    for argument in node.args:
-        found.update(_dictionary(_value(argument, scope)))
-    for keyword in node.keywords:
-        if keyword.arg is None:
-            found.update(_dictionary(_value(keyword.value, scope)))
-        else:
-            found[keyword.arg] = evaluate(keyword.value, scope)
-    return _bounded(found)
-
-
-def _arguments(node: ast.Call, scope: Scope) -> tuple[list[Any], dict[str, Any]]:
-    if any(keyword.arg is None for keyword in node.keywords):
-        raise _CannotRead
+            return _format(text, node, scope)
+    function = _expect(_value(node.func, scope), Reference)
+    if function.name == "builtins.dict":
+        keys = [None if keyword.arg is None else ast.Constant(keyword.arg) for keyword in node.keywords]
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        return _dictionary([*([None] * len(node.args)), *keys], values, scope)
     arguments = [_value(argument, scope) for argument in node.args]
-    return arguments, {str(keyword.arg): _value(keyword.value, scope) for keyword in node.keywords}
+    if node.keywords or not arguments:
+        raise TypeError
+    if function.name == "builtins.len":
+        return len(*arguments)
+    return _bounded(_FUNCTIONS[function.name](*(_expect(argument, Scalar) for argument in arguments)))
 
 
-def _format(text: str, arguments: list[Any], named: dict[str, Any]) -> str:
+def _format(text: str, node: ast.Call, scope: Scope) -> str:
     """`text.format(...)` with plain `{}`, `{0}` and `{name}`: no widths, no attributes, no conversions."""
-    following = 0
+    arguments = [_value(argument, scope) for argument in node.args]
+    keywords = {keyword.arg: _value(keyword.value, scope) for keyword in node.keywords}
+    position = 0
     pieces: list[Any] = []
     for literal, field, width, conversion in string.Formatter().parse(text):
         pieces.append(literal)
         if field is None:
             continue
-        if width or conversion:
-            raise _CannotRead
+        if width or conversion or None in keywords:
+            raise ValueError
         if not field:
-            field, following = str(following), following + 1
-        pieces.append(arguments[int(field)] if field.isdecimal() else named[field])
+            field, position = str(position), position + 1
+        pieces.append(arguments[int(field)] if field.isdecimal() else keywords[field])
     return _joined(pieces)

@@ -6,51 +6,51 @@ from typing import Any
 
 from llm.internlm.weight_names import TARGET_MODULES
 from twinlens.xtuner.configs.data import image_data, picture_folder, template_of, text_data
-from twinlens.xtuner.configs.hf_trainer import trainer_training
-from twinlens.xtuner.configs.reader import read_config
-from twinlens.xtuner.configs.schedule import training
-from twinlens.xtuner.configs.scope import settle_scope, trains_language, trains_tower
-from twinlens.xtuner.configs.tree import TRAINER, ConfigTree, shown
-from twinlens.xtuner.configs.unmapped import rest
+from twinlens.xtuner.configs.hf_trainer import map_trainer_training
+from twinlens.xtuner.configs.reader import read_xtuner_config
+from twinlens.xtuner.configs.schedule import map_training
+from twinlens.xtuner.configs.scope import task_kind, trains_language, trains_tower
+from twinlens.xtuner.configs.tree import TRAINER_CONFIG, ConfigTree, describe
+from twinlens.xtuner.configs.unmapped import unmapped_lines
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class MappedConfig:
     """What a config comes to.
 
     Args:
         document: a task's tree, as a YAML file would hold it.
-        differs: a line for each thing that does not carry over as it stands, by its key.
+        differences: a line for each thing that does not carry over as it stands, by its key.
     """
 
     document: dict[str, Any]
-    differs: tuple[str, ...]
+    differences: tuple[str, ...]
 
 
-def map_config(file: Path) -> Mapped:
+def map_config(file: Path) -> MappedConfig:
     """Read a config file and map it.
 
     Raises:
         ConfigError: it cannot be read, or trains what twinlens does not; says what it is.
     """
-    config = read_config(file)
+    config = read_xtuner_config(file)
     tree = ConfigTree(config)
-    document = _text(tree) if settle_scope(tree) == "text" else _image(tree)
+    document = _text(tree) if task_kind(tree) == "text" else _image(tree)
     not_run = (f"{each.where}: `{each.source}` is not run" for each in config.skipped)
-    return Mapped(document, (*tree.differs, *rest(tree), *not_run))
+    return MappedConfig(document, (*tree.differences, *unmapped_lines(tree), *not_run))
 
 
 def _text(tree: ConfigTree) -> dict[str, Any]:
     quant = _quant(tree)
-    lora = _adapter(tree, tree.layout.lora, quant)
-    by_trainer = tree.layout is TRAINER
+    lora = _adapter(tree, tree.kind.lora, quant)
+    by_trainer = tree.kind is TRAINER_CONFIG
     return {
-        "model": _model(tree, tree.layout.language),
+        "model": _model(tree, tree.kind.language),
         "template": template_of(tree),
         "quant": quant,
         "lora": lora,
         "data": text_data(tree),
-        **(trainer_training(tree, quantized=quant["bits"] < 16) if by_trainer else training(tree)),
+        **(map_trainer_training(tree, quantized=quant["bits"] < 16) if by_trainer else map_training(tree)),
     }
 
 
@@ -59,14 +59,14 @@ def _image(tree: ConfigTree) -> dict[str, Any]:
     tunes = trains_language(tree)
     document = {
         "stage": "tune" if tunes else "align",
-        "model": _model(tree, tree.layout.language),
+        "model": _model(tree, tree.kind.language),
         "template": template_of(tree),
         "tower": tower,
         "start": tree.text("model.pretrained_pth"),
         "quant": quant,
         "data": image_data(tree, tower),
         "pictures": {"folder": picture_folder(tree)},
-        **training(tree),
+        **map_training(tree),
     }
     if tunes:
         document["lora"] = _adapter(tree, "model.llm_lora", quant)
@@ -81,18 +81,18 @@ def _model(tree: ConfigTree, part: str) -> str:
     path = f"{part}.pretrained_model_name_or_path"
     name = tree.text(path)
     if not name:
-        raise tree.fault(f"{path} is missing; write a model's folder or name")
+        raise tree.error(f"{path} is missing; write a model's folder or name")
     return name
 
 
 def _quant(tree: ConfigTree) -> dict[str, Any]:
-    language = tree.layout.language
+    language = tree.kind.language
     path = f"{language}.quantization_config"
-    four = tree.take(f"{path}.load_in_4bit", False) or tree.take(f"{language}.load_in_4bit", False)
-    eight = tree.take(f"{path}.load_in_8bit", False) or tree.take(f"{language}.load_in_8bit", False)
+    four = tree.get(f"{path}.load_in_4bit", False) or tree.get(f"{language}.load_in_4bit", False)
+    eight = tree.get(f"{path}.load_in_8bit", False) or tree.get(f"{language}.load_in_8bit", False)
     if four:
-        if (kind := tree.take(f"{path}.bnb_4bit_quant_type", "nf4")) != "nf4":
-            tree.differ(f"{path}.bnb_4bit_quant_type", f"{shown(kind)}; nf4 is used")
+        if (kind := tree.get(f"{path}.bnb_4bit_quant_type", "nf4")) != "nf4":
+            tree.note(f"{path}.bnb_4bit_quant_type", f"{describe(kind)}; nf4 is used")
         return {"bits": 4}
     return {"bits": 8 if eight else 16}
 
@@ -102,31 +102,31 @@ def _adapter(tree: ConfigTree, path: str, quant: dict[str, Any]) -> dict[str, An
     if tree.has(path):
         return _lora(tree, path)
     if (bits := quant["bits"]) < 16:
-        raise tree.fault(
+        raise tree.error(
             f"has no {path} and {bits}-bit weights, which cannot be trained in XTuner either; give it a LoRA, or take "
             "the quantization out"
         )
-    stored = f"{tree.layout.language}.torch_dtype"
-    if (kind := tree.name(stored)) not in (None, "float32"):
-        tree.differ(stored, f"{kind}; weights that are trained are float32 until they are saved")
+    stored = f"{tree.kind.language}.torch_dtype"
+    if (kind := tree.short_name(stored)) not in (None, "float32"):
+        tree.note(stored, f"{kind}; weights that are trained are float32 until they are saved")
     return None
 
 
 def _lora(tree: ConfigTree, path: str) -> dict[str, Any]:
-    if (kind := tree.kind(path)) != "LoraConfig":
-        tree.differ(f"{path}.type", f"{kind or 'none'}; a LoRA is trained")
-    if (bias := tree.take(f"{path}.bias", "none")) != "none":
-        tree.differ(f"{path}.bias", f"{shown(bias)}; biases are not trained")
+    if (kind := tree.type_name(path)) != "LoraConfig":
+        tree.note(f"{path}.type", f"{kind or 'none'}; a LoRA is trained")
+    if (bias := tree.get(f"{path}.bias", "none")) != "none":
+        tree.note(f"{path}.bias", f"{describe(bias)}; biases are not trained")
     # PEFT's own defaults where the config says nothing.
     lora = {
-        "rank": tree.take(f"{path}.r", 8),
-        "alpha": tree.take(f"{path}.lora_alpha", 8),
-        "dropout": tree.take(f"{path}.lora_dropout", 0.0),
+        "rank": tree.get(f"{path}.r", 8),
+        "alpha": tree.get(f"{path}.lora_alpha", 8),
+        "dropout": tree.get(f"{path}.lora_dropout", 0.0),
     }
-    targets = tree.take(f"{path}.target_modules")
+    targets = tree.get(f"{path}.target_modules")
     if isinstance(targets, list | tuple):
         split = (name for target in targets for name in TARGET_MODULES.get(str(target), (str(target),)))
         lora["targets"] = list(dict.fromkeys(split))
     elif targets not in (None, "all-linear"):
-        tree.differ(f"{path}.target_modules", f"{shown(targets)} is a pattern; every linear layer is adapted")
+        tree.note(f"{path}.target_modules", f"{describe(targets)} is a pattern; every linear layer is adapted")
     return lora

@@ -1,104 +1,60 @@
-"""What of an XTuner config has no counterpart: a line for each thing, unless it changes nothing of what is learned."""
+"""Values of an XTuner config without a counterpart in a task: one line for each that changes the result of training."""
 
 from fnmatch import fnmatchcase
 
-from twinlens.xtuner.configs.tree import HOOK, ConfigTree, shown
+from twinlens.xtuner.configs.tree import CHAT_HOOK, ConfigTree, describe
 
-# What stays without a counterpart, and why; a path without a sentence changes nothing of what is learned.
-REST: dict[str, str | None] = {
-    f"{HOOK}.evaluation_inputs": "XTuner samples answers to them; here evaluation.probes are asked and scored",
-    f"{HOOK}.evaluation_images": "XTuner samples answers on it; a probe of evaluation.probes names its own picture",
-    f"{HOOK}.system": "XTuner gives it to its samples alone, not in training; `system` here is for both",
-    f"{HOOK}.type": None,
-    f"{HOOK}.prompt_template*": None,
-    f"{HOOK}.instruction": None,  # of XTuner 0.1: a piece of the template
-    "custom_hooks.*.tokenizer.*": None,
-    "custom_hooks.*.image_processor.*": None,
-    "custom_hooks.DatasetInfoHook.*": None,
-    "custom_hooks.ThroughputHook.*": None,
-    "custom_hooks.VarlenAttnArgsToMessageHubHook.*": None,
-    "train_data*.tokenizer.*": None,
-    "train_data*.image_processor.*": None,
-    "val_dataloader*": "scored while training there; here evaluation.probes are asked and scored",
-    "val_*": None,
-    "test_*": None,
-    "train_data*.remove_unused_columns": None,
-    "train_data*.shuffle_before_pack": None,
-    "train_data*.use_varlen_attn": None,
-    "train_data*.bot_name": None,
-    "train_data*.dataset_cfg.file_type": None,
-    "train_dataloader.dataset*.seed": None,
-    "train_dataloader.num_workers": None,
-    "train_dataloader.pin_memory": None,
-    "train_dataloader.collate_fn.*": None,
-    "train_dataloader.sampler.*": None,
-    "train_dataloader.batch_sampler.*": None,
-    "train_dataloader.persistent_workers": None,
-    "model.use_varlen_attn": None,
-    "model*.trust_remote_code": None,
-    "model*.torch_dtype": None,
-    "model*.attn_implementation": None,
-    "model.llm*.type": None,
-    "model*.quantization_config.type": None,
-    "model*.quantization_config.llm_int8_*": None,
-    "model*.quantization_config.bnb_4bit_*": None,
-    "model.visual_encoder.type": None,
-    "*lora.task_type": None,
-    "optim_wrapper.type": None,
-    "optim_wrapper.loss_scale": None,
-    "optim_wrapper.clip_grad.error_if_nonfinite": None,
-    "param_scheduler*.begin": None,
-    "param_scheduler*.end": None,
-    "param_scheduler*.by_epoch": None,
-    "param_scheduler*.start_factor": None,
-    "param_scheduler*.convert_to_iter_based": None,
-    "param_scheduler*.T_max": None,
-    "train_cfg.type": None,
-    "train_cfg.by_epoch": None,
-    "train_cfg.val_interval": None,
-    "default_hooks.checkpoint.type": None,
-    "default_hooks.timer.*": None,
-    "default_hooks.logger.*": None,
-    "default_hooks.param_scheduler.*": None,
-    "default_hooks.sampler_seed.*": None,
-    "randomness.deterministic": None,
-    "env_cfg.*": None,
-    "log_level": None,
-    "log_processor.*": None,
+# Paths, and what to tell about them.
+UNMAPPED = {
+    f"{CHAT_HOOK}.evaluation_inputs": "XTuner samples answers to them; here evaluation.probes are asked and scored",
+    f"{CHAT_HOOK}.evaluation_images": "XTuner samples answers about it; probes in evaluation.probes name their pictures",
+    f"{CHAT_HOOK}.system": "XTuner uses it for samples only, not in training; `system` here is for both",
+    "val_dataloader*": "XTuner validates during training; here evaluation.probes are asked and scored",
     "visualizer*": "name trackers in run.trackers",
-    "resume": "`twinlens train --resume RUN` goes on with a run",
+    "resume": "use `twinlens train --resume RUN` to resume a run",
     "load_from": "training starts from the model as it is",
     "work_dir": "give --work-dir",
     "training_args.output_dir": "give --work-dir",
     "training_args.deepspeed*": "give --deepspeed",
     "training_args.report_to": "name trackers in run.trackers",
-    "training_args.resume_from_checkpoint": "`twinlens train --resume RUN` goes on with a run",
-    "training_args.do_eval": "scored while training there; here evaluation.probes are asked and scored",
-    "training_args.eval*": None,
-    "training_args.per_device_eval_batch_size": None,
-    "training_args.type": None,
-    "training_args.do_train": None,
-    "training_args.bf16": None,
-    "training_args.tf32": None,
-    "training_args.log*": None,
-    "training_args.run_name": None,
-    "training_args.disable_tqdm": None,
-    "training_args.overwrite_output_dir": None,
-    "training_args.remove_unused_columns": None,
-    "training_args.dataloader_num_workers": None,
-    "training_args.dataloader_pin_memory": None,
-    "training_args.ddp_*": None,
-    "training_args.gradient_checkpointing_kwargs*": None,
+    "training_args.resume_from_checkpoint": "use `twinlens train --resume RUN` to resume a run",
+    "training_args.do_eval": "XTuner validates during training; here evaluation.probes are asked and scored",
 }
+# Paths that do not change the result of training.
+IGNORED = (
+    *(f"{CHAT_HOOK}.type", f"{CHAT_HOOK}.prompt_template*"),
+    f"{CHAT_HOOK}.instruction",  # of XTuner 0.1: a piece of the template
+    *("custom_hooks.*.tokenizer.*", "custom_hooks.*.image_processor.*", "custom_hooks.DatasetInfoHook.*"),
+    *("custom_hooks.ThroughputHook.*", "custom_hooks.VarlenAttnArgsToMessageHubHook.*"),
+    *("train_data*.tokenizer.*", "train_data*.image_processor.*", "train_data*.remove_unused_columns"),
+    *("train_data*.shuffle_before_pack", "train_data*.use_varlen_attn", "train_data*.bot_name"),
+    *("train_data*.dataset_cfg.file_type", "train_dataloader.dataset*.seed", "train_dataloader.num_workers"),
+    *("train_dataloader.pin_memory", "train_dataloader.collate_fn.*", "train_dataloader.sampler.*"),
+    *("train_dataloader.batch_sampler.*", "train_dataloader.persistent_workers", "val_*", "test_*"),
+    *("model.use_varlen_attn", "model*.trust_remote_code", "model*.torch_dtype", "model*.attn_implementation"),
+    *("model.llm*.type", "model*.quantization_config.type", "model*.quantization_config.llm_int8_*"),
+    *("model*.quantization_config.bnb_4bit_*", "model.visual_encoder.type", "*lora.task_type"),
+    *("optim_wrapper.type", "optim_wrapper.loss_scale", "optim_wrapper.clip_grad.error_if_nonfinite"),
+    *("param_scheduler*.begin", "param_scheduler*.end", "param_scheduler*.by_epoch", "param_scheduler*.start_factor"),
+    *("param_scheduler*.convert_to_iter_based", "param_scheduler*.T_max"),
+    *("train_cfg.type", "train_cfg.by_epoch", "train_cfg.val_interval", "default_hooks.checkpoint.type"),
+    *("default_hooks.timer.*", "default_hooks.logger.*", "default_hooks.param_scheduler.*"),
+    *("default_hooks.sampler_seed.*", "randomness.deterministic", "env_cfg.*", "log_level", "log_processor.*"),
+    *("training_args.eval*", "training_args.per_device_eval_batch_size", "training_args.type"),
+    *("training_args.do_train", "training_args.bf16", "training_args.tf32", "training_args.log*"),
+    *("training_args.run_name", "training_args.disable_tqdm", "training_args.overwrite_output_dir"),
+    *("training_args.remove_unused_columns", "training_args.dataloader_num_workers", "training_args.ddp_*"),
+    *("training_args.dataloader_pin_memory", "training_args.gradient_checkpointing_kwargs*"),
+)
 
 
-def rest(tree: ConfigTree) -> list[str]:
-    """A line for what nobody asked for, unless it changes nothing."""
+def unmapped_lines(tree: ConfigTree) -> list[str]:
+    """A line for each value that the mapping did not read, except those that do not change the result of training."""
     lines: dict[str, None] = {}
-    for path, value in tree.left():
-        pattern = next((pattern for pattern in REST if fnmatchcase(path, pattern)), None)
+    for path, value in tree.unused():
+        pattern = next((pattern for pattern in (*UNMAPPED, *IGNORED) if fnmatchcase(path, pattern)), None)
         if pattern is None:
-            lines[f"{path}: {shown(value)}; has no counterpart here"] = None
-        elif (sentence := REST[pattern]) is not None and value not in ("", False):
-            lines[f"{pattern.rstrip('*')}: {sentence}"] = None
+            lines[f"{path}: {describe(value)}; has no counterpart here"] = None
+        elif pattern in UNMAPPED and value not in ("", False):
+            lines[f"{pattern.rstrip('*')}: {UNMAPPED[pattern]}"] = None
     return list(lines)

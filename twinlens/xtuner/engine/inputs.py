@@ -35,7 +35,7 @@ ROWS_A_BATCH = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ArrowRows:
     """The rows of a whole run, as XTuner takes them: one after the other, so many a micro-batch.
 
     Args:
@@ -66,7 +66,7 @@ class Rows:
         return iters, int(self.tokens[part].sum()), int(self.labels[part].sum())
 
 
-def refuse_model(name: str) -> None:
+def check_model(name: str) -> None:
     """Look at a language model before anything is made for it.
 
     Raises:
@@ -81,7 +81,7 @@ def refuse_model(name: str) -> None:
         raise ModelError(f"model: {name}: XTuner's engine here takes {', '.join(KNOWN)} and not {kind}; train without.")
 
 
-def write_model(name: str, folder: Path) -> Path:
+def write_language_model(name: str, folder: Path) -> Path:
     """A language model for transformers 4.48: its config said in both ways, its weights as links."""
     source = model_folder(name).resolve()
     folder.mkdir(parents=True)
@@ -105,7 +105,7 @@ def _for_version_4(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in left_out} | said
 
 
-def write_tower(tower: Tower, folder: Path) -> Path:
+def write_clip_tower(tower: Tower, folder: Path) -> Path:
     """A CLIP tower with the tensor names of transformers 4.48, and its image processor's settings in full."""
     from safetensors.torch import save
 
@@ -135,7 +135,7 @@ def write_tower(tower: Tower, folder: Path) -> Path:
     return folder
 
 
-def refuse_adapters(start: LlavaParts) -> LlavaParts:
+def check_projector_only(start: LlavaParts) -> LlavaParts:
     """What a run starts from, which must be a projector alone.
 
     Raises:
@@ -149,7 +149,7 @@ def refuse_adapters(start: LlavaParts) -> LlavaParts:
     return start
 
 
-def write_start(projector: Projector, file: Path) -> Path:
+def write_initial_projector(projector: Projector, file: Path) -> Path:
     """The projector that the run begins with, as a checkpoint of XTuner's."""
     named = {
         f"projector.model.{number}.{part}": value.clone()
@@ -160,7 +160,9 @@ def write_start(projector: Projector, file: Path) -> Path:
     return file
 
 
-def write_rows(batches: MicroBatches, optim: Optim, folder: Path, patches: int, pictures: Sequence[Path]) -> Rows:
+def write_arrow_rows(
+    batches: MicroBatches, optim: Optim, folder: Path, patches: int, pictures: Sequence[Path]
+) -> ArrowRows:
     """The run's sequences in order, as a folder that `datasets.load_from_disk` maps into memory.
 
     Args:
@@ -190,7 +192,7 @@ def write_rows(batches: MicroBatches, optim: Optim, folder: Path, patches: int, 
     }  # fmt: skip
     write_atomically(folder / "state.json", json.dumps(state) + "\n")
     write_atomically(folder / "dataset_info.json", "{}\n")
-    return Rows(np.asarray(tokens), np.asarray(labels), optim.micro_batch, optim.accumulate)
+    return ArrowRows(np.asarray(tokens), np.asarray(labels), optim.micro_batch, optim.accumulate)
 
 
 @dataclass(frozen=True, slots=True)

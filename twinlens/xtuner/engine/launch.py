@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 
-def mend(torch: Any) -> None:
+def patch_cpu_checks(torch: Any) -> None:
     """Answer what the two checks ask, before XTuner is imported."""
     if not hasattr(torch.cpu, "is_bf16_supported"):
         torch.cpu.is_bf16_supported = lambda: True
@@ -23,5 +23,5 @@ def mend(torch: Any) -> None:
 if __name__ == "__main__":
     sys.path.remove(str(Path(__file__).resolve().parent))  # our neighbours are no packages of XTuner's
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    mend(importlib.import_module("torch"))
+    patch_cpu_checks(importlib.import_module("torch"))
     importlib.import_module("xtuner.tools.train").main()

@@ -50,7 +50,7 @@ resume = False
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class InputPaths:
     """Where the inputs of a run lie, and how much of them there is.
 
     Args:
@@ -67,7 +67,7 @@ class Place:
     iters: int
 
 
-def config_text(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
+def config_text(task: Task, place: InputPaths, compute: str, on_gpu: bool) -> str:
     """The config.
 
     Args:
@@ -87,7 +87,7 @@ def config_text(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
     return IMPORTS + "\n".join(parts)
 
 
-def _language(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
+def _language(task: Task, place: InputPaths, compute: str, on_gpu: bool) -> str:
     # Without autocast, which mmengine has on a GPU alone, everything that is not quantized must be fp32; and so are
     # weights that are trained, which in 16 bits would lose the small steps.
     dtype = compute if on_gpu and not task.full_finetuning else "float32"
@@ -113,7 +113,7 @@ def _language(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
     return "\n".join([*lines, "    )"])
 
 
-def _text_model(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
+def _text_model(task: Task, place: InputPaths, compute: str, on_gpu: bool) -> str:
     return (
         "model = dict(\n"
         "    type=SupervisedFinetune,\n"
@@ -124,7 +124,7 @@ def _text_model(task: Task, place: Place, compute: str, on_gpu: bool) -> str:
     )
 
 
-def _image_model(task: ImageTask, place: Place, compute: str, on_gpu: bool) -> str:
+def _image_model(task: ImageTask, place: InputPaths, compute: str, on_gpu: bool) -> str:
     lora = task.lora if task.stage == "tune" else None
     return (
         "model = dict(\n"
@@ -152,7 +152,7 @@ def _lora(key: str, lora: Lora | None, task_type: str | None) -> str:
     )
 
 
-def _dataloader(task: Task, place: Place) -> str:
+def _dataloader(task: Task, place: InputPaths) -> str:
     rows = f"dict(type=load_from_disk, dataset_path={str(place.rows)!r})"
     if isinstance(task, ImageTask):
         rows = (

@@ -22,13 +22,15 @@ from tuning.progress import ProgressBar
 from tuning.run_dir import RunDir
 from tuning.training.engine import StepReport, stop_on_signal
 from twinlens.xtuner.engine.environment import Environment
-from twinlens.xtuner.engine.inputs import Rows
+from twinlens.xtuner.engine.inputs import ArrowRows
 
 LOG = "xtuner.log"
 LOOK_SECONDS = 0.5
 
 
-def run_trainer(environment: Environment, config: Path, run_dir: RunDir, rows: Rows, on_gpu: bool) -> list[StepReport]:
+def run_trainer(
+    environment: Environment, config: Path, run_dir: RunDir, rows: ArrowRows, on_gpu: bool
+) -> list[StepReport]:
     """Run the trainer to its end; its steps go to `steps.jsonl` as they come, what it says to `xtuner.log`.
 
     Raises:
@@ -109,7 +111,7 @@ class _Scalars:
         return [row for row in map(json.loads, lines) if "loss" in row]
 
 
-def _report(values: dict[str, Any], step: int, rows: Rows, resident: int) -> StepReport:
+def _report(values: dict[str, Any], step: int, rows: ArrowRows, resident: int) -> StepReport:
     iters, tokens, labels = rows.of_step(step)
     seconds = max(float(values["time"]) * iters, 1e-9)
     memory = int(values["memory"]) << 20 if "memory" in values else resident

@@ -24,18 +24,18 @@ from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
 from tuning.training.engine import StepReport
 from twinlens.tasks import AnyTask
-from twinlens.xtuner.checkpoints import read_checkpoint, write_whole_tower
+from twinlens.xtuner.checkpoints import read_checkpoint, write_full_tower
 from twinlens.xtuner.engine.environment import RUN_FOLDER, Environment
 from twinlens.xtuner.engine.inputs import (
-    Rows,
-    refuse_adapters,
-    refuse_model,
-    write_model,
-    write_rows,
-    write_start,
-    write_tower,
+    ArrowRows,
+    check_model,
+    check_projector_only,
+    write_arrow_rows,
+    write_clip_tower,
+    write_initial_projector,
+    write_language_model,
 )
-from twinlens.xtuner.engine.mmengine_config import Place, config_text
+from twinlens.xtuner.engine.mmengine_config import InputPaths, config_text
 from twinlens.xtuner.engine.process import run_trainer
 from vlm import recipe as image_path
 from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts, read_initial_parts
@@ -49,7 +49,7 @@ from vlm.towers.tower import TOWER_FOLDER
 log = logging.getLogger("twinlens")
 
 
-def refuse_task(task: AnyTask) -> None:
+def check_task(task: AnyTask) -> None:
     """Look for what XTuner cannot do, before anything is made.
 
     Raises:
@@ -57,13 +57,13 @@ def refuse_task(task: AnyTask) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("--engine xtuner: runs on one device here; leave torchrun out, or train without it.")
-    refuse_model(task.versioned_model)
+    check_model(task.versioned_model)
     if not isinstance(task, ImageTask):
         return
     if (kind := tower_facts(task.tower).kind) != "clip":
         raise ConfigError(f"tower: {task.tower}: XTuner's towers are CLIP, and this is {kind}; train without --engine.")
     if task.start is not None:
-        refuse_adapters(read_initial_parts(task.start))
+        check_projector_only(read_initial_parts(task.start))
 
 
 def differences(task: AnyTask) -> list[str]:
@@ -106,11 +106,11 @@ def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[Step
     write_atomically(config, config_text(task, place, compute, on_gpu))
     log.info("XTuner: %d rows in %d steps; its config is %s", len(rows.tokens), rows.steps, config)
     reports = run_trainer(environment, config, run_dir, rows, on_gpu)
-    _bring_back(task, folder / f"iter_{rows.iters}.pth", run_dir)
+    _save_result(task, folder / f"iter_{rows.iters}.pth", run_dir)
     return reports
 
 
-def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> Rows:
+def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> ArrowRows:
     """The rows of the whole run in the order of our own engine, rehearsal among them."""
     table = PictureTable()
     if isinstance(task, ImageTask):
@@ -135,7 +135,7 @@ def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> Rows:
         data, rehearsal, task.data, task.optim,
         ratio=task.rehearsal.ratio, pad_id=template.pad_id, seed=task.run.seed,
     )  # fmt: skip
-    return write_rows(batches, task.optim, folder / "rows", template.tokens_per_image, table.paths)
+    return write_arrow_rows(batches, task.optim, folder / "rows", template.tokens_per_image, table.paths)
 
 
 def _generate_rehearsal(task: AnyTask, template: ChatTemplate) -> list[SourceRow]:
@@ -150,20 +150,20 @@ def _generate_rehearsal(task: AnyTask, template: ChatTemplate) -> list[SourceRow
     return rows
 
 
-def _write_models(task: AnyTask, folder: Path, iters: int) -> Place:
-    model = write_model(task.versioned_model, folder / "model")
+def _write_models(task: AnyTask, folder: Path, iters: int) -> InputPaths:
+    model = write_language_model(task.versioned_model, folder / "model")
     if not isinstance(task, ImageTask):
-        return Place(model, folder / "rows", None, None, iters)
+        return InputPaths(model, folder / "rows", None, None, iters)
     tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
     hidden = language_width(task.versioned_model)
     projector = new_projector(tower.width, hidden, task.run.seed)
     if task.start:
         load_initial_parts(check_initial_parts(task.start, tower.width, hidden), projector, None, None)
-    start = write_start(projector, folder / "start.pth")
-    return Place(model, folder / "rows", write_tower(tower, folder / "tower"), start, iters)
+    start = write_initial_projector(projector, folder / "start.pth")
+    return InputPaths(model, folder / "rows", write_clip_tower(tower, folder / "tower"), start, iters)
 
 
-def _bring_back(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
+def _save_result(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
     """What XTuner learned, as our own engine would have left it."""
     learned = read_checkpoint(checkpoint, task)
     if isinstance(task, ImageTask):
@@ -178,7 +178,7 @@ def _bring_back(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
         if adapted is not None:
             save_adapter(adapted, run.adapter / TOWER_FOLDER, tower.name)
         if learned.full_tower is not None:
-            write_whole_tower(learned, task.tower, run.adapter / TOWER_FOLDER)
+            write_full_tower(learned, task.tower, run.adapter / TOWER_FOLDER)
     if learned.language is not None and task.lora is not None:
         config = lora_config(task.lora, target_names(learned.language), "CAUSAL_LM")
         write_adapter(learned.language, config, run.adapter, task.model, task.revision)

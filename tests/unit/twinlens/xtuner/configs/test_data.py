@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from xtuner_config import IMAGE, INTERN_REPO
 
-from twinlens.xtuner.configs.mapping import Mapped, map_config
+from twinlens.xtuner.configs.mapping import MappedConfig, map_config
 
 Write = Callable[[str, str], Path]
 PACKED = "train_dataloader['dataset']"
 
 
-def mapped(write: Write, text: str) -> Mapped:
+def mapped(write: Write, text: str) -> MappedConfig:
     return map_config(write("config.py", text))
 
 
@@ -27,7 +27,7 @@ def test_folders_of_messages(write: Write) -> None:
         "packing": "isolated",
         "pack_workers": 1,
     }
-    (line,) = [line for line in found.differs if "convert them to messages" in line]
+    (line,) = [line for line in found.differences if "convert them to messages" in line]
     assert line.startswith("train_dataloader.dataset.dataset_cfg: ")
 
 
@@ -51,9 +51,11 @@ custom_hooks[0].update(prompt_template=PROMPT_TEMPLATE.internlm_chat)
 """
     found = mapped(write, INTERN_REPO + tokens)
     assert (found.document["template"], found.document["data"]["files"]) == ("internlm_chat", ["sft"])
-    assert [line for line in found.differs if "of tokens" in line and "convert them to messages" in line]
+    assert [line for line in found.differences if "of tokens" in line and "convert them to messages" in line]
     assert [
-        line for line in found.differs if line.startswith("train_dataloader.dataset.dataset_cfg.min_length: shorter")
+        line
+        for line in found.differences
+        if line.startswith("train_dataloader.dataset.dataset_cfg.min_length: shorter")
     ]
 
 
@@ -67,5 +69,7 @@ train_dataloader.update(dataset=dict(type="ConcatDataset", datasets=[boxes, inve
 """
     found = mapped(write, IMAGE + boxes)
     assert found.document["data"]["files"] == ["rows.json", "b.json", "rows.json"]
-    told = [line.partition(": ")[0].rpartition(".")[2] for line in found.differs if "convert them to messages" in line]
+    told = [
+        line.partition(": ")[0].rpartition(".")[2] for line in found.differences if "convert them to messages" in line
+    ]
     assert told == ["RefCOCOJsonDataset", "InvRefCOCOJsonDataset"]

@@ -11,13 +11,13 @@ from xtuner_config import TRAINER
 from tuning.errors import ConfigError
 from tuning.settings import Lora
 from twinlens.task_files import open_task
-from twinlens.xtuner.configs.mapping import Mapped, map_config
+from twinlens.xtuner.configs.mapping import MappedConfig, map_config
 from vlm.settings import ImageTask
 
 Write = Callable[[str, str], Path]
 
 
-def mapped(write: Write, change: str = "") -> Mapped:
+def mapped(write: Write, change: str = "") -> MappedConfig:
     return map_config(write("config.py", f"{TRAINER}\n{change}\n"))
 
 
@@ -65,7 +65,7 @@ def test_what_is_left_out_has_the_defaults_of_training_arguments(write: Write) -
 def test_each_argument_has_its_place(write: Write, change: str, group: str, expected: dict[str, Any]) -> None:
     found = mapped(write, f"from transformers import SchedulerType\ntraining_args.update({change})")
     assert {key: found.document[group].get(key) for key in expected} == expected
-    assert found.differs == ()
+    assert found.differences == ()
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_each_argument_has_its_place(write: Write, change: str, group: str, expe
     ],
 )
 def test_what_differs_is_named_by_its_key(write: Write, change: str, path: str, says: str) -> None:
-    (line,) = mapped(write, f"training_args.update({change})").differs
+    (line,) = mapped(write, f"training_args.update({change})").differences
     assert re.match(f"{re.escape(path)}: .*{says}", line)
 
 
 def test_another_trainer_is_told(write: Write) -> None:
-    (line,) = mapped(write, "from transformers import Seq2SeqTrainer\ntrainer = Seq2SeqTrainer").differs
+    (line,) = mapped(write, "from transformers import Seq2SeqTrainer\ntrainer = Seq2SeqTrainer").differences
     assert line.startswith("trainer: Seq2SeqTrainer")
 
 

@@ -13,21 +13,21 @@ from xtuner_config import IMAGE, INTERN_REPO, TEXT, TRAINER
 from tuning.errors import ConfigError
 from tuning.settings import Lora, Task
 from twinlens.task_files import open_task
-from twinlens.xtuner.configs.mapping import Mapped, map_config
-from twinlens.xtuner.configs.reader import read_config
+from twinlens.xtuner.configs.mapping import MappedConfig, map_config
+from twinlens.xtuner.configs.reader import read_xtuner_config
 from twinlens.xtuner.configs.tree import ConfigTree
 from vlm.settings import ImageTask
 
 Write = Callable[[str, str], Path]
 
 
-def mapped(write: Write, text: str) -> Mapped:
+def mapped(write: Write, text: str) -> MappedConfig:
     return map_config(write("config.py", text))
 
 
 def differs(write: Write, text: str, path: str) -> str:
     """The one line about a path."""
-    (line,) = [line for line in mapped(write, text).differs if line.startswith(f"{path}: ")]
+    (line,) = [line for line in mapped(write, text).differences if line.startswith(f"{path}: ")]
     return line
 
 
@@ -105,13 +105,13 @@ train_dataloader['dataset'] = dict(type="ConcatDataset", datasets=[train_dataset
     found = mapped(write, TEXT + both)
     assert found.document["data"]["files"] == ["rows.jsonl", "b.json"]
     assert found.document["data"]["max_length"] == 1024
-    (line,) = [line for line in found.differs if "max_length" in line]
+    (line,) = [line for line in found.differences if "max_length" in line]
     assert "512" in line and "1024" in line
 
 
 def test_what_differs_is_named_by_its_key(write: Write) -> None:
     four = f"{TEXT}\nmodel['llm']['quantization_config'].update(load_in_8bit=False)\n"
-    assert not [line for line in mapped(write, four).differs if "load_in" in line]
+    assert not [line for line in mapped(write, four).differences if "load_in" in line]
     assert "probes" in differs(write, TEXT, "custom_hooks.EvaluateChatHook.evaluation_inputs")
     assert "10 steps of 16" in differs(write, TEXT, "default_hooks.checkpoint.interval")
     paged = f"{TEXT}\noptim_wrapper['optimizer'].update(type='PagedAdamW32bit')\n"
@@ -122,7 +122,7 @@ def test_what_differs_is_named_by_its_key(write: Write) -> None:
     assert "messages" in differs(write, rows, "train_dataloader.dataset.dataset_map_fn")
     square = IMAGE.replace("pad_image_to_square=True", "pad_image_to_square=False")
     assert "square" in differs(write, square, "train_dataloader.dataset.pad_image_to_square")
-    assert "not run" in mapped(write, f"{TEXT}\nprint('hello')\n").differs[-1]
+    assert "not run" in mapped(write, f"{TEXT}\nprint('hello')\n").differences[-1]
 
 
 OLD = """
@@ -140,7 +140,7 @@ def test_a_config_of_the_first_xtuner(write: Write) -> None:
     assert found.document["template"] == "internlm_chat"
     assert (found.document["optim"]["warmup"], found.document["optim"]["schedule"]) == (0.0, "cosine")
     assert "save_every" not in found.document["run"]
-    assert [line.partition(": ")[0] for line in found.differs] == [
+    assert [line.partition(": ")[0] for line in found.differences] == [
         "custom_hooks.EvaluateChatHook.every_n_iters",
         "default_hooks.checkpoint.interval",
         "default_hooks.checkpoint.max_keep_ckpts",
@@ -163,15 +163,15 @@ def dicts(path: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("text", [TEXT, IMAGE, TRAINER, INTERN_REPO], ids=["text", "image", "trainer", "intern_repo"])
 def test_nothing_is_dropped_without_a_word(write: Write, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = read_config(write("config.py", text))
-    used = ConfigTree(config).layout.read
+    config = read_xtuner_config(write("config.py", text))
+    used = ConfigTree(config).kind.names
     places = [each for name in used if name in config.values for each in dicts(name, config.values[name])]
     places = [(path, place) for path, place in places if not path.endswith(QUIET)]
     assert len(places) > 6
     for path, place in places:
         place["surprise"] = 71
-        monkeypatch.setattr("twinlens.xtuner.configs.mapping.read_config", lambda _: config)
-        lines = [line for line in map_config(config.file).differs if "surprise: 71; has no counterpart" in line]
+        monkeypatch.setattr("twinlens.xtuner.configs.mapping.read_xtuner_config", lambda _: config)
+        lines = [line for line in map_config(config.file).differences if "surprise: 71; has no counterpart" in line]
         assert lines, path
         del place["surprise"]
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuning.errors import ConfigError
-from twinlens.xtuner.configs.expressions import Reference, Unread
-from twinlens.xtuner.configs.reader import Config, read_config
+from twinlens.xtuner.configs.expressions import Reference, Unevaluated
+from twinlens.xtuner.configs.reader import XTunerConfig, read_xtuner_config
 
 Write = Callable[[str, str], Path]
 
@@ -40,7 +40,7 @@ numbers = st.recursive(
 
 
 def read(write: Write, text: str) -> dict[str, Any]:
-    return read_config(write("config.py", text)).values
+    return read_xtuner_config(write("config.py", text)).values
 
 
 def value(write: Write, expression: str) -> Any:
@@ -54,15 +54,15 @@ SET = 'import os\nimport os.path as osp\nimport torch\nfrom xtuner.utils import 
 def test_literals_are_read_as_they_are(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
     file = tmp_path_factory.mktemp("read") / "config.py"
     file.write_text(f"x = {tree!r}\n", encoding="utf-8")
-    assert read_config(file).values["x"] == tree
+    assert read_xtuner_config(file).values["x"] == tree
 
 
 @given(numbers)
 def test_arithmetic_is_pythons_or_unread(tmp_path_factory: pytest.TempPathFactory, expression: str) -> None:
     file = tmp_path_factory.mktemp("read") / "config.py"
     file.write_text(f"x = {expression}\n", encoding="utf-8")
-    found = read_config(file).values["x"]
-    if not isinstance(found, Unread):
+    found = read_xtuner_config(file).values["x"]
+    if not isinstance(found, Unevaluated):
         assert found == eval(expression)
 
 
@@ -130,7 +130,7 @@ def test_what_would_have_to_run_is_unread(
     found = value(write, expression)
     assert (found.source, found.where) == (f"x = {expression}", f"{tmp_path / 'config.py'}, line 7")
     first, second = value(write, f"[1, {expression}]")
-    assert first == 1 and isinstance(second, Unread)
+    assert first == 1 and isinstance(second, Unevaluated)
     assert not Path("touched").exists()
 
 
@@ -179,7 +179,7 @@ def test_the_same_texts_would_do_harm(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_what_is_not_run_is_named_and_its_names_are_no_longer_known(write: Write) -> None:
-    config = read_config(
+    config = read_xtuner_config(
         write(
             "config.py",
             "import os\na = b = c = d = e = 1\nhooks = [1]\nmodel = dict(x=1)\n"
@@ -188,7 +188,7 @@ def test_what_is_not_run_is_named_and_its_names_are_no_longer_known(write: Write
         )
     )
     for name in ("a", "b", "c", "d", "f", "hooks", "model"):
-        assert isinstance(config.values[name], Unread), name
+        assert isinstance(config.values[name], Unevaluated), name
     assert config.values["e"] == 1
     assert [each.source for each in config.skipped] == [
         "for a in range(3):",
@@ -226,11 +226,11 @@ def test_a_config_is_built_on_files_beside_it(write: Write) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (f"{BASED}from .nowhere import *\n", "line 3: builds on"),
+        (f"{BASED}from .nowhere import *\n", "line 3: imports"),
         (f"{BASED}from .other import nothing\n", "has no nothing"),
         (f"{BASED}from mmengine.configs import *\n", "read_base takes"),
         (f"{BASED}x = 1\n", "read_base takes"),
-        (f"{BASED}from .config import *\n", "built on itself"),
+        (f"{BASED}from .config import *\n", "imports itself"),
         ("_base_ = ['x.py']\n", "_base_"),
         ("x = = 1\n", "line 1: not valid Python"),
         ("x = 1\x00\n", "not"),
@@ -254,20 +254,20 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(write: Write, text: str, s
 def test_values_that_double_stay_small(write: Write) -> None:
     doubling = "".join(f"{name} = {name} + {name}\n" for name in ("text", "many") * 60)
     values = read(write, f"text = 'ab'\nmany = [1, 2]\ndeep = [1]\n{doubling}" + "deep = [deep, deep]\n" * 60)
-    assert isinstance(values["text"], Unread) and isinstance(values["many"], Unread)
+    assert isinstance(values["text"], Unevaluated) and isinstance(values["many"], Unevaluated)
     assert isinstance(values["deep"], list)
-    assert isinstance(read(write, "a = [1]\n" + "a = [a, a]\n" * 60 + "b = a == a\n")["b"], Unread)
+    assert isinstance(read(write, "a = [1]\n" + "a = [a, a]\n" * 60 + "b = a == a\n")["b"], Unevaluated)
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.py"
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_config(file)
+        read_xtuner_config(file)
     file.write_bytes(b"x = '\xff\xfe'\n")
     with pytest.raises(ConfigError, match="UTF-8"):
-        read_config(file)
+        read_xtuner_config(file)
 
 
 def test_a_config_knows_its_file(write: Write) -> None:
     file = write("config.py", "x = 1\n")
-    assert read_config(file) == Config(file, {"x": 1}, ())
+    assert read_xtuner_config(file) == XTunerConfig(file, {"x": 1}, ())

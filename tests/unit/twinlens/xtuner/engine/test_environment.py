@@ -12,7 +12,7 @@ from tuning.run_dir import RunDir
 from twinlens.start import resume
 from twinlens.tasks import to_yaml
 from twinlens.xtuner.engine.environment import MARKER, Environment, find_environment, install, python_of
-from twinlens.xtuner.engine.inputs import Rows
+from twinlens.xtuner.engine.inputs import ArrowRows
 from twinlens.xtuner.engine.process import LOG, run_trainer
 
 
@@ -53,7 +53,7 @@ def test_a_trainer_that_stops_is_not_believed(tmp_path):
     (run.path / "xtuner").mkdir(parents=True)
     config = run.path / "xtuner" / "config.py"
     config.write_text("")
-    rows = Rows(np.asarray([3, 4]), np.asarray([1, 1]), 1, 1)
+    rows = ArrowRows(np.asarray([3, 4]), np.asarray([1, 1]), 1, 1)
     with pytest.raises(ModelError, match=r"XTuner stopped \(ModuleNotFoundError: .*its log is"):
         run_trainer(Environment(tmp_path / "env", 0), config, run, rows, False)
     assert "Traceback" in (config.parent / LOG).read_text()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llm.settings import TextTask
 from tuning.settings import Optim
 from tuning.training.schedule import warmup_steps
-from twinlens.xtuner.engine.mmengine_config import Place, config_text
+from twinlens.xtuner.engine.mmengine_config import InputPaths, config_text
 from vlm.settings import ImageTask
 
 OPTIM = st.fixed_dictionaries(
@@ -45,9 +45,9 @@ def read(text: str) -> dict[str, Any]:
     }
 
 
-def place(optim: dict[str, Any], image: bool = False) -> Place:
+def place(optim: dict[str, Any], image: bool = False) -> InputPaths:
     there = Path("/there") if image else None
-    return Place(Path("/model's"), Path("/rows"), there, there, optim["steps"] * optim["accumulate"])
+    return InputPaths(Path("/model's"), Path("/rows"), there, there, optim["steps"] * optim["accumulate"])
 
 
 @given(OPTIM, QUANT, COMPUTE, st.booleans())
