@@ -88,7 +88,7 @@ class Chat:
         stream = TextStream(self._template, on_text)
         with torch.no_grad(), autocast_to(self._compute_dtype, ids.device):
             seen = {"inputs_embeds": self._embed(ids, [conversation])} if self._embed else {"input_ids": ids}
-            self._model.generate(  # type: ignore[operator]
+            self._model.generate(  # pyright: ignore[reportCallIssue]
                 **seen,
                 attention_mask=torch.ones_like(ids),
                 streamer=stream,

@@ -61,7 +61,7 @@ def generate_answers(
             ids, mask = _pad_left([prompts[index] for index in group], template.pad_id, device)
             with torch.no_grad(), autocast_to(compute_dtype, device):
                 seen = {"inputs_embeds": embed(ids, [conversations[index] for index in group])} if embed else {}
-                output = model.generate(  # type: ignore[operator]
+                output = model.generate(  # pyright: ignore[reportCallIssue]
                     **(seen or {"input_ids": ids}),
                     attention_mask=mask,
                     max_new_tokens=max_new_tokens,

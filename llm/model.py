@@ -35,7 +35,7 @@ class LanguageModel(nn.Module):
 
 def supports_logits_to_keep(model: nn.Module) -> bool:
     """Whether a model's forward takes `logits_to_keep`, which every decoder of transformers does by now."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 

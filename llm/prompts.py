@@ -1,5 +1,7 @@
 """Rehearsal prompts: YAML lists of questions that the base model answers."""
 
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated

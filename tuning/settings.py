@@ -3,6 +3,8 @@
 Every group is frozen and refuses unknown keys. A field's docstring is its help text.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar

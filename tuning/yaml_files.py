@@ -1,5 +1,7 @@
 """YAML files validated by pydantic: one sentence for each fault, with file, line, key and fix."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping

@@ -1,5 +1,7 @@
 """Everything about a task that can be known before its model loads."""
 
+# pyright: reportMissingTypeStubs=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,7 @@
 """From one dataset format to another, and the mending of files whose questions became nested rows."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import json
 import os
 from collections import Counter
@@ -116,13 +118,13 @@ def read_questions(path: Path) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     try:
         if text.lstrip().startswith("["):
-            found = json.loads(text)
+            found: list[Any] = json.loads(text)
         elif text.lstrip().startswith('"'):
             found = [json.loads(line) for line in lines]
         else:
             found = lines
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: broken JSON ({error.msg}); mend it, or write one plain question a line.") from error
+        raise DataError(f"{path}: broken JSON ({error.msg}); fix it, or write one plain question a line.") from error
     if not found:
         raise DataError(f"{path}: has no questions; write one a line.")
     for number, question in enumerate(found, 1):

@@ -1,5 +1,7 @@
 """What is in a dataset: its counts and lengths, and rows as the model sees them, with what is learned marked."""
 
+# pyright: reportUnknownMemberType=false
+
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable

@@ -1,5 +1,7 @@
 """From a task file to a run folder that trains, for the command line and the demos alike."""
 
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
+
 import json
 import os
 import shutil

@@ -1,5 +1,7 @@
 """Task files: read a task, find the shipped ones, copy them with every setting explained."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import io
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,5 +1,7 @@
 """A task of either path: its recipe, its YAML, and its paths made absolute."""
 
+# pyright: reportUnknownMemberType=false
+
 import io
 from collections.abc import Sequence
 from pathlib import Path

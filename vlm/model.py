@@ -49,7 +49,7 @@ class VisionLanguageModel(nn.Module):
 
         Text ids are embedded by the language model; without pictures, tower and projector do not run.
         """
-        embeddings = self.language.get_input_embeddings()(ids.clamp(min=0))  # type: ignore[operator]
+        embeddings = self.language.get_input_embeddings()(ids.clamp(min=0))  # pyright: ignore[reportCallIssue]
         if not pictures:
             return embeddings
         with autocast_to(self.compute_dtype, ids.device):

@@ -26,7 +26,7 @@ class SpecialTokenEscaper:
         longest_first = sorted(self._words, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, longest_first)) or MATCHES_NOTHING)
         self._marks = re.compile("|".join(f"({self._pattern(word)})" for word in longest_first) or MATCHES_NOTHING)
-        self._ids = [int(tokenizer.convert_tokens_to_ids(word)) for word in longest_first]  # type: ignore[arg-type]
+        self._ids = [int(tokenizer.convert_tokens_to_ids(word)) for word in longest_first]  # pyright: ignore[reportArgumentType]
 
     def escape(self, text: str, but: str = "") -> str:
         """The text with every spelled special token escaped, except `but`."""

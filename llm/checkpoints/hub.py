@@ -1,10 +1,12 @@
 """Hub downloads: models by name from Hugging Face or ModelScope; size check, disk check, pinned commit."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import errno
 import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -203,7 +205,7 @@ def _size(count: int) -> str:
 
 
 @contextmanager
-def _explain_errors(remote: RemoteModel) -> Iterator[None]:
+def _explain_errors(remote: RemoteModel) -> Generator[None, None, None]:
     """Turn errors of the hub client into one sentence."""
     from httpx2 import HTTPError
     from huggingface_hub import errors

@@ -1,6 +1,8 @@
 """ModelScope downloads through its own client (optional package), into the kit's cache folder."""
 
-from collections.abc import Iterator, Sequence
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,7 @@ def list_files(name: str, revision: str | None) -> dict[str, int]:
     """
     try:
         with _explain_errors(name):
-            from modelscope.hub.api import HubApi  # type: ignore[import-not-found]
+            from modelscope.hub.api import HubApi  # pyright: ignore[reportMissingImports]
 
             found = HubApi().get_model_files(name, revision=revision, recursive=True)
             return {file["Path"]: int(file["Size"]) for file in found if file.get("Type") != "tree"}
@@ -46,14 +48,14 @@ def download(name: str, revision: str | None, files: Sequence[str]) -> Path:
     if all((folder / file).exists() for file in files):
         return folder
     with _explain_errors(name):
-        from modelscope.hub.snapshot_download import snapshot_download  # type: ignore[import-not-found]
+        from modelscope.hub.snapshot_download import snapshot_download  # pyright: ignore[reportMissingImports]
 
         snapshot_download(name, revision=revision, local_dir=str(folder), allow_patterns=list(files))
     return folder
 
 
 @contextmanager
-def _explain_errors(name: str) -> Iterator[None]:
+def _explain_errors(name: str) -> Generator[None, None, None]:
     try:
         yield
     except ImportError as error:

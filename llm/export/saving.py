@@ -104,7 +104,7 @@ def save_model(
     model: PreTrainedModel, template: ChatTemplate, folder: Path, dtype: torch.dtype, max_shard_size: str = "2GB"
 ) -> None:
     """Write a model in `dtype` with tokenizer and chat template, for transformers to load."""
-    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)  # type: ignore[arg-type]
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)  # pyright: ignore[reportArgumentType]
     add_transformers4_keys(folder)
     save_tokenizer(template, folder)
 

@@ -97,7 +97,7 @@ class _InternLM(LlamaForCausalLM):
 
 class _SplitFused(ConversionOps):
     @torch.no_grad
-    def convert(  # type: ignore[override]
+    def convert(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, Tensor]:
         (found,) = input_dict.values()

@@ -111,7 +111,7 @@ def _read_pieces(path: Path) -> list[tuple[str, float, int]]:
     """Piece, score and kind, in the order of their ids."""
     from transformers.convert_slow_tokenizer import import_protobuf
 
-    model: Any = import_protobuf().ModelProto()  # type: ignore[attr-defined]
+    model: Any = import_protobuf().ModelProto()  # pyright: ignore[reportAttributeAccessIssue]
     try:
         model.ParseFromString(path.read_bytes())
     except Exception as error:  # protobuf's, whichever version is installed

@@ -3,6 +3,8 @@
 One table, for whole checkpoints and for adapters, both ways. Facts: InternLM's tools/convert2llama.py.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import re
 from typing import TYPE_CHECKING
 

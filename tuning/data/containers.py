@@ -1,5 +1,7 @@
 """Dataset containers (JSON lines, JSON array, Parquet): detect, read row by row, write row by row."""
 
+# pyright: reportMissingTypeStubs=false, reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import codecs
 import json
 from collections.abc import Iterable, Iterator

@@ -3,7 +3,9 @@
 The container (JSON lines, a JSON array, Parquet) is detected from the bytes, the row format from the first row.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -127,7 +129,7 @@ def write_rows(path: Path, rows: Iterable[SourceRow | Conversation], schema: Row
 
 
 @contextmanager
-def _position(where: str) -> Iterator[None]:
+def _position(where: str) -> Generator[None, None, None]:
     """Add the position of a row to the faults of that row."""
     try:
         yield

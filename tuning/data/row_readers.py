@@ -1,5 +1,7 @@
 """Row readers: rows of each known format, checked and turned into conversations."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import re
 from collections import Counter
 from collections.abc import Iterator

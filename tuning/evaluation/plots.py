@@ -3,6 +3,8 @@
 Rows are those of `steps.jsonl`: `step`, `loss`, `learning_rate`, and `validation_loss` where one was measured.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import io
 import re
 from collections.abc import Mapping, Sequence

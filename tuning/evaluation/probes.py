@@ -5,6 +5,8 @@ Values are kept as written (`4` and `1.10` are text); `{name}` and `{owner}` are
 card.
 """
 
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 import re
 import unicodedata
 from collections.abc import Iterable

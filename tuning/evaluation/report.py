@@ -1,5 +1,7 @@
 """Report of a run: `comparison.json`, `.md`, `.html` and the plots."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
+
 import base64
 import io
 import json

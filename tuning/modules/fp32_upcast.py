@@ -53,7 +53,7 @@ def merge_adapters(adapted: PeftModel | PreTrainedModel, dtype: torch.dtype) -> 
         base.float()
         layer.merge()
         base.to(dtype)
-    model = adapted.unload() if isinstance(adapted, PeftModel) else adapted  # type: ignore[operator]
+    model = adapted.unload() if isinstance(adapted, PeftModel) else adapted
     assert isinstance(model, PreTrainedModel)
     for parameter in model.parameters():  # not the model itself: rotary frequencies stay as exact as they are
         parameter.data = parameter.data.to(dtype)

@@ -75,7 +75,7 @@ class Checkpoint:
             accelerator.wait_for_everyone()
             write_pth(self._random_state(), folder / f"random-{accelerator.process_index}.pt")
             if self._sharded:
-                self._model.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)  # type: ignore[operator]
+                self._model.save_checkpoint(str(folder), tag="deepspeed", exclude_frozen_parameters=True)  # pyright: ignore[reportCallIssue]
             elif accelerator.is_main_process:
                 self._trainee.save(folder)
                 write_pth(self._optimizer.state_dict(), folder / "optimizer.pt")
@@ -102,7 +102,7 @@ class Checkpoint:
                 "run now; resume with as many."
             )
         if self._sharded:
-            self._model.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)  # type: ignore[operator]
+            self._model.load_checkpoint(str(folder), tag="deepspeed", load_module_strict=False)  # pyright: ignore[reportCallIssue]
         else:
             self._trainee.load(folder)
             # Not to where it was saved from: all processes would then fill the first one's device.

@@ -251,8 +251,8 @@ def stop_requested(accelerator: Accelerator, stop: "StopRequest") -> bool:
 def gradient_norm(accelerator: Accelerator, model: nn.Module, clip: float) -> float:
     """Clip the gradients to a norm; what it was before. DeepSpeed has clipped and stepped by now."""
     if accelerator.distributed_type == "DEEPSPEED":
-        return float(model.get_global_grad_norm() or 0.0)  # type: ignore[operator]
-    return float(accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))  # type: ignore[arg-type]
+        return float(model.get_global_grad_norm() or 0.0)  # pyright: ignore[reportCallIssue]
+    return float(accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip))  # pyright: ignore[reportArgumentType]
 
 
 def check_finite(total: float, norm: float, losses: list[torch.Tensor], group: list[Batch], step: int) -> None:

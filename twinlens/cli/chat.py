@@ -1,5 +1,7 @@
 """`twinlens chat`: chat with a run, an adapter, a merged model or a base model."""
 
+# pyright: reportUnknownMemberType=false
+
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -153,7 +153,7 @@ def save_official(
         "use_mm_proj": True,
     }
     _write_json(folder / "config.json", config)
-    language.generation_config.save_pretrained(folder)  # type: ignore[union-attr]
+    language.generation_config.save_pretrained(folder)
     save_tokenizer(template, folder)
 
 

@@ -155,7 +155,7 @@ def _merged(order: _ExportJob) -> _CheckedModel:
 
     trained = logits()
     if isinstance(parts.tower_weights, AdapterWeights):
-        tower.network = parts.tower_weights.network.merge_and_unload()  # type: ignore[operator]
+        tower.network = parts.tower_weights.network.merge_and_unload()
     exported = _check_logits(trained, summed := logits(folded=True))
     language = merge_adapters(language, order.dtype)
     for module, written in ((tower, parts.trains_tower), (parts.projector, order.layout != "parts")):

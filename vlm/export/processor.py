@@ -71,7 +71,7 @@ def make_processor(tower: Tower, tokenizer: PreTrainedTokenizerBase) -> LlavaPro
     return LlavaProcessor(
         image_processor(tower),
         tokenizer,
-        patch_size=tower.network.config.patch_size,  # type: ignore[union-attr]
+        patch_size=tower.network.config.patch_size,  # pyright: ignore[reportAttributeAccessIssue]
         vision_feature_select_strategy="default" if clip else "full",
         num_additional_image_tokens=int(clip),
         chat_template=tokenizer.chat_template,

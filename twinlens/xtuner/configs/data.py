@@ -1,5 +1,7 @@
 """The data of an XTuner config, as that of a task: files, lengths, packing, template."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 import re
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Values of Python expressions in a config, computed from the syntax tree: nothing is imported, nothing runs."""
 
+# pyright: reportMatchNotExhaustive=false, reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import ast
 import builtins
 import operator

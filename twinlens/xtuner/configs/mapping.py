@@ -1,5 +1,7 @@
 """An XTuner config becomes the document of a task, and a line for each thing that does not carry over as it stands."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

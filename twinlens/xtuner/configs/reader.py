@@ -4,6 +4,8 @@ Values are plain: numbers, texts, None, lists, tuples, dicts, `Reference` for im
 what is not known unless the file runs.
 """
 
+# pyright: reportMatchNotExhaustive=false, reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import ast
 import warnings
 from dataclasses import dataclass

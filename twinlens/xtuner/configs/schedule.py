@@ -1,5 +1,7 @@
 """Training settings of an mmengine config as a task's `optim`, `evaluation` and `run`."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from typing import Any
 
 from twinlens.xtuner.configs.tree import CHAT_HOOK, ConfigTree

@@ -1,5 +1,7 @@
 """Values of a config by path; records which were read, so that the others can be listed."""
 
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import math
 from collections import Counter
 from collections.abc import Iterator

@@ -7,7 +7,7 @@ from twinlens.xtuner.configs.tree import CHAT_HOOK, ConfigTree, describe
 # Paths, and what to tell about them.
 UNMAPPED = {
     f"{CHAT_HOOK}.evaluation_inputs": "XTuner samples answers to them; here evaluation.probes are asked and scored",
-    f"{CHAT_HOOK}.evaluation_images": "XTuner samples answers about it; probes in evaluation.probes name their pictures",
+    f"{CHAT_HOOK}.evaluation_images": "XTuner samples answers about it; a probe names its own picture",
     f"{CHAT_HOOK}.system": "XTuner uses it for samples only, not in training; `system` here is for both",
     "val_dataloader*": "XTuner validates during training; here evaluation.probes are asked and scored",
     "visualizer*": "name trackers in run.trackers",
