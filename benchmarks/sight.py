@@ -9,11 +9,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from data_gen.scenes.write import write_scene_probes
+from data_gen.scenes.write_dataset import write_scene_probes
 from llm.evaluation import make_answer_function
 from tuning.evaluation.probes import is_hit, read_probes
 from tuning.paths import shipped_file
-from twinlens.targets import embedded_vlm_task, open_vlm
+from twinlens.chat_targets import embedded_vlm_task, open_vlm
 
 ASKED = {"names the object": "objects.yaml", "its colour": "colours.yaml", "its place": "places.yaml"}
 

@@ -2,7 +2,7 @@
 
 import os
 
-from twinlens.rooms import check_packages
+from twinlens.package_check import check_packages
 
 
 def main() -> None:

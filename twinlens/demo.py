@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_gen.image_qa.write import task_overrides, write_image_qa
+from data_gen.image_qa.write_dataset import task_overrides, write_image_qa
 from data_gen.persona import Persona, write_persona
 from tuning.evaluation.compare import Comparison
 from tuning.paths import shipped_file

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _ALL = 1 << 30  # tokens; a length that cuts nothing
 _LEARNED, _READ = "bold green", "dim"
-_TEMPLATE = Path(__file__).with_name("inspection.html.j2")
+_TEMPLATE = Path(__file__).with_name("inspection.html.jinja")
 
 
 @dataclass(frozen=True, slots=True)

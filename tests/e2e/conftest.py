@@ -16,7 +16,7 @@ import llm.export.merge
 import llm.finetuned
 import llm.loading
 import llm.recipe
-import twinlens.targets
+import twinlens.chat_targets
 import vlm.finetuned
 import vlm.loading
 import vlm.recipe
@@ -45,7 +45,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         llm.recipe,
         llm.export.merge,
         llm.finetuned,
-        twinlens.targets,
+        twinlens.chat_targets,
         vlm.finetuned,
         vlm.recipe,
     ):

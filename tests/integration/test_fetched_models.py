@@ -13,8 +13,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from llm.settings import TextTask
 from tuning.run_dir import read_jsonl
+from twinlens.chat_targets import open_target
 from twinlens.start import resume, start
-from twinlens.targets import open_target
 from twinlens.task_files import read_task
 from vlm.towers.registry import load_tower, tower_facts
 

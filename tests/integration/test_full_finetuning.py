@@ -31,8 +31,8 @@ from llm.sources import read_conversations
 from tuning.data.conversation import single_turn
 from tuning.errors import DeviceError
 from tuning.run_dir import RunDir, read_jsonl
+from twinlens.chat_targets import open_target
 from twinlens.start import resume, start
-from twinlens.targets import open_target
 from twinlens.tasks import recipe_of, to_yaml
 from vlm.export.llava import export
 from vlm.loading import make_initial_parts

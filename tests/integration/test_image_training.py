@@ -18,8 +18,8 @@ from llm.generation import Sampling
 from tuning.errors import ConfigError
 from tuning.modules.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tuning.run_dir import RunDir, read_jsonl
+from twinlens.chat_targets import open_target
 from twinlens.start import resume, start
-from twinlens.targets import open_target
 from twinlens.task_files import read_task
 from twinlens.tasks import recipe_of, to_yaml
 from vlm.projector import PROJECTOR_FILE as PROJECTOR

@@ -27,8 +27,8 @@ from tuning.progress import ProgressBar
 from tuning.run_dir import RunDir
 from tuning.settings import Optim, Run
 from tuning.training.checkpoint import Checkpoint, TrainableModule, gathered_parameters
+from tuning.training.lr_schedule import rate_factor
 from tuning.training.samples import Batch, BatchSource
-from tuning.training.schedule import rate_factor
 
 log = logging.getLogger("twinlens")
 # What torchrun tells a process, where there is no other; port 0 is any that is free.

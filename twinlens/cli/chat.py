@@ -40,7 +40,7 @@ def chat(
     from llm.chat import Chat
     from llm.generation import Sampling
     from tuning.data.pictures import open_picture
-    from twinlens.targets import open_target
+    from twinlens.chat_targets import open_target
 
     for path in image:
         open_picture(path, "--image")

@@ -24,7 +24,7 @@ from tuning.modules.lora import attach_adapter, read_adapter_config, read_adapte
 from tuning.modules.pth import read_pth, state_dict_in
 from tuning.run_dir import RunDir
 from tuning.settings import Lora, Quant
-from twinlens.targets import open_target
+from twinlens.chat_targets import open_target
 from twinlens.task_files import read_task
 from twinlens.tasks import to_yaml
 from twinlens.xtuner.checkpoints import convert_checkpoint, read_checkpoint

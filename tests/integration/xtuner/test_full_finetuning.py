@@ -18,7 +18,7 @@ from llm.internlm.loading import load_internlm
 from llm.settings import TextTask
 from tuning.errors import KitError, ModelError
 from tuning.run_dir import RunDir
-from twinlens.targets import open_target
+from twinlens.chat_targets import open_target
 from twinlens.task_files import read_task
 from twinlens.tasks import to_yaml
 from twinlens.xtuner.checkpoints import convert_checkpoint, read_checkpoint

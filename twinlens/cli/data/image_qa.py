@@ -51,7 +51,7 @@ def image_qa(
     """
     from data_gen.image_qa.teacher.generate import ask_teacher
     from data_gen.image_qa.teacher.store import store_path
-    from data_gen.image_qa.write import write_image_qa
+    from data_gen.image_qa.write_dataset import write_image_qa
     from tuning.progress import ProgressBar
 
     connection = _teacher(teacher, model, api_key_env)
@@ -83,7 +83,7 @@ def _print_written(
     out: Path, card: "DatasetCard", rounds: int, results: "Sequence[TeacherResult]", as_json: bool
 ) -> None:
     """Print what was written, and the command that trains on it."""
-    from data_gen.image_qa.write import contrast_path, probes_path, task_overrides
+    from data_gen.image_qa.write_dataset import contrast_path, probes_path, task_overrides
     from tuning.evaluation.probes import read_probes
 
     probes = probes_path(out)

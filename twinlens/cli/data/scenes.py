@@ -33,7 +33,7 @@ def scenes(
     as_json: bool = JSON,
 ) -> None:
     """Draw scenes of one to three objects, and write questions about them with answers."""
-    from data_gen.scenes.write import write_scene_facts, write_scene_probes, write_scenes
+    from data_gen.scenes.write_dataset import write_scene_facts, write_scene_probes, write_scenes
     from tuning.paths import shipped_file
 
     vocabulary = nouns or shipped_file(NOUNS)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuning.settings import Lora, Optim, Task
-from tuning.training.schedule import warmup_steps
+from tuning.training.lr_schedule import warmup_steps
 from vlm.settings import ImageTask
 
 IMPORTS = """\

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_gen.image_qa.write import contrast_path, write_image_qa
+from data_gen.image_qa.write_dataset import contrast_path, write_image_qa
 from tuning.data.formats import read_rows
 from tuning.data.pictures import picture_path
 

@@ -24,7 +24,7 @@ from data_gen.scenes.scene import (
     plan_objects,
     plan_scene,
 )
-from data_gen.scenes.write import PROBE_FILES, place_words, write_scene_facts, write_scene_probes, write_scenes
+from data_gen.scenes.write_dataset import PROBE_FILES, place_words, write_scene_facts, write_scene_probes, write_scenes
 from tuning.data.card import file_sha256, read_card
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN
 from tuning.data.pictures import open_picture

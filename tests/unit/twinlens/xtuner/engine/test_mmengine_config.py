@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm.settings import TextTask
 from tuning.settings import Optim
-from tuning.training.schedule import warmup_steps
+from tuning.training.lr_schedule import warmup_steps
 from twinlens.xtuner.engine.mmengine_config import InputPaths, config_text
 from vlm.settings import ImageTask
 

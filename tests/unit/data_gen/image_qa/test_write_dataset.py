@@ -13,7 +13,7 @@ from data_gen.image_qa.facts import Fact, Picture, Thing
 from data_gen.image_qa.teacher.client import Teacher
 from data_gen.image_qa.teacher.generate import TeacherResult
 from data_gen.image_qa.topics import read_bank, topics_of
-from data_gen.image_qa.write import probes_path, write_image_qa
+from data_gen.image_qa.write_dataset import probes_path, write_image_qa
 from tuning.data.card import file_sha256, read_card
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.data.formats import read_rows

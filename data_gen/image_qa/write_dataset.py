@@ -13,7 +13,7 @@ from data_gen.container import refuse_overwriting
 from data_gen.image_qa.contrast import contrast_rows
 from data_gen.image_qa.dialogues import Dialogue, make_dialogues
 from data_gen.image_qa.facts import Picture, read_facts
-from data_gen.image_qa.probes import TrainedPicture, make_probes, write_probes
+from data_gen.image_qa.make_probes import TrainedPicture, make_probes, write_probes
 from data_gen.image_qa.teacher.generate import TeacherResult
 from data_gen.image_qa.topics import topics_of
 from data_gen.names import fold

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuning.training.schedule import rate_factor, warmup_steps
+from tuning.training.lr_schedule import rate_factor, warmup_steps
 
 KINDS = st.sampled_from(["cosine", "linear", "constant"])
 
