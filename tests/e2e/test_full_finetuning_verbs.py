@@ -40,7 +40,7 @@ def test_full_finetuning_from_plan_to_answers(did, folder):
 
 
 def test_what_full_finetuning_refuses(folder, refused):
-    assert "4-bit ones cannot be: set quant.bits: 16" in refused("check", "task.yaml", "quant.bits=4")
+    assert "cannot train 4-bit weights: set quant.bits: 16" in refused("check", "task.yaml", "quant.bits=4")
     unfinished = folder / "work_dirs" / "task" / "1"
     unfinished.mkdir(parents=True)
     shutil.copyfile(folder / "task.yaml", unfinished / "task.yaml")
