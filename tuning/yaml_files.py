@@ -125,7 +125,11 @@ def read_yaml(
         KitError: of `error_type`; the file is missing, is not UTF-8 or not YAML.
     """
     where = where or str(path)
-    text = read_text(path, what, error_type, where)
+    return parse_yaml(read_text(path, what, error_type, where), what, error_type, where=where, as_text=as_text)
+
+
+def parse_yaml(text: str, what: str, error_type: type[KitError], *, where: str, as_text: bool = False) -> YamlFile:
+    """As `read_yaml`, from the text of the file."""
     yaml: Any = YAML()
     if as_text:
         yaml.Resolver = TextResolver

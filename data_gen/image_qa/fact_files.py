@@ -9,7 +9,7 @@ from typing import Any, cast
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from tuning.errors import DataError
-from tuning.yaml_files import YamlFile, read_text, read_yaml
+from tuning.yaml_files import YamlFile, parse_yaml, read_text
 
 COLUMNS = ("image", "caption", "name", "color", "count", "place", "text", "ask", "answer", "source", "absent")
 """Columns of a CSV file. A row adds to its picture an object, a text, a question with its answer or an absent object;
@@ -26,15 +26,12 @@ def read_fact_file(path: Path) -> YamlFile:
     if suffix not in (".csv", ".json", ".yaml", ".yml"):
         raise DataError(f"{path}: the suffix names no format; write facts as .yaml, .json or .csv.")
     text = read_text(path, "facts file")
-    if suffix == ".json":
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix that line.") from error
-        except RecursionError:
-            pass  # read_yaml names it
-    csv_values = suffix == ".csv" and text.strip()
-    file = YamlFile(str(path), _csv(path, text)) if csv_values else read_yaml(path, "facts file", as_text=True)
+    if suffix == ".csv" and text.strip():
+        file = YamlFile(str(path), _csv(path, text))
+    else:
+        if suffix == ".json":
+            _check_json(path, text)
+        file = parse_yaml(text, "facts file", DataError, where=str(path), as_text=True)
     values: Any = file.values
     if values is None:
         raise DataError(f"{path}: is empty; write `pictures:` and an entry for each picture.")
@@ -45,6 +42,16 @@ def read_fact_file(path: Path) -> YamlFile:
     if not isinstance(values, dict) or not isinstance(file.values.get("pictures"), list) or not file.values["pictures"]:
         raise DataError(f"{path}, line 1: pictures: has no pictures; write `pictures:` and a list below it.")
     return file
+
+
+def _check_json(path: Path, text: str) -> None:
+    """Refuse text that only YAML reads; JSON is YAML too."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}); fix that line.") from error
+    except RecursionError as error:
+        raise DataError(f"{path}: is nested too deeply to be a facts file; flatten it.") from error
 
 
 def _csv(path: Path, text: str) -> Any:

@@ -70,17 +70,7 @@ def write_image_qa(
         DataError: facts or a picture are wrong, or do not fill the dialogues; all errors of the facts file at once.
         DeviceError: the folder of `out` cannot be written.
     """
-    if out.suffix not in (".json", ".jsonl"):
-        raise ConfigError(f"{out}: end OUT in .json (one array of LLaVA rows) or .jsonl (one messages row a line).")
-    for name, value in (("dialogues", dialogues), ("rounds", rounds), ("repeat", repeat)):
-        if value < 1:
-            raise ConfigError(f"{name} {value}: give 1 or more.")
-    if language not in (*LANGUAGES, "both"):
-        raise ConfigError(f"language {language!r}: choose one of {', '.join((*LANGUAGES, 'both'))}.")
-    if row_format is not None and row_format not in ROW_FORMATS:
-        raise ConfigError(f"format {row_format!r}: choose one of {', '.join(ROW_FORMATS)}.")
-    for written in (out, probes_path(out), contrast_path(out)):
-        refuse_overwriting(facts, written)
+    _check_arguments(facts, out, {"dialogues": dialogues, "rounds": rounds, "repeat": repeat}, language, row_format)
     pictures = read_facts(facts)
     probe_pictures = read_facts(others or PROBE_PICTURES) if others or PROBE_PICTURES.exists() else ()
     languages = LANGUAGES if language == "both" else (language,)
@@ -111,14 +101,8 @@ def write_image_qa(
     write_probes(probes_path(out), probes)
     _write_contrast(out, made, seed)
     options = {"dialogues": dialogues, "rounds": rounds, "repeat": repeat, "seed": seed, "language": language}
-    options |= {"format": row_format, "others": others}
-    if result:
-        teacher = result.teacher
-        options |= {"teacher": teacher.url, "model": teacher.model}
-        options |= {"api-key-env": teacher.api_key_env if teacher.key else None}
-    words = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
     card = DatasetCard(
-        made_by=shlex.join(["twinlens", "data", "image-qa", str(facts), str(out), *words]),
+        made_by=_command(facts, out, options | {"format": row_format, "others": others}, result),
         rows=rows,
         distinct=len(set(conversations)),
         sha256=file_sha256(out),
@@ -133,6 +117,30 @@ def write_image_qa(
     )
     write_card(out, card)
     return card
+
+
+def _check_arguments(facts: Path, out: Path, counts: dict[str, int], language: str, row_format: str | None) -> None:
+    if out.suffix not in (".json", ".jsonl"):
+        raise ConfigError(f"{out}: end OUT in .json (one array of LLaVA rows) or .jsonl (one messages row a line).")
+    for name, value in counts.items():
+        if value < 1:
+            raise ConfigError(f"{name} {value}: give 1 or more.")
+    if language not in (*LANGUAGES, "both"):
+        raise ConfigError(f"language {language!r}: choose one of {', '.join((*LANGUAGES, 'both'))}.")
+    if row_format is not None and row_format not in ROW_FORMATS:
+        raise ConfigError(f"format {row_format!r}: choose one of {', '.join(ROW_FORMATS)}.")
+    for written in (out, probes_path(out), contrast_path(out)):
+        refuse_overwriting(facts, written)
+
+
+def _command(facts: Path, out: Path, options: dict[str, Any], result: TeacherResult | None) -> str:
+    """The command that writes the dataset again."""
+    if result:
+        teacher = result.teacher
+        options |= {"teacher": teacher.url, "model": teacher.model}
+        options |= {"api-key-env": teacher.api_key_env if teacher.key else None}
+    words = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
+    return shlex.join(["twinlens", "data", "image-qa", str(facts), str(out), *words])
 
 
 def probes_path(out: Path) -> Path:

@@ -125,6 +125,7 @@ def test_each_fault_names_its_line_and_key(folder, entry, line, words):
         ("facts.yaml", "images:\n- {}\n", "line 1: images: no such key"),
         ("facts.yaml", "pictures:\n- {image: a.png\n- x", "line 3: not valid YAML"),
         ("facts.yaml", "pictures: " + "[" * 700, "nested too deeply"),
+        ("facts.json", '{"pictures": ' + "[" * 100_000, "nested too deeply"),
         ("facts.json", '{"pictures": [\n{"image": }]}', "line 2: not valid JSON"),
         ("facts.txt", "pictures:", "the suffix names no format"),
         ("facts.csv", "image,colour\na.png,red\n", "line 1: colour: no such column"),
