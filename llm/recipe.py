@@ -43,7 +43,7 @@ def train(
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     card = persona_card(task.data.files)
     probes = first_of_each_group(read_probe_files(task.evaluation.probes, card), task.evaluation.samples)
-    read_prompts(task.rehearsal.prompts)
+    read_prompts(task.rehearsal.prompts)  # checked before the model loads
     from_files = distinct_rows(read_conversations(task.rehearsal.files))
 
     loaded = load_model(

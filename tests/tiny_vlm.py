@@ -16,7 +16,7 @@ from tuning.run_dir import RunDir
 from twinlens.task_files import read_task
 from twinlens.tasks import to_yaml
 from vlm.features import LiveFeatures, PictureTable
-from vlm.finetuned import load_parts, save_parts
+from vlm.finetuned import load_trained_weights, save_trained_weights
 from vlm.loading import build_vlm, make_embed_function, make_initial_parts
 from vlm.recipe import load_vlm_template
 from vlm.settings import ImageTask
@@ -61,7 +61,7 @@ def make_finished_run(folder: Path, model: Path, tower: str, tower_lora: bool, *
     for parameter in (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     run = RunDir(folder)
-    save_parts(sighted, run.adapter)
+    save_trained_weights(sighted, run.adapter)
     run.task.write_text(to_yaml(task), encoding="utf-8")
     return run
 
@@ -103,7 +103,7 @@ def answers_of_run(run: RunDir, asked: list[Conversation]) -> list[str]:
     """What a run says, its adapters on their base."""
     task, template = read(run)
     sighted = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
-    load_parts(sighted, run.adapter)
+    load_trained_weights(sighted, run.adapter)
     table = PictureTable()
     module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
     answers = generate_answers(sighted.language.network, template, asked, 12, embed=make_embed_function(module, table))

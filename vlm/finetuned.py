@@ -19,15 +19,15 @@ from vlm.towers.registry import tower_facts
 from vlm.towers.tower import TOWER_FOLDER
 
 
-def save_parts(parts: VlmParts, folder: Path) -> None:
+def save_trained_weights(parts: VlmParts, folder: Path) -> None:
     """Write all trained weights in fp32: adapters in PEFT's layout, weights.pt, projector.safetensors."""
     parts.language.save(folder)
     parts.tower_weights.save(folder / TOWER_FOLDER)
     save_projector(parts.projector, folder)
 
 
-def load_parts(parts: VlmParts, folder: Path) -> None:
-    """Read back what `save_parts` wrote.
+def load_trained_weights(parts: VlmParts, folder: Path) -> None:
+    """Read back what `save_trained_weights` wrote.
 
     Raises:
         ModelError: a file is missing.
@@ -80,5 +80,5 @@ def load_finetuned(run: RunDir, task: ImageTask, template: ChatTemplate) -> tupl
     task = finetuned_task(run, task)
     loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
     parts = make_initial_parts(task, loaded)
-    load_parts(parts, run.adapter)
+    load_trained_weights(parts, run.adapter)
     return loaded, parts

@@ -33,7 +33,7 @@ from tuning.training.engine import EvaluationHooks, StepReport, fit
 from tuning.training.samples import EncodedSample
 from vlm.checkpoints.initialize import check_initial_parts
 from vlm.features import PictureTable
-from vlm.finetuned import check_finetuned, load_finetuned, load_parts, save_finetuned, save_parts
+from vlm.finetuned import check_finetuned, load_finetuned, load_trained_weights, save_finetuned, save_trained_weights
 from vlm.loading import (
     VlmParts,
     build_vlm,
@@ -46,7 +46,8 @@ from vlm.loading import (
 from vlm.settings import ImageTask
 from vlm.sources import read_image_conversations
 from vlm.towers.clip_siglip import count_trainable
-from vlm.towers.registry import TowerFacts, tower_facts
+from vlm.towers.registry import tower_facts
+from vlm.towers.tower import TowerFacts
 
 COMPARE_BATCH = 192  # probes in one batch: on a CPU each token costs unpacking all 4-bit weights, for any batch size
 
@@ -66,7 +67,7 @@ def train(
     data, from_files = encode_rows(task, template, table)
     card = persona_card(task.data.files)
     probes = first_of_each_group(read_probe_files(task.evaluation.probes, card), task.evaluation.samples)
-    read_prompts(task.rehearsal.prompts)
+    read_prompts(task.rehearsal.prompts)  # checked before the model loads
 
     loaded = load_model(
         task.versioned_model, template, task.quant, task.run.device, full_finetuning=task.full_finetuning
@@ -89,8 +90,8 @@ def train(
     rates = {"projector.": task.rates.projector, "features.": task.rates.tower}
     trainable = TrainableModule(
         module,
-        save=lambda folder: save_parts(parts, folder),
-        load=lambda folder: load_parts(parts, folder),
+        save=lambda folder: save_trained_weights(parts, folder),
+        load=lambda folder: load_trained_weights(parts, folder),
         save_final=lambda: save_finetuned(parts, loaded, run_dir, task),
         learning_rates={prefix: rate for prefix, rate in rates.items() if rate is not None},
     )
@@ -136,7 +137,7 @@ def compare(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) 
         loaded.release()
         loaded, parts = load_finetuned(run_dir, task, template)
     else:
-        load_parts(parts, run_dir.adapter)
+        load_trained_weights(parts, run_dir.adapter)
     return compare_answers(run_dir, task.run.seed, probes, files, card, before, answers(loaded, parts))
 
 

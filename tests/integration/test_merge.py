@@ -20,7 +20,7 @@ from tuning.modules.lora import ADAPTER_CONFIG, attach_adapter, load_adapter, re
 from tuning.settings import Lora, Quant
 from vlm.export.llava import check_picture
 from vlm.export.merge_tower import merge_tower
-from vlm.finetuned import load_parts
+from vlm.finetuned import load_trained_weights
 from vlm.loading import make_initial_parts
 from vlm.towers.registry import load_tower
 
@@ -100,7 +100,7 @@ def test_a_towers_adapter_merged_gives_the_towers_features(make_run, towers, tmp
     assert difference < 1e-5
     task, _ = read(run)
     sighted = make_initial_parts(task, load_model(task.model, load_template(task.model, None), task.quant, "cpu"))
-    load_parts(sighted, run.adapter)
+    load_trained_weights(sighted, run.adapter)
     pixels = sighted.tower.preprocess(check_picture())[None]
     merged, plain = (
         load_tower(str(name), torch.device("cpu"), torch.float32) for name in (tmp_path / "merged", towers[kind])
