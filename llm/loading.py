@@ -21,8 +21,7 @@ from transformers.utils import logging as transformers_logging
 from llm.chat_template.encoding import ChatTemplate
 from llm.chat_template.named_templates import NAMED_TEMPLATES, NamedTemplate, named_template
 from llm.checkpoints.config_json import read_model_config
-from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
-from llm.checkpoints.embedded import embedded_folder
+from llm.checkpoints.embedded import EMBEDDED, embedded_folder
 from llm.checkpoints.hub import fetch, parse_remote
 from llm.checkpoints.shards import weight_files
 from llm.internlm.loading import MODEL_TYPES, internlm_config, is_internlm, load_internlm
@@ -52,9 +51,9 @@ class LoadedModel:
     Args:
         model: frozen, in eval mode, on `device`.
         template: its chat template with the task's system text.
-        compute: what its products are computed in.
-        source: the name it was asked for by; `folder` is where it lies.
-        quantized: what became 4- or 8-bit.
+        compute_dtype: dtype of its matrix products.
+        name: as the task gives it; `folder` is the local folder.
+        quant_report: which layers are 4- or 8-bit.
     """
 
     model: PreTrainedModel
@@ -121,7 +120,7 @@ def load_model_config(name: str) -> PreTrainedConfig:
 def load_template(
     name: str, system: str | None, tokens_per_image: int = 0, template_name: str | None = None
 ) -> ChatTemplate:
-    """A model's tokenizer and chat template, without its weights; see `ChatTemplate` for `patches`.
+    """A model's tokenizer and chat template, without its weights; see `ChatTemplate` for `tokens_per_image`.
 
     Args:
         template_name: a named template; None uses the model's own.
@@ -166,7 +165,7 @@ def load_model(
     """Load a model with the asked quantization and log which layers are quantized.
 
     Args:
-        whole: its weights will be trained, so they are held in fp32 whatever they compute in.
+        full_finetuning: its weights will be trained, so they are stored in fp32, whatever the compute dtype.
 
     Raises:
         ModelError: it is missing, incomplete, or of a kind transformers does not know without remote code.

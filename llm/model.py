@@ -45,7 +45,7 @@ def answer_loss(
     """Cross entropy summed over N labelled tokens, float32[], and N, int64[].
 
     Args:
-        keeps: as `supports_logits_to_keep` says.
+        use_logits_to_keep: result of `supports_logits_to_keep`.
         inputs: `input_ids` int64[B, T] or `inputs_embeds` float[B, T, D].
     """
     targets = batch.labels[:, 1:]

@@ -1,5 +1,7 @@
-"""What import-linter cannot see: torch through other packages, files that grow, addresses that do not belong."""
+"""What no linter sees: torch through other packages, long files, docstrings of old parameters, addresses."""
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +47,24 @@ def test_init_files_are_empty() -> None:
 def test_files_stay_short() -> None:
     lines = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8").count("\n") for file in SOURCES}
     assert {file: count for file, count in lines.items() if count > LONGEST} == {}
+
+
+def test_docstrings_explain_parameters_that_exist() -> None:
+    wrong: list[str] = []
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            section = re.search(r"(?ms)^Args:\n(.*?)(?=^\S|\Z)", ast.get_docstring(node) or "")
+            explained = re.findall(r"(?m)^    (\w+): ", section[1]) if section else []
+            names = {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
+            names |= {
+                part.target.id
+                for part in ast.walk(node)
+                if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+            }
+            wrong += [f"{file.relative_to(ROOT)}: {node.name}: {name}" for name in explained if name not in names]
+    assert wrong == []
 
 
 def test_no_tracked_file_names_a_package_index() -> None:

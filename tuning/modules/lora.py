@@ -34,7 +34,7 @@ def attach_adapter(
 
     Args:
         task_type: None for a model that is no language model.
-        idle: names of layers that never run, and so get none.
+        unused_modules: names of layers that never run; they get no adapter.
 
     Raises:
         ConfigError: `lora.targets` names layers that the model does not have.

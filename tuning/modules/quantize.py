@@ -25,9 +25,9 @@ class QuantReport:
 
     Args:
         bits: of the quantized linears; 16 when none is.
-        quantized: how many linears are, of `linears` in all.
-        kept: names of the linears left in the compute type.
-        unpacked: whether the 4-bit weights are kept unpacked, for a CPU.
+        quantized: number of quantized linears, of `total`.
+        not_quantized: names of the linears that stay in the compute dtype.
+        dequantized: whether the 4-bit weights are kept unpacked, for a CPU.
         weight_bytes: of all parameters and quantization constants.
     """
 
@@ -84,7 +84,7 @@ def choose_compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
 def quantization_config(
     quant: Quant, compute_dtype: torch.dtype, skip_modules: tuple[str, ...]
 ) -> BitsAndBytesConfig | None:
-    """bitsandbytes' settings for a load; `keep` names the modules that stay in `compute`."""
+    """bitsandbytes' settings for loading; `skip_modules` stay in `compute_dtype`."""
     if quant.bits == 16:
         return None
     if quant.bits == 8:
@@ -134,7 +134,7 @@ def prepare_quantized(
 
 
 def _dequantize_for_cpu(model: nn.Module, compute_dtype: torch.dtype) -> bool:
-    """On a CPU, keep the weights of 4-bit layers unpacked in `compute`, if memory has ample room for that.
+    """On a CPU, keep the weights of 4-bit layers unpacked in `compute_dtype`, if memory has ample room.
 
     A GPU unpacks a layer faster than it would read it; on a CPU half the time of an answer goes into it. The values are
     those of the 4-bit weights, and every product is the same to the bit.

@@ -26,9 +26,9 @@ class TrainableModule:
 
     Args:
         module: `module(batch) -> (loss summed over labels, labels)`.
-        save: writes the trained weights into a folder; `restore` reads them back. DeepSpeed has its own way for both.
-        finish: writes what the run is for, when it has come to its end.
-        rates: peak learning rates of their own, by how the parameters' names begin.
+        save: writes the trained weights into a folder; `load` reads them back. DeepSpeed replaces both.
+        save_final: writes the result when the run has ended.
+        learning_rates: peak learning rates by prefix of the parameter names, where they differ from the run's.
     """
 
     module: nn.Module

@@ -23,8 +23,8 @@ class EncodedSample:
         ids: int32[T], `IMAGE_TOKEN_INDEX` at each patch of a picture.
         loss_mask: bool[T], true where the token is part of an answer or its stop token.
         where: file and row it came from, for messages.
-        cut: whether answers were left out because the row was too long.
-        pictures: the numbers of its pictures, in the order of their patches.
+        truncated: whether answers were left out because the row was too long.
+        picture_ids: the numbers of its pictures, in the order of their patches.
     """
 
     ids: NDArray[np.int32]
@@ -45,9 +45,9 @@ class Batch:
         input_ids: int64[B, T].
         labels: int64[B, T], `IGNORE_INDEX` on prompts and padding; not shifted.
         position_ids: int64[B, T], starting again at 0 with every row that stands by itself in a sequence.
-        tokens: how many of the B x T are not padding.
+        num_tokens: how many of the B x T are not padding.
         where: file and row of everything in it.
-        pictures: I numbers, in the order of their patches, row after row.
+        picture_ids: I numbers, in the order of their patches, row after row.
     """
 
     input_ids: torch.Tensor
