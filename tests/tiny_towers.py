@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPVisionModel
 
-from vlm.towers.registry import Tower, load_tower
+from vlm.towers.registry import load_tower
+from vlm.towers.tower import Tower
 
 CPU = torch.device("cpu")
 CLIP_MEAN, CLIP_STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD

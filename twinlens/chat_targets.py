@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
+from llm.checkpoints.embedded import EMBEDDED
 from llm.finetuned import finetuning_of
 from llm.generation import EmbedFunction
 from llm.internlm.adapter import load_llama_or_internlm2_adapter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ruamel.yaml import YAML
 
-from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
+from llm.checkpoints.embedded import EMBEDDED
 from llm.settings import TextTask
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir

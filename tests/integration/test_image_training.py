@@ -24,7 +24,7 @@ from twinlens.task_files import read_task
 from twinlens.tasks import recipe_of, to_yaml
 from vlm.projector import PROJECTOR_FILE as PROJECTOR
 from vlm.settings import ImageTask
-from vlm.towers.registry import Tower
+from vlm.towers.tower import Tower
 
 pytestmark = pytest.mark.usefixtures("cache")
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 60)}

@@ -6,8 +6,7 @@ from typing import Literal
 
 import typer
 
-from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
-from llm.checkpoints.embedded import embedded_folder
+from llm.checkpoints.embedded import EMBEDDED, embedded_folder
 from tuning.errors import ConfigError
 from tuning.run_dir import open_run
 from twinlens.cli.configs import OVERRIDES

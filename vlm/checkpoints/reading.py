@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
+from llm.checkpoints.embedded import EMBEDDED
 from llm.checkpoints.shards import LazyTensor, lazy_from_tensor, lazy_weights, read_weight_index
 from tuning.errors import ModelError
 from tuning.modules.lora import ADAPTER_CONFIG, read_adapter_config, read_adapter_weights

@@ -133,65 +133,65 @@ def export(run: RunDir, task: ImageTask, destination: Path, asked: LlavaLayout |
     folder = model_folder(ended.versioned_model)
     dtype = checkpoint_dtype(folder)
     check_destination(destination, checkpoint_size(folder))
-    order = _ExportJob(run, task, load_vlm_template(ended), layout, folder, destination, dtype, shard)
-    exported, rounded = _export_native(order) if layout == "hf" else _export_plain(order)
+    job = _ExportJob(run, task, load_vlm_template(ended), layout, folder, destination, dtype, shard)
+    exported, rounded = _export_native(job) if layout == "hf" else _export_plain(job)
     return ExportReport(destination, layout, str(dtype).removeprefix("torch."), exported, rounded)
 
 
-def _merged(order: _ExportJob) -> _CheckedModel:
+def _merged(job: _ExportJob) -> _CheckedModel:
     """The run's model, merged in the dtype of its base model, with logits checked in fp32.
 
     Raises:
         ModelError: the merged logits differ.
     """
-    stored = {"quant": quant_as_stored(order.base), "run": order.task.run.model_copy(update={"device": "cpu"})}
-    _, parts = load_finetuned(order.run, order.task.model_copy(update=stored), order.template)
+    stored = {"quant": quant_as_stored(job.base), "run": job.task.run.model_copy(update={"device": "cpu"})}
+    _, parts = load_finetuned(job.run, job.task.model_copy(update=stored), job.template)
     language, tower = parts.language.network, parts.tower
     pixels = tower.preprocess(check_picture())
 
     def logits(folded: bool = False) -> Tensor:
         with fp32_upcast(language, folded):
-            return spliced_logits(language, parts.projector, tower, order.template, pixels)
+            return spliced_logits(language, parts.projector, tower, job.template, pixels)
 
     trained = logits()
     if isinstance(parts.tower_weights, AdapterWeights):
         tower.network = parts.tower_weights.network.merge_and_unload()
     exported = _check_logits(trained, summed := logits(folded=True))
-    language = merge_adapters(language, order.dtype)
-    for module, written in ((tower, parts.trains_tower), (parts.projector, order.layout != "parts")):
-        if written or order.layout == "hf":
-            round_weights(module, order.dtype)
+    language = merge_adapters(language, job.dtype)
+    for module, written in ((tower, parts.trains_tower), (parts.projector, job.layout != "parts")):
+        if written or job.layout == "hf":
+            round_weights(module, job.dtype)
     merged = MergedParts(language.eval(), parts.projector, tower.eval(), parts.trains_tower)
     return _CheckedModel(merged, pixels, exported, compare_logits(summed, written := logits()), written)
 
 
-def _export_plain(order: _ExportJob) -> tuple[LogitDifference, LogitDifference]:
-    checked = _merged(order)
+def _export_plain(job: _ExportJob) -> tuple[LogitDifference, LogitDifference]:
+    checked = _merged(job)
     merged = checked.merged
-    with atomic_folder(order.destination) as unfinished:
-        if order.layout == "official":
-            save_official(merged, order.template, order.task.tower, unfinished, order.dtype, order.shard)
+    with atomic_folder(job.destination) as unfinished:
+        if job.layout == "official":
+            save_official(merged, job.template, job.task.tower, unfinished, job.dtype, job.shard)
         else:
-            save_parts(merged, order.template, unfinished, order.destination, order.dtype, order.shard)
+            save_parts(merged, job.template, unfinished, job.destination, job.dtype, job.shard)
     return checked.exported, checked.rounded
 
 
-def _export_native(order: _ExportJob) -> tuple[LogitDifference, LogitDifference]:
-    checked = _merged(order)
+def _export_native(job: _ExportJob) -> tuple[LogitDifference, LogitDifference]:
+    checked = _merged(job)
     merged, pixels, ours = checked.merged, checked.pixels, checked.logits
     exported, rounded = checked.exported, checked.rounded
-    tokenizer, image_id = tokenizer_with_image(order.template)
+    tokenizer, image_id = tokenizer_with_image(job.template)
     processor = make_processor(merged.tower, tokenizer)
     for asked, pictures in ((IMAGE_PROMPT, [check_picture()]), (single_turn(CHECK_PROMPTS[0]), [])):
-        check_processor_ids(processor, order.template, asked, pictures, image_id)
+        check_processor_ids(processor, job.template, asked, pictures, image_id)
     resize_vocabulary(merged.language, len(tokenizer))
     model = to_native_llava(merged, image_id)
-    _check_logits(ours, native_logits(model, order.template, pixels)[:, : ours.shape[1]])
-    with atomic_folder(order.destination) as unfinished:
-        save_native(model, merged.tower, tokenizer, unfinished, order.dtype, order.shard)
+    _check_logits(ours, native_logits(model, job.template, pixels)[:, : ours.shape[1]])
+    with atomic_folder(job.destination) as unfinished:
+        save_native(model, merged.tower, tokenizer, unfinished, job.dtype, job.shard)
         del model, merged, checked
         gc.collect()  # two of them may be more than fits
-        read = _reload_logits(unfinished, order.dtype, order.template, pixels)
+        read = _reload_logits(unfinished, job.dtype, job.template, pixels)
         _check_logits(ours, read[:, : ours.shape[1]])
     return exported, rounded
 

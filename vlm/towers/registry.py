@@ -2,14 +2,11 @@
 
 import torch
 
-from llm.checkpoints.embedded import EMBEDDED as EMBEDDED
+from llm.checkpoints.embedded import EMBEDDED
 from vlm.towers.clip_siglip import clip_siglip_facts, load_clip_siglip
 from vlm.towers.embedded import embedded_facts, load_embedded_tower
-from vlm.towers.open_clip_models import OPEN_CLIP_PREFIX as OPEN_CLIP
-from vlm.towers.open_clip_models import load_open_clip, open_clip_facts
+from vlm.towers.open_clip_models import OPEN_CLIP_PREFIX, load_open_clip, open_clip_facts
 from vlm.towers.tower import Tower, TowerFacts
-
-__all__ = ["Tower", "TowerFacts", "load_tower", "tower_facts"]
 
 
 def tower_facts(name: str) -> TowerFacts:
@@ -20,7 +17,7 @@ def tower_facts(name: str) -> TowerFacts:
     """
     if name == EMBEDDED:
         return embedded_facts()
-    return open_clip_facts(name) if name.startswith(OPEN_CLIP) else clip_siglip_facts(name)
+    return open_clip_facts(name) if name.startswith(OPEN_CLIP_PREFIX) else clip_siglip_facts(name)
 
 
 def load_tower(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
@@ -34,5 +31,5 @@ def load_tower(name: str, device: torch.device, dtype: torch.dtype) -> Tower:
     """
     if name == EMBEDDED:
         return load_embedded_tower(device, dtype)
-    load = load_open_clip if name.startswith(OPEN_CLIP) else load_clip_siglip
+    load = load_open_clip if name.startswith(OPEN_CLIP_PREFIX) else load_clip_siglip
     return load(name, device, dtype)

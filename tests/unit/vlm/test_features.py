@@ -11,7 +11,8 @@ from PIL import Image
 from tuning.errors import DataError, DeviceError
 from vlm.feature_cache import FeatureCacheFile, cache_features
 from vlm.features import LiveFeatures, PictureTable, augment
-from vlm.towers.registry import Tower, load_tower
+from vlm.towers.registry import load_tower
+from vlm.towers.tower import Tower
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from transformers import (
 from tuning.errors import ModelError
 from vlm.towers.embedded import REPEATS, embedded_tower_weights
 from vlm.towers.preprocess import MAX_SIDE, Preprocess, pad_to_square
-from vlm.towers.registry import Tower, load_tower, tower_facts
+from vlm.towers.registry import load_tower, tower_facts
+from vlm.towers.tower import Tower
 
 
 @pytest.fixture(scope="module")
