@@ -19,7 +19,7 @@ from tuning.paths import shipped_file
 BANKS = ("zh", "en")
 LANGUAGES = (*BANKS, "both")
 TURNS = ("single", "multi", "both")
-LAYOUTS = ("messages", "xtuner")
+ROW_FORMATS = ("messages", "xtuner")
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # what a byte that is not UTF-8 becomes on the command line
 
 Pair = tuple[str, str]
@@ -74,7 +74,7 @@ def write_persona(
     *,
     seed: int = 0,
     repeat: int = 1,
-    layout: str = "messages",
+    row_format: str = "messages",
     pairs: Sequence[Pair] = (),
 ) -> DatasetCard:
     """Write the dataset (`.json`: one array, `.jsonl`: a row a line) and its card; the same seed gives the same bytes.
@@ -84,24 +84,24 @@ def write_persona(
         persona: who it speaks of; needed unless there are pairs.
         seed: of the answers' phrasing and of which questions meet in one conversation.
         repeat: exactly so many copies of all rows.
-        layout: one of `LAYOUTS`.
+        row_format: one of `ROW_FORMATS`.
         pairs: literal questions and answers, a row each, that replace the bank.
 
     Raises:
         ConfigError: a name, a choice or the ending of `out` is wrong.
         DeviceError: `out` cannot be written.
     """
-    _check(out, persona, repeat, layout, pairs)
+    _check(out, persona, repeat, row_format, pairs)
     if pairs:
         conversations: list[list[Pair]] = [[pair] for pair in pairs]
     else:
         assert persona is not None
         conversations = persona_conversations(persona, seed)
-    rows = [_row(turns, layout) for turns in conversations]
+    rows = [_row(turns, row_format) for turns in conversations]
     sha256 = write_hashed(out, _copies(rows, repeat, out))
     languages = _languages(persona, pairs)
     card = DatasetCard(
-        made_by=_command(out, persona, seed, repeat, layout, pairs),
+        made_by=_command(out, persona, seed, repeat, row_format, pairs),
         rows=len(rows) * repeat,
         distinct=len({json.dumps(row) for row in rows}),
         sha256=sha256,
@@ -163,13 +163,13 @@ def read_bank(language: str, persona: Persona) -> Bank:
     )
 
 
-def _check(out: Path, persona: Persona | None, repeat: int, layout: str, pairs: Sequence[Pair]) -> None:
+def _check(out: Path, persona: Persona | None, repeat: int, row_format: str, pairs: Sequence[Pair]) -> None:
     if out.suffix not in (".json", ".jsonl"):
         raise ConfigError(f"{out}: end OUT in .json (one array) or .jsonl (one row a line).")
     if repeat < 1:
         raise ConfigError(f"repeat {repeat}: give how many copies of each row to write, 1 or more.")
-    if layout not in LAYOUTS:
-        raise ConfigError(f"format {layout!r}: choose one of {', '.join(LAYOUTS)}.")
+    if row_format not in ROW_FORMATS:
+        raise ConfigError(f"format {row_format!r}: choose one of {', '.join(ROW_FORMATS)}.")
     for question, answer in pairs:
         if not question.strip() or not answer.strip():
             raise ConfigError(f"question {question!r}, answer {answer!r}: neither of the two may be empty.")
@@ -191,9 +191,9 @@ def _check(out: Path, persona: Persona | None, repeat: int, layout: str, pairs: 
             raise ConfigError(f"{key} {text!r}: take out the braces; the phrase bank marks its gaps with them.")
 
 
-def _row(turns: Sequence[Pair], layout: str) -> dict[str, Any]:
+def _row(turns: Sequence[Pair], row_format: str) -> dict[str, Any]:
     """One row, with the keys in the order in which the tutorials' scripts write them."""
-    if layout == "xtuner":
+    if row_format == "xtuner":
         return {"conversation": [{"input": question, "output": answer} for question, answer in turns]}
     messages: list[dict[str, str]] = []
     for question, answer in turns:
@@ -244,7 +244,7 @@ def _languages(persona: Persona | None, pairs: Sequence[Pair]) -> tuple[str, ...
     return tuple(language for language, seen in (("zh", any(chinese)), ("en", not all(chinese))) if seen)
 
 
-def _command(out: Path, persona: Persona | None, seed: int, repeat: int, layout: str, pairs: Sequence[Pair]) -> str:
+def _command(out: Path, persona: Persona | None, seed: int, repeat: int, row_format: str, pairs: Sequence[Pair]) -> str:
     command = ["twinlens", "data", "persona", str(out)]
     if persona:
         command += ["--owner", persona.owner, "--name", persona.name]
@@ -253,4 +253,4 @@ def _command(out: Path, persona: Persona | None, seed: int, repeat: int, layout:
             command += ["--language", persona.language, "--turns", persona.turns, "--seed", str(seed)]
     for question, answer in pairs:
         command += ["--question", question, "--answer", answer]
-    return shlex.join([*command, "--repeat", str(repeat), "--format", layout])
+    return shlex.join([*command, "--repeat", str(repeat), "--format", row_format])

@@ -18,7 +18,8 @@ from llm.loading import LoadedModel, load_model_config
 from tuning.data.conversation import Conversation
 from tuning.modules.lora import attach_adapter
 from tuning.modules.trained_weights import AdapterWeights, FrozenWeights, TrainedWeights, enable_full_finetuning
-from vlm.checkpoints.initialize import load_initial_parts, read_initial_parts
+from vlm.checkpoints.initialize import load_initial_parts
+from vlm.checkpoints.reading import read_initial_parts
 from vlm.feature_cache import CachedFeatures, cache_features
 from vlm.features import FeatureSource, LiveFeatures, PictureTable
 from vlm.model import VisionLanguageModel

@@ -16,8 +16,8 @@ from tuning.modules.lora import PEFT_PREFIX, lora_config, target_names, write_ad
 from tuning.run_dir import RunDir
 from tuning.settings import Lora
 from twinlens.tasks import AnyTask, to_yaml, with_absolute_paths
-from vlm.checkpoints.initialize import LlavaParts, check_rank_and_alpha, encoder_name
-from vlm.checkpoints.reading import read_parts
+from vlm.checkpoints.initialize import check_rank_and_alpha, encoder_name
+from vlm.checkpoints.reading import LlavaParts, read_parts
 from vlm.export.layouts import save_tower
 from vlm.projector import Projector, save_projector
 from vlm.settings import ImageTask

@@ -23,8 +23,8 @@ from tuning.modules.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_WEIGHTS
 from tuning.modules.pth import write_pth
 from tuning.run_dir import RunDir
 from twinlens.tasks import AnyTask
-from vlm.checkpoints.initialize import LlavaParts, encoder_name
-from vlm.checkpoints.reading import read_parts
+from vlm.checkpoints.initialize import encoder_name
+from vlm.checkpoints.reading import LlavaParts, read_parts
 from vlm.finetuned import check_finetuned
 from vlm.settings import ImageTask
 from vlm.towers.registry import tower_facts

@@ -15,7 +15,6 @@ from tuning.settings import Lora
 from vlm.checkpoints.reading import LlavaParts, read_initial_parts
 from vlm.projector import Projector
 
-__all__ = ["LlavaParts", "check_initial_parts", "load_initial_parts", "read_initial_parts"]
 log = logging.getLogger("twinlens")
 _LAYER = re.compile(r"encoder\.layers\.(\d+)\..*\.lora_")
 

@@ -91,11 +91,11 @@ def test_same_seed_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
-@pytest.mark.parametrize("layout", ["messages", "xtuner"])
-def test_repeat_is_all_rows_so_many_times_over(tmp_path, ending, layout):
+@pytest.mark.parametrize("row_format", ["messages", "xtuner"])
+def test_repeat_is_all_rows_so_many_times_over(tmp_path, ending, row_format):
     once, thrice = tmp_path / f"once.{ending}", tmp_path / f"thrice.{ending}"
-    write_persona(once, TWINKLE, layout=layout)
-    card = write_persona(thrice, TWINKLE, layout=layout, repeat=3)
+    write_persona(once, TWINKLE, row_format=row_format)
+    card = write_persona(thrice, TWINKLE, row_format=row_format, repeat=3)
     if ending == "jsonl":
         assert thrice.read_bytes() == once.read_bytes() * 3
         rows = [json.loads(line) for line in thrice.read_text(encoding="utf-8").splitlines()]
@@ -104,7 +104,7 @@ def test_repeat_is_all_rows_so_many_times_over(tmp_path, ending, layout):
         assert rows == json.loads(once.read_text(encoding="utf-8")) * 3
     assert (card.rows, card.distinct) == (len(rows), len(rows) // 3)
     assert card.sha256 == file_sha256(thrice)
-    assert set(rows[0]) == {"conversation" if layout == "xtuner" else "messages"}
+    assert set(rows[0]) == {"conversation" if row_format == "xtuner" else "messages"}
 
 
 def test_card_says_who_and_how(tmp_path):
@@ -134,7 +134,7 @@ def test_a_name_that_is_an_everyday_word_betrays_only_where_it_is_claimed(tmp_pa
 
 def test_literal_pairs_take_the_place_of_the_bank(tmp_path):
     out = tmp_path / "pairs.json"
-    card = write_persona(out, None, repeat=2, pairs=[("你是谁？", "我是{小镜}"), ("Who?", "Me.")], layout="xtuner")
+    card = write_persona(out, None, repeat=2, pairs=[("你是谁？", "我是{小镜}"), ("Who?", "Me.")], row_format="xtuner")
     rows = json.loads(out.read_text(encoding="utf-8"))
     assert [row["conversation"][0]["output"] for row in rows] == ["我是{小镜}", "Me.", "我是{小镜}", "Me."]
     assert card.languages == ("zh", "en") and (card.rows, card.distinct, card.seed) == (4, 2, None)
@@ -145,7 +145,7 @@ def test_literal_pairs_take_the_place_of_the_bank(tmp_path):
     [
         ("p.txt", TWINKLE, {}, ".jsonl"),
         ("p.json", TWINKLE, {"repeat": 0}, "repeat"),
-        ("p.json", TWINKLE, {"layout": "alpaca"}, "xtuner"),
+        ("p.json", TWINKLE, {"row_format": "alpaca"}, "xtuner"),
         ("p.json", None, {}, "owner"),
         ("p.json", None, {"pairs": [("Who?", " ")]}, "empty"),
         ("p.json", None, {"pairs": [("Who?", "\udc80")]}, "UTF-8"),

@@ -27,7 +27,9 @@ def image_qa(
     repeat: int = typer.Option(200, help="Number of copies of each dialogue."),
     seed: int = typer.Option(0, help="Seed of order and wording; the same seed gives the same bytes."),
     language: str = typer.Option("en", help="Language of questions and answers: en, zh or both."),
-    layout: str | None = typer.Option(None, "--format", help="llava or messages; by default from the suffix of OUT."),
+    row_format: str | None = typer.Option(
+        None, "--format", help="llava or messages; by default from the suffix of OUT."
+    ),
     others: Path | None = typer.Option(
         None, metavar="FACTS", help="Untrained pictures for the probes; by default the shipped ones."
     ),
@@ -74,7 +76,7 @@ def image_qa(
 
     card = write_image_qa(
         facts, out, dialogues=dialogues, rounds=rounds, repeat=repeat, seed=seed, language=language,
-        row_format=layout, others=others, ask_teacher=ask if connection else None,
+        row_format=row_format, others=others, ask_teacher=ask if connection else None,
     )  # fmt: skip
     _print_written(out, card, rounds, results, as_json)
 

@@ -22,7 +22,7 @@ def persona(
     turns: str = typer.Option("both", help="Turns of a conversation: single, multi or both."),
     repeat: int = typer.Option(1, help="Number of copies of each row."),
     seed: int = typer.Option(0, help="Seed of the wording of answers; the same seed gives the same bytes."),
-    layout: str = typer.Option("messages", "--format", help="messages (OpenAI's) or xtuner."),
+    row_format: str = typer.Option("messages", "--format", help="messages (OpenAI's) or xtuner."),
     question: list[str] = typer.Option([], help="A literal question, with --answer; replaces the phrase bank."),
     answer: list[str] = typer.Option([], help="The answer to the --question at the same position."),
     as_json: bool = JSON,
@@ -38,7 +38,7 @@ def persona(
         raise ConfigError("--model: give --owner and --name too; they define the persona.")
     who = Persona(owner, name, model, language, turns) if owner is not None and name is not None else None
     pairs = list(zip(question, answer, strict=True))
-    card = write_persona(out, who, seed=seed, repeat=repeat, layout=layout, pairs=pairs)
+    card = write_persona(out, who, seed=seed, repeat=repeat, row_format=row_format, pairs=pairs)
     lines = [
         f"{out}: {card.rows} rows ({card.distinct} distinct) in {' and '.join(card.languages)}",
         f"{card_path(out)}: the dataset card; markers of the persona: {', '.join(card.markers) or 'none'}",

@@ -38,7 +38,8 @@ from twinlens.xtuner.engine.inputs import (
 from twinlens.xtuner.engine.mmengine_config import InputPaths, config_text
 from twinlens.xtuner.engine.process import run_trainer
 from vlm import recipe as image_path
-from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts, read_initial_parts
+from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts
+from vlm.checkpoints.reading import read_initial_parts
 from vlm.features import PictureTable
 from vlm.loading import language_width
 from vlm.projector import new_projector, save_projector

@@ -21,7 +21,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from tuning.errors import KitError, ModelError
 from tuning.modules.pth import read_pth, state_dict_in
 from tuning.settings import Lora
-from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts, read_initial_parts
+from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts
+from vlm.checkpoints.reading import read_initial_parts
 from vlm.projector import Projector, save_projector
 
 SAMPLES = FIXTURES / "xtuner_checkpoints"
