@@ -129,7 +129,7 @@ def test_bad_targets(
     write("adapter/adapter_config.json", "{}")
     assert "not a LoRA adapter" in refused("chat", "adapter")
     assert "not a run folder" in refused("convert", "merge", "gone", "merged")
-    assert "RUN DEST" in refused("convert", "merge", "gone")
+    assert "convert merge: wrong number of paths; give RUN DEST" in refused("convert", "merge", "gone")
     write("run/task.yaml", task().read_text())
     assert "adapter" in refused("convert", "merge", "run", "merged")
     assert "run" in refused("compare", "run")

@@ -140,7 +140,11 @@ def _merge_inputs(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str 
         return paths[0], Path(paths[1]), Path(paths[2]), None, None
     run = RunDir(Path(paths[0]))
     if len(paths) != 2 or not run.task.exists():
-        reason = f"{run.path}: not a run folder (task.yaml is missing)" if len(paths) == 2 else "convert merge"
+        reason = (
+            f"{run.path}: not a run folder (task.yaml is missing)"
+            if len(paths) == 2
+            else "convert merge: wrong number of paths"
+        )
         raise ConfigError(f"{reason}; give RUN DEST, or BASE ADAPTER DEST.")
     task, _ = read_task(run.task)
     if isinstance(task, ImageTask):
