@@ -17,6 +17,7 @@ from tuning.data.card import DatasetCard, card_to_dict, file_sha256
 from tuning.data.conversation import Conversation, to_jsonl
 from tuning.data.formats import SourceRow
 from tuning.errors import DataError
+from tuning.evaluation.probes import Probe
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
 from tuning.settings import Data, Optim
@@ -24,7 +25,8 @@ from tuning.training.packing import MicroBatches
 from tuning.training.samples import IMAGE_TOKEN_INDEX, EncodedSample
 
 log = logging.getLogger("twinlens")
-PictureNumbering = Callable[[str | Path], int]  # path of a picture -> its number in the run
+# Path of a picture, and the row that names it -> the picture's number in the run.
+PictureNumbering = Callable[[str | Path, str], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,23 @@ class EncodedData:
     samples: list[EncodedSample]
     rows: NDArray[np.int32]
     validation: list[EncodedSample]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInputs:
+    """What a run reads and checks before its model loads.
+
+    Args:
+        rehearsal: distinct rows of `rehearsal.files`.
+        card: the card of the dataset, if it has one.
+        probes: the questions that are asked during training.
+    """
+
+    template: ChatTemplate
+    data: EncodedData
+    rehearsal: list[EncodedSample]
+    card: DatasetCard | None
+    probes: list[Probe]
 
 
 def encode_data(
@@ -99,8 +118,8 @@ def encode_row(
     sample = template.encode(row.conversation, data.max_length, row.where, keep_separator)
     if picture_number is None or not row.conversation.images:
         return sample
-    pictures = int((sample.ids == IMAGE_TOKEN_INDEX).sum()) // template.tokens_per_image
-    return replace(sample, picture_ids=tuple(picture_number(image) for image in row.conversation.images[:pictures]))
+    images = row.conversation.images[: int((sample.ids == IMAGE_TOKEN_INDEX).sum()) // template.tokens_per_image]
+    return replace(sample, picture_ids=tuple(picture_number(image, row.where) for image in images))
 
 
 def held_out_questions(questions: Iterable[str], share: float, seed: int) -> set[str]:
@@ -141,21 +160,14 @@ def make_batches(
 
 
 def write_data_facts(
-    run_dir: RunDir,
-    settings: Data,
-    data: EncodedData,
-    card: DatasetCard | None,
-    *,
-    generated: Sequence[SourceRow],
-    rehearsal: int,
-    ratio: float,
+    run_dir: RunDir, settings: Data, inputs: TrainingInputs, *, generated: Sequence[SourceRow], ratio: float
 ) -> None:
     """Write `data.json` (files with hashes, row counts, dataset card) and, with rehearsal, `rehearsal.jsonl`.
 
     Args:
         generated: rehearsal rows that the base model answered.
-        rehearsal: number of all rehearsal rows.
     """
+    data = inputs.data
     log.info("data: %d rows, %d distinct, %d held out", len(data.rows), len(data.samples), len(data.validation))
     if not PartialState().is_main_process:
         return
@@ -166,9 +178,9 @@ def write_data_facts(
         "distinct": len(data.samples),
         "validation": len(data.validation),
         "repeat": settings.repeat,
-        "card": card_to_dict(card) if card else None,
+        "card": card_to_dict(inputs.card) if inputs.card else None,
     }
-    if rehearsal:
+    if rehearsal := len(inputs.rehearsal) + len(generated):
         write_atomically(run_dir.rehearsal, to_jsonl(row.conversation for row in generated))
         facts["rehearsal"] = {"rows": rehearsal, "ratio": ratio}
     write_atomically(run_dir.data, json.dumps(facts, ensure_ascii=False, indent=2) + "\n")

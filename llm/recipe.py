@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.dataset import encode_data, encode_row, make_batches, write_data_facts
+from llm.chat_template.encoding import ChatTemplate
+from llm.dataset import EncodedData, TrainingInputs, encode_data, encode_row, make_batches, write_data_facts
 from llm.evaluation import (
     compare_answers,
     first_of_each_group,
@@ -26,34 +27,46 @@ from tuning.evaluation.compare import Comparison
 from tuning.run_dir import RunDir
 from tuning.training.checkpoint import TrainableModule
 from tuning.training.engine import EvaluationHooks, StepReport, fit
+from tuning.training.samples import EncodedSample
+
+
+def read_inputs(task: TextTask) -> TrainingInputs:
+    """Read the chat template, the data and the probes; no weights load.
+
+    Raises:
+        KitError: something that the user must change.
+    """
+    finetuning_of(task).check_base()
+    template = load_template(task.versioned_model, task.system, template_name=task.template)
+    log_system(template)
+    data, rehearsal = encode_files(task, template)
+    card = persona_card(task.data.files)
+    probes = first_of_each_group(read_probe_files(task.evaluation.probes, card), task.evaluation.samples)
+    read_prompts(task.rehearsal.prompts)  # checked before the model loads
+    return TrainingInputs(template, data, rehearsal, card, probes)
 
 
 def train(
-    task: TextTask, run_dir: RunDir, *, resume: bool = False, deepspeed: dict[str, Any] | None = None
+    task: TextTask,
+    inputs: TrainingInputs,
+    run_dir: RunDir,
+    *,
+    resume: bool = False,
+    deepspeed: dict[str, Any] | None = None,
 ) -> list[StepReport]:
-    """Check data and probes, load the model, generate rehearsal rows, train.
+    """Load the model, generate rehearsal rows, train.
 
     Raises:
         KitError: something that the user must change; nothing was trained, or a checkpoint was saved.
     """
+    template, data, probes = inputs.template, inputs.data, inputs.probes
     finetuning = finetuning_of(task)
-    template = load_template(task.versioned_model, task.system, template_name=task.template)
-    finetuning.check_base()
-    log_system(template)
-    data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
-    card = persona_card(task.data.files)
-    probes = first_of_each_group(read_probe_files(task.evaluation.probes, card), task.evaluation.samples)
-    read_prompts(task.rehearsal.prompts)  # checked before the model loads
-    from_files = distinct_rows(read_conversations(task.rehearsal.files))
-
     loaded = load_model(
         task.versioned_model, template, task.quant, task.run.device, full_finetuning=task.full_finetuning
     )
     generated = rehearsal_rows(loaded, task.rehearsal, task.optim, task.data.pack, task.run.seed)
-    rehearsal = [encode_row(row, template, task.data) for row in (*from_files, *generated)]
-    write_data_facts(
-        run_dir, task.data, data, card, generated=generated, rehearsal=len(rehearsal), ratio=task.rehearsal.ratio
-    )
+    rehearsal = [*inputs.rehearsal, *(encode_row(row, template, task.data) for row in generated)]
+    write_data_facts(run_dir, task.data, inputs, generated=generated, ratio=task.rehearsal.ratio)
     if task.data.pack and task.data.packing == "isolated":
         check_packing_isolation(LanguageModel(loaded.model, loaded.compute_dtype).eval(), data.samples, loaded.device)
 
@@ -105,7 +118,12 @@ def compare(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -
 def forecast(task: TextTask, processes: int = 1) -> Forecast:
     """Count steps, tokens and arithmetic from the data, the tokenizer and the model configuration alone."""
     template = load_template(task.versioned_model, task.system, template_name=task.template)
+    data, rehearsal = encode_files(task, template)
+    return forecast_run(task, data, rehearsal, template.pad_id, processes=processes)
+
+
+def encode_files(task: TextTask, template: ChatTemplate) -> tuple[EncodedData, list[EncodedSample]]:
+    """The training data and the rows of rehearsal.files in tokens."""
     data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
     from_files = distinct_rows(read_conversations(task.rehearsal.files))
-    rehearsal = [encode_row(row, template, task.data) for row in from_files]
-    return forecast_run(task, data, rehearsal, template.pad_id, processes=processes)
+    return data, [encode_row(row, template, task.data) for row in from_files]

@@ -21,12 +21,24 @@ def read_conversations(files: Iterable[Path], tell: Callable[[str], None] = log.
     """
     for file in files:
         notes = ReadNotes()
-        for row in read_rows(resolve_path(file), notes):
+        for row in read_rows(dataset_path(file), notes):
             if row.conversation.images:
                 raise DataError(f"{row.where}: has a picture; the text path takes rows without `image` or `images`.")
             yield row
         for sentence in notes.sentences():
             tell(f"{file}: {sentence}")
+
+
+def dataset_path(file: Path) -> Path:
+    """The path of a dataset file.
+
+    Raises:
+        DataError: the file does not exist and looks like a dataset name of a hub, as XTuner's configs have it.
+    """
+    path = resolve_path(file)
+    if len(file.parts) == 2 and not file.suffix and not file.is_absolute() and not path.exists():
+        raise DataError(f"{file}: no such file; download this dataset from its hub and give the path of its file.")
+    return path
 
 
 def distinct_rows(rows: Iterable[SourceRow]) -> list[SourceRow]:

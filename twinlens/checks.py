@@ -21,40 +21,42 @@ from vlm.settings import ImageTask
 from vlm.sources import check_pictures, read_image_conversations
 
 
-def check_task(task: AnyTask, work_dir: Path = Path("work_dirs"), *, data_only: bool = False) -> list[str]:
-    """Read all that a task names, save the model's weights; a line for each thing found.
-
-    Args:
-        data_only: leave out the models and the machine; torch is not imported then.
+def check_data(task: AnyTask) -> list[str]:
+    """Read all files that a task names, without torch; a line for each thing found.
 
     Raises:
-        KitError: the first thing that would stop the run.
+        KitError: the first fault that would stop the run.
     """
     if task.template is not None:
         named_template(task.template)
-    pictures: dict[str, str] = {}
+    pictures: dict[Path, str] = {}
     lines = _data_lines(task, pictures) + _evaluation_lines(task, pictures)
     if isinstance(task, ImageTask):
         check_pictures(pictures)
-        lines.append(f"pictures: {len(pictures):,} distinct files, all of them whole")
-    if data_only:
-        return lines
+        lines.append(f"pictures: {len(pictures):,} distinct files, all of them readable")
+    return lines
+
+
+def check_models(task: AnyTask, work_dir: Path = Path("work_dirs")) -> list[str]:
+    """Check models, device, trackers and disk, without loading weights; a line for each thing found.
+
+    Raises:
+        KitError: the first fault that would stop the run.
+    """
     from tuning.modules.quantize import choose_device
 
     device = choose_device(task.run.device)
     _refuse_unknown_trackers(task.run.trackers)
-    eyes = _tower_lines(task) if isinstance(task, ImageTask) else []
     return [
-        *lines,
         *_model_lines(task),
-        *eyes,
+        *(_tower_lines(task) if isinstance(task, ImageTask) else []),
         f"device: {device}",
         *_work_dir_lines(work_dir, _disk_space_needed(task)),
     ]
 
 
 def _rows(
-    task: AnyTask, file: Path, pictures: dict[str, str], tell: Callable[[str], None], rehearsal: bool = False
+    task: AnyTask, file: Path, pictures: dict[Path, str], tell: Callable[[str], None], rehearsal: bool = False
 ) -> Iterator[SourceRow]:
     """The rows of one of the task's files, as its path reads them; their pictures are added to `pictures`."""
     if not isinstance(task, ImageTask):
@@ -62,14 +64,13 @@ def _rows(
         return
     for row in read_image_conversations([file], None if rehearsal else task.pictures.folder, tell):
         for image in row.conversation.images:
-            pictures.setdefault(str(image), row.where)
+            pictures.setdefault(Path(image), row.where)
         yield row
 
 
-def _data_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
+def _data_lines(task: AnyTask, pictures: dict[Path, str]) -> list[str]:
     lines: list[str] = []
     for file in task.data.files:
-        _refuse_hub_name(file)
         notes: list[str] = []
         rows = learned = 0
         for row in _rows(task, file, pictures, notes.append):
@@ -81,13 +82,7 @@ def _data_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
     return lines
 
 
-def _refuse_hub_name(file: Path) -> None:
-    """A dataset's name on a hub, as XTuner's configs have it, is no file."""
-    if len(file.parts) == 2 and not file.suffix and not file.is_absolute() and not resolve_path(file).exists():
-        raise DataError(f"data.files: {file}: no such file here; fetch that dataset from its hub, and name its file.")
-
-
-def _evaluation_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
+def _evaluation_lines(task: AnyTask, pictures: dict[Path, str]) -> list[str]:
     card = persona_card(task.data.files)
     lines: list[str] = []
     for file in task.evaluation.probes:
@@ -95,7 +90,7 @@ def _evaluation_lines(task: AnyTask, pictures: dict[str, str]) -> list[str]:
         lines.append(f"probes: {file}: {len(probes)} questions")
         for probe in probes:
             if probe.image:
-                pictures.setdefault(str(probe.image), f"probe {probe.ask!r}")
+                pictures.setdefault(Path(probe.image), f"probe {probe.ask!r}")
     for file in task.rehearsal.files:
         notes: list[str] = []
         rows = sum(1 for _ in _rows(task, file, pictures, notes.append, rehearsal=True))

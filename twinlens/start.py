@@ -60,8 +60,11 @@ def start(
     from tuning.modules.quantize import choose_device
     from tuning.training.environment import describe_environment
 
-    task = with_pinned_revisions(with_absolute_paths(task))
+    task = with_pinned_revisions(task)
     state = PartialState(cpu=choose_device(task.run.device).type == "cpu")
+    # The inputs are read before the paths become absolute: error messages name paths as the user wrote them.
+    inputs = None if xtuner else recipe_of(task).read_inputs(task)
+    task = with_absolute_paths(task)
     paths: list[Any] = [None]
     if state.is_main_process:
         run = create_run(work_dir.resolve(), name)
@@ -73,7 +76,7 @@ def start(
         from twinlens.xtuner.engine.train import train
 
         return _result(run, train(task, run, xtuner))
-    return _result(run, recipe_of(task).train(task, run, deepspeed=deepspeed))
+    return _result(run, recipe_of(task).train(task, inputs, run, deepspeed=deepspeed))
 
 
 def resume(path: Path, deepspeed: dict[str, Any] | None = None) -> RunResult:
@@ -89,7 +92,8 @@ def resume(path: Path, deepspeed: dict[str, Any] | None = None) -> RunResult:
         raise ConfigError(f"--resume {path}: has come to its end, and kept no checkpoint; train its task anew.")
     task, _ = read_task(run.task)
     PartialState(cpu=choose_device(task.run.device).type == "cpu")
-    return _result(run, recipe_of(task).train(task, run, resume=True, deepspeed=deepspeed))
+    recipe = recipe_of(task)
+    return _result(run, recipe.train(task, recipe.read_inputs(task), run, resume=True, deepspeed=deepspeed))
 
 
 def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:

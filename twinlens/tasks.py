@@ -26,8 +26,12 @@ AnyTask = TextTask | ImageTask
 class Recipe(Protocol):
     """The module that trains, compares and forecasts the tasks of one path."""
 
+    def read_inputs(self, task: Any) -> Any:
+        """Read and check data, probes and pictures before any weights load; what `train` takes."""
+        ...
+
     def train(
-        self, task: Any, run_dir: RunDir, *, resume: bool = False, deepspeed: dict[str, Any] | None = None
+        self, task: Any, inputs: Any, run_dir: RunDir, *, resume: bool = False, deepspeed: dict[str, Any] | None = None
     ) -> "list[StepReport]":
         """Train in a run folder, from the start or from the last checkpoint; the reports of the steps done now."""
         ...

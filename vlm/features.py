@@ -31,13 +31,15 @@ class PictureTable:
     def __init__(self) -> None:
         self.paths: list[Path] = []
         self.hashes: list[str] = []
+        self.named_by: dict[Path, str] = {}  # path -> the row or probe that names it first
         self._by_path: dict[Path, int] = {}
         self._by_hash: dict[str, int] = {}
 
-    def number(self, picture: str | Path) -> int:
-        """The number of the picture in a file."""
+    def number(self, picture: str | Path, where: str = "picture") -> int:
+        """The number of the picture in a file; `where` is the row or probe that names it, for messages."""
         path = Path(picture)
         if path not in self._by_path:
+            self.named_by[path] = where
             digest = picture_hash(path)
             self._by_path[path] = self._by_hash.setdefault(digest, len(self.paths))
             if self._by_path[path] == len(self.paths):
@@ -94,7 +96,7 @@ def to_half(features: torch.Tensor) -> torch.Tensor:
 
 def view_pixels(tower: Tower, table: PictureTable, number: int, view: int) -> torch.Tensor:
     """The input of the tower for a picture (view 0) or an augmented view of it: float32[3, H, W]."""
-    picture = open_picture(table.paths[number], "picture")
+    picture = open_picture(table.paths[number], table.named_by[table.paths[number]])
     if view:
         picture = augment(picture, np.random.default_rng((int(table.hashes[number][:15], 16), view)))
     return tower.preprocess(picture)

@@ -1,13 +1,14 @@
 """Image fine-tuning: train, compare, forecast."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.dataset import EncodedData, encode_data, encode_row, make_batches, write_data_facts
+from llm.dataset import EncodedData, TrainingInputs, encode_data, encode_row, make_batches, write_data_facts
 from llm.evaluation import (
     compare_answers,
     first_of_each_group,
@@ -44,7 +45,7 @@ from vlm.loading import (
     make_initial_parts,
 )
 from vlm.settings import ImageTask
-from vlm.sources import read_image_conversations
+from vlm.sources import check_pictures, read_image_conversations
 from vlm.towers.clip_siglip import count_trainable
 from vlm.towers.registry import tower_facts
 from vlm.towers.tower import TowerFacts
@@ -52,34 +53,56 @@ from vlm.towers.tower import TowerFacts
 COMPARE_BATCH = 192  # probes in one batch: on a CPU each token costs unpacking all 4-bit weights, for any batch size
 
 
-def train(
-    task: ImageTask, run_dir: RunDir, *, resume: bool = False, deepspeed: dict[str, Any] | None = None
-) -> list[StepReport]:
-    """Check data, pictures and probes, load the models, generate rehearsal rows, cache features, train.
+@dataclass(frozen=True, slots=True)
+class ImageInputs(TrainingInputs):
+    """What an image run reads and checks before its models load: also the pictures of rows and probes."""
+
+    pictures: PictureTable
+
+
+def read_inputs(task: ImageTask) -> ImageInputs:
+    """Read the chat template, the data, the probes and all pictures; no weights load.
 
     Raises:
-        KitError: something that the user must change; nothing was trained, or a checkpoint was saved.
+        KitError: something that the user must change.
     """
     template = load_vlm_template(task)
     language_finetuning(task).check_base()
     log_system(template)
-    table = PictureTable()
-    data, from_files = encode_rows(task, template, table)
+    pictures = PictureTable()
+    data, rehearsal = encode_files(task, template, pictures)
     card = persona_card(task.data.files)
     probes = first_of_each_group(read_probe_files(task.evaluation.probes, card), task.evaluation.samples)
+    add_probe_pictures(pictures, probes)
     read_prompts(task.rehearsal.prompts)  # checked before the model loads
+    if PartialState().is_main_process:
+        check_pictures(pictures.named_by)
+    return ImageInputs(template, data, rehearsal, card, probes, pictures)
 
+
+def train(
+    task: ImageTask,
+    inputs: ImageInputs,
+    run_dir: RunDir,
+    *,
+    resume: bool = False,
+    deepspeed: dict[str, Any] | None = None,
+) -> list[StepReport]:
+    """Load the models, generate rehearsal rows, cache features, train.
+
+    Raises:
+        KitError: something that the user must change; nothing was trained, or a checkpoint was saved.
+    """
+    template, data, probes = inputs.template, inputs.data, inputs.probes
     loaded = load_model(
         task.versioned_model, template, task.quant, task.run.device, full_finetuning=task.full_finetuning
     )
     generated = rehearsal_rows(loaded, task.rehearsal, task.optim, task.data.pack, task.run.seed)
-    rehearsal = [*from_files, *(encode_row(row, template, task.data) for row in generated)]
-    write_data_facts(
-        run_dir, task.data, data, card, generated=generated, rehearsal=len(rehearsal), ratio=task.rehearsal.ratio
-    )
+    rehearsal = [*inputs.rehearsal, *(encode_row(row, template, task.data) for row in generated)]
+    write_data_facts(run_dir, task.data, inputs, generated=generated, ratio=task.rehearsal.ratio)
     parts = make_initial_parts(task, loaded, training=True)
     with PartialState().main_process_first():
-        features = make_features(parts, add_probe_pictures(table, probes), task.pictures)
+        features = make_features(parts, inputs.pictures, task.pictures)
     module = build_vlm(parts, features, loaded.compute_dtype)
     if task.data.pack:
         check_packing_isolation(module, data.samples, loaded.device)
@@ -97,7 +120,7 @@ def train(
     )
     answer = make_answer_function(
         parts.language.network, template, loaded.compute_dtype, task.evaluation.max_new_tokens,
-        embed=make_embed_function(module, table),
+        embed=make_embed_function(module, inputs.pictures),
     )  # fmt: skip
     hooks = EvaluationHooks(
         task.evaluation.every,
@@ -167,7 +190,7 @@ def check_tower(task: ImageTask) -> TowerFacts:
     return facts
 
 
-def encode_rows(
+def encode_files(
     task: ImageTask, template: ChatTemplate, table: PictureTable
 ) -> tuple[EncodedData, list[EncodedSample]]:
     """The training data and the rows of rehearsal.files in tokens; their pictures are added to the table."""
@@ -181,14 +204,14 @@ def add_probe_pictures(table: PictureTable, probes: Sequence[Probe]) -> PictureT
     """The table with the pictures of probes added."""
     for probe in probes:
         if probe.image is not None:
-            table.number(probe.image)
+            table.number(probe.image, f"probe {probe.ask!r}")
     return table
 
 
 def forecast(task: ImageTask, processes: int = 1) -> Forecast:
     """Count steps, tokens and arithmetic from the data, the tokenizer and the model configurations alone."""
     template = load_vlm_template(task)
-    data, rehearsal = encode_rows(task, template, PictureTable())
+    data, rehearsal = encode_files(task, template, PictureTable())
     width, hidden = tower_facts(task.tower).width, language_width(task.versioned_model)
     projector = (width + 1) * hidden + (hidden + 1) * hidden
     tower = count_trainable(task.tower, task.tower_lora) if task.tower_lora or task.whole_tower else 0

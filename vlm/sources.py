@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from llm.sources import dataset_path
 from tuning.data.conversation import Conversation
 from tuning.data.formats import SourceRow, read_rows
 from tuning.data.pictures import open_picture, picture_path
@@ -28,7 +29,7 @@ def read_image_conversations(
     """
     for file in files:
         notes = ReadNotes()
-        path = resolve_path(file)
+        path = dataset_path(file)
         below = path.parent if folder is None else resolve_path(folder)
         seen: dict[Conversation, Conversation] = {}
         for row in read_rows(path, notes):
@@ -43,19 +44,16 @@ def read_image_conversations(
             tell(f"{file}: {sentence}")
 
 
-def check_pictures(places: Mapping[str, str]) -> None:
-    """Open every picture once, so that a broken one is named before anything trains.
+def check_pictures(named_by: Mapping[Path, str]) -> None:
+    """Open every picture once, to report a broken one before anything trains.
 
     Args:
-        places: paths of pictures, and the row or probe that names each.
+        named_by: paths of pictures, and the row or probe that names each.
 
     Raises:
         DataError: a picture is broken, too large or no picture; its row is named.
     """
 
-    def check(place: tuple[str, str]) -> None:
-        open_picture(Path(place[0]), place[1])
-
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(check, places.items()):
+        for _ in pool.map(open_picture, named_by, named_by.values()):
             pass

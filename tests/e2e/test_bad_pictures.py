@@ -158,9 +158,9 @@ def test_chat_shows_pictures_only_to_who_sees(refused: Refused, folder: Path, ti
 
 def test_a_good_task_passes(task: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The fixtures above are refused for their fault alone."""
-    from twinlens.checks import check_task
+    from twinlens.checks import check_data
     from twinlens.task_files import read_task
 
-    found = check_task(read_task(task(row("good.png"), row("good.jpg", "good.png")))[0], tmp_path)
-    assert "pictures: 2 distinct files, all of them whole" in found
+    found = check_data(read_task(task(row("good.png"), row("good.jpg", "good.png")))[0])
+    assert "pictures: 2 distinct files, all of them readable" in found
     shutil.rmtree(tmp_path / "data")

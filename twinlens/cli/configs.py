@@ -68,7 +68,7 @@ def check(
     as_json: bool = JSON,
 ) -> None:
     """Check settings, data, model and disk before any model loads."""
-    from twinlens.checks import check_task
+    from twinlens.checks import check_data, check_models
     from twinlens.start import deepspeed_config
     from twinlens.task_files import open_task
 
@@ -76,7 +76,7 @@ def check(
     print_differences(opened)
     if deepspeed and not data_only:
         deepspeed_config(deepspeed, opened.task)
-    lines = check_task(opened.task, work_dir, data_only=data_only)
+    lines = check_data(opened.task) + ([] if data_only else check_models(opened.task, work_dir))
     options = {"work_dir": work_dir if work_dir != WORK_DIR else None, "deepspeed": deepspeed}
     following = command("check" if data_only else "train", file, *(overrides or ()), **options)
     result = with_differences({"ok": True, "found": lines}, opened.differs)

@@ -46,12 +46,14 @@ def train(
         config = deepspeed_config(deepspeed, task) if deepspeed else None
         return _print_run(resume_run(resume, config), task, as_json)
     assert file is not None
-    from twinlens.checks import check_task
+    from twinlens.checks import check_data, check_models
 
     opened = open_task(file, overrides or ())
     print_differences(opened)
     task, environment = opened.task, None
-    check_task(task, work_dir)
+    check_models(task, work_dir)
+    if dry_run or engine == "xtuner":  # otherwise the recipe reads the data, once
+        check_data(task)
     config = deepspeed_config(deepspeed, task) if deepspeed else None
     if engine == "xtuner":
         from twinlens.xtuner.engine.environment import find_environment

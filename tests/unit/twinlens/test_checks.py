@@ -8,7 +8,7 @@ from hub_server import HubServer
 from llm.settings import TextTask
 from tuning.errors import ConfigError, DataError, DeviceError, KitError, ModelError
 from tuning.settings import read_settings
-from twinlens.checks import check_task
+from twinlens.checks import check_data, check_models
 from twinlens.start import deepspeed_config
 
 ROW = '{"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}\n'
@@ -36,7 +36,7 @@ def task_with(*overrides: str) -> TextTask:
 
 
 def test_all_that_is_found_is_told(place: Path, hub: HubServer) -> None:
-    lines = check_task(task_with())
+    lines = [*check_data(task_with()), *check_models(task_with())]
     for said in ("data.jsonl: 1 rows", "probes.yaml: 1 questions", "rehearsal: 1 prompts", "fetched, 3.0 MiB in 2"):
         assert any(said in line for line in lines), said
     assert not [line for line in hub.requests if "/resolve/" in line], "nothing is fetched to be checked"
@@ -44,7 +44,7 @@ def test_all_that_is_found_is_told(place: Path, hub: HubServer) -> None:
 
 
 def test_a_model_folder_is_looked_into(place: Path, tiny_model: Path) -> None:
-    assert f"model: {tiny_model}: complete" in check_task(task_with(f"model={tiny_model}"))
+    assert f"model: {tiny_model}: complete" in check_models(task_with(f"model={tiny_model}"))
 
 
 @pytest.mark.parametrize(
@@ -63,22 +63,23 @@ def test_a_model_folder_is_looked_into(place: Path, tiny_model: Path) -> None:
 )
 def test_what_would_stop_the_run_is_refused(place: Path, override: str, kind: type[KitError], says: str) -> None:
     with pytest.raises(kind, match=says):
-        check_task(task_with(override))
+        check_data(task_with(override))
+        check_models(task_with(override))
 
 
 def test_bad_rows_are_refused(place: Path) -> None:
     Path("data.jsonl").write_text(ROW + '{"messages": []}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"data\.jsonl, line 2"):
-        check_task(task_with(), data_only=True)
+        check_data(task_with())
     Path("data.jsonl").write_text(ROW.replace('"Hello."', '"Hello.", "loss": false'), encoding="utf-8")
     with pytest.raises(DataError, match="loss"):
-        check_task(task_with(), data_only=True)
+        check_data(task_with())
 
 
 @pytest.mark.parametrize("folder", ["task.yaml", "task.yaml/below"])
 def test_a_place_that_cannot_be_written_is_refused(place: Path, folder: str) -> None:
     with pytest.raises(DeviceError, match=folder):
-        check_task(task_with(), Path(folder))
+        check_models(task_with(), Path(folder))
 
 
 def test_deepspeed_presets_go_by_both_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
