@@ -110,4 +110,4 @@ def test_a_name_of_xtuners_list_is_the_shipped_task(place: Path) -> None:
 def test_data_of_a_hub_is_not_fetched_in_silence(place: Path) -> None:
     done = twinlens(place, "check", "mine_copy.py", "data.files=[tatsu-lab/alpaca]", "--data-only")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: data.files: tatsu-lab/alpaca: no such file here; fetch")
+    assert done.stderr.splitlines()[-1].startswith("error: tatsu-lab/alpaca: no such file; download")
