@@ -63,7 +63,7 @@ def start(
     task = with_pinned_revisions(task)
     state = PartialState(cpu=choose_device(task.run.device).type == "cpu")
     # The inputs are read before the paths become absolute: error messages name paths as the user wrote them.
-    inputs = None if xtuner else recipe_of(task).read_inputs(task)
+    inputs = recipe_of(task).read_inputs(task)
     task = with_absolute_paths(task)
     paths: list[Any] = [None]
     if state.is_main_process:
@@ -75,7 +75,7 @@ def start(
     if xtuner is not None:
         from twinlens.xtuner.engine.train import train
 
-        return _result(run, train(task, run, xtuner))
+        return _result(run, train(task, inputs, run, xtuner))
     return _result(run, recipe_of(task).train(task, inputs, run, deepspeed=deepspeed))
 
 

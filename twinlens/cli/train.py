@@ -52,7 +52,7 @@ def train(
     print_differences(opened)
     task, environment = opened.task, None
     check_models(task, work_dir)
-    if dry_run or engine == "xtuner":  # otherwise the recipe reads the data, once
+    if dry_run:  # otherwise training reads the data
         check_data(task)
     config = deepspeed_config(deepspeed, task) if deepspeed else None
     if engine == "xtuner":

@@ -9,18 +9,15 @@ import torch
 from transformers import PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.dataset import encode_data, encode_row, make_batches, write_data_facts
+from llm.dataset import TrainingInputs, encode_row, make_batches, write_data_facts
 from llm.export.full_model import to_published_weights, write_full_model
-from llm.loading import load_model, load_template, log_system
+from llm.loading import load_model
 from llm.rehearsal import rehearsal_rows
-from llm.sources import distinct_rows, persona_card, read_conversations
 from tuning.atomic import atomic_folder, write_atomically
 from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError
-from tuning.evaluation.probes import read_probes
 from tuning.modules.lora import attach_adapter, lora_config, save_adapter, target_names, write_adapter
 from tuning.modules.quantize import choose_compute_dtype, choose_device
-from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
 from tuning.training.engine import StepReport
 from twinlens.tasks import AnyTask
@@ -37,12 +34,11 @@ from twinlens.xtuner.engine.inputs import (
 )
 from twinlens.xtuner.engine.mmengine_config import InputPaths, config_text
 from twinlens.xtuner.engine.process import run_trainer
-from vlm import recipe as image_path
 from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts
 from vlm.checkpoints.reading import read_initial_parts
-from vlm.features import PictureTable
 from vlm.loading import language_width
 from vlm.projector import new_projector, save_projector
+from vlm.recipe import ImageInputs
 from vlm.settings import ImageTask
 from vlm.towers.registry import load_tower, tower_facts
 from vlm.towers.tower import TOWER_FOLDER
@@ -88,7 +84,7 @@ def differences(task: AnyTask) -> list[str]:
     return [sentence for differs, sentence in found if differs]
 
 
-def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[StepReport]:
+def train(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, environment: Environment) -> list[StepReport]:
     """Data, rehearsal and models written for XTuner, its trainer run on them, its checkpoint read back.
 
     Raises:
@@ -101,7 +97,7 @@ def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[Step
     compute = str(choose_compute_dtype(task.quant.compute, device)).removeprefix("torch.")
     folder = run_dir.path / RUN_FOLDER
     folder.mkdir()
-    rows = _write_data(task, run_dir, folder)
+    rows = _write_data(task, inputs, run_dir, folder)
     place = _write_models(task, folder, rows.iters)
     config = folder / "config.py"
     write_atomically(config, config_text(task, place, compute, on_gpu))
@@ -111,40 +107,27 @@ def train(task: AnyTask, run_dir: RunDir, environment: Environment) -> list[Step
     return reports
 
 
-def _write_data(task: AnyTask, run_dir: RunDir, folder: Path) -> ArrowRows:
-    """The rows of the whole run in the order of our own engine, rehearsal among them."""
-    table = PictureTable()
-    if isinstance(task, ImageTask):
-        task = task.model_copy(update={"data": task.data.model_copy(update={"pack": False})})
-        template = image_path.load_vlm_template(task)
-        data, from_files = image_path.encode_rows(task, template, table)
-    else:
-        template = load_template(task.versioned_model, task.system, template_name=task.template)
-        data = encode_data(read_conversations(task.data.files), task.data, template, task.run.seed)
-        rows = distinct_rows(read_conversations(task.rehearsal.files))
-        from_files = [encode_row(row, template, task.data) for row in rows]
-    log_system(template)
-    card = persona_card(task.data.files)
-    for file in task.evaluation.probes:
-        read_probes(resolve_path(file), card)
-    generated = _generate_rehearsal(task, template)
-    rehearsal = [*from_files, *(encode_row(row, template, task.data) for row in generated)]
-    write_data_facts(
-        run_dir, task.data, data, card, generated=generated, rehearsal=len(rehearsal), ratio=task.rehearsal.ratio
-    )
+def _write_data(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, folder: Path) -> ArrowRows:
+    """Write the rows of the whole run, in the order of our own engine and with rehearsal, for XTuner."""
+    template = inputs.template
+    settings = task.data.model_copy(update={"pack": task.data.pack and not isinstance(task, ImageTask)})
+    generated = _generate_rehearsal(task, template, settings.pack)
+    rehearsal = [*inputs.rehearsal, *(encode_row(row, template, settings) for row in generated)]
+    write_data_facts(run_dir, settings, inputs, generated=generated, ratio=task.rehearsal.ratio)
     batches = make_batches(
-        data, rehearsal, task.data, task.optim,
+        inputs.data, rehearsal, settings, task.optim,
         ratio=task.rehearsal.ratio, pad_id=template.pad_id, seed=task.run.seed,
     )  # fmt: skip
-    return write_arrow_rows(batches, task.optim, folder / "rows", template.tokens_per_image, table.paths)
+    pictures = inputs.pictures.paths if isinstance(inputs, ImageInputs) else []
+    return write_arrow_rows(batches, task.optim, folder / "rows", template.tokens_per_image, pictures)
 
 
-def _generate_rehearsal(task: AnyTask, template: ChatTemplate) -> list[SourceRow]:
+def _generate_rehearsal(task: AnyTask, template: ChatTemplate, pack: bool) -> list[SourceRow]:
     """Rehearsal prompts with the base model's answers; the model is freed before XTuner loads it again."""
     if not (task.rehearsal.prompts and task.rehearsal.ratio):
         return []
     loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
-    rows = rehearsal_rows(loaded, task.rehearsal, task.optim, task.data.pack, task.run.seed)
+    rows = rehearsal_rows(loaded, task.rehearsal, task.optim, pack, task.run.seed)
     del loaded
     gc.collect()
     torch.cuda.empty_cache()
