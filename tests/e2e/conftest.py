@@ -54,6 +54,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> str:
+        runs = set(tmp_path.glob("work_dirs/*/*"))
         monkeypatch.setattr(sys, "argv", ["twinlens", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             run()
@@ -61,6 +62,7 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         assert left.value.code == 2, said
         assert "Traceback" not in said
         (sentence,) = [line for line in said.splitlines() if line.startswith("error: ")] or [said]
+        assert set(tmp_path.glob("work_dirs/*/*")) == runs, "a refused command leaves no run folder"
         assert sentence.rstrip().endswith((".", "`", ")")), sentence
         return sentence
 
