@@ -57,7 +57,7 @@ def seen(question: str, answer: str, *images: str) -> SourceRow:
 
 def encoded(template: ChatTemplate, *rows: SourceRow, max_length: int = 400) -> list[EncodedSample]:
     data = Data(files=(Path("rows.jsonl"),), max_length=max_length)
-    return [encode_row(row, template, data, int) for row in rows]
+    return [encode_row(row, template, data, lambda image, _: int(image)) for row in rows]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4))
