@@ -1,4 +1,4 @@
-"""Parts of a vision-language model: language model, vision tower and projector, as a run starts with them.
+"""Parts of a vision-language model before training: language model, tower, projector.
 
 Shapes: D width of the language model.
 """
@@ -36,9 +36,9 @@ class VlmParts:
     """The parts of a vision-language model.
 
     Args:
-        language: the language model and what is trained of it.
-        tower: the vision tower, and `tower_weights` what is trained of its network.
-        trains_tower: whether the task trains the tower, so that its features change.
+        language: the language model and its trained weights.
+        tower: the vision tower; `tower_weights` are the trained weights of its network.
+        trains_tower: whether the task trains the tower, so that features cannot be cached.
     """
 
     language: TrainedWeights[Network]
@@ -49,7 +49,7 @@ class VlmParts:
 
 
 def language_finetuning(task: ImageTask) -> Finetuning:
-    """How the language model is trained; stage align leaves it frozen."""
+    """The fine-tuning method of the language model; it is frozen in stage align."""
     return finetuning_of(task, frozen=task.stage == "align")
 
 
@@ -59,15 +59,15 @@ def language_width(name: str) -> int:
 
 
 def make_initial_parts(task: ImageTask, loaded: LoadedModel, *, training: bool = False) -> VlmParts:
-    """The parts before the first step: new adapters and projector, with the weights of `task.start` copied into them.
+    """The parts before the first step: new adapters and projector, with the weights of `task.start`.
 
-    Only linear layers of the language model are ever quantized; tower and projector keep 16 or 32 bits.
+    Only linear layers of the language model are quantized; tower and projector stay in 16 or 32 bits.
 
     Args:
-        training: whether the parts will be trained, and not only answer.
+        training: whether the parts will be trained.
 
     Raises:
-        KitError: the tower or the start is missing or does not fit.
+        KitError: the tower or the start is missing or does not match.
     """
     tower = load_tower(task.tower, loaded.device, tower_dtype(task, loaded))
     projector = new_projector(tower.width, language_width(task.versioned_model), task.run.seed).to(loaded.device)
@@ -82,10 +82,7 @@ def make_initial_parts(task: ImageTask, loaded: LoadedModel, *, training: bool =
         adapted = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.unused_modules)
         tower_weights = AdapterWeights(adapted, tower.name)
     if task.start is not None:
-        language_adapter, tower_adapter = (
-            weights.network if isinstance(weights, AdapterWeights) else None for weights in (language, tower_weights)
-        )
-        load_initial_parts(read_initial_parts(task.start), projector, language_adapter, tower_adapter)
+        load_initial_parts(read_initial_parts(task.start), projector, language.network, tower_weights.network)
     log.info(
         "tower: %s, %d patches of width %d; projector to width %d",
         task.tower, tower.patches, tower.width, projector.linear_2.out_features,
@@ -94,18 +91,19 @@ def make_initial_parts(task: ImageTask, loaded: LoadedModel, *, training: bool =
 
 
 def tower_dtype(task: ImageTask, loaded: LoadedModel) -> torch.dtype:
-    """The dtype of a tower: the compute dtype on a GPU, but fp32 for the embedded tower and for full fine-tuning.
+    """The dtype of a tower: the compute dtype on a GPU; fp32 on a CPU, for the embedded tower and for full fine-tuning.
 
-    On a CPU a tower sees each picture once and can afford fp32; in bf16 the embedded tower's features are 10 % off.
+    On a CPU, a tower runs once for each picture, so fp32 costs little. In bf16, the embedded tower's features have an
+    error of 10 %.
     """
     fp32 = loaded.device.type == "cpu" or task.tower == EMBEDDED or task.whole_tower
     return torch.float32 if fp32 else loaded.compute_dtype
 
 
 def make_features(parts: VlmParts, table: PictureTable, pictures: Pictures) -> CachedFeatures | LiveFeatures:
-    """Features of all pictures of a run: from the cache if the tower is frozen and they fit, else from the tower."""
+    """Features of a run's pictures: from the cache if the tower is frozen and they fit, else from the tower."""
     if parts.trains_tower:
-        log.info("features: the tower is trained, so it runs at every step and nothing is cached")
+        log.info("features: not cached, because the tower is trained")
     elif len(table) and (cached := cache_features(parts.tower, table, pictures.views, pictures.cache_gib)):
         parts.tower.to("cpu")
         return cached
@@ -118,7 +116,7 @@ def build_vlm(parts: VlmParts, features: FeatureSource, compute_dtype: torch.dty
 
 
 def make_embed_function(module: VisionLanguageModel, table: PictureTable) -> EmbedFunction:
-    """The function that gives conversations with pictures to the language model in `generate_answers` and `Chat`."""
+    """The function that `generate_answers` and `Chat` use to embed conversations with pictures."""
 
     def embed(ids: torch.Tensor, conversations: Sequence[Conversation]) -> torch.Tensor:
         numbers = [table.number(image) for conversation in conversations for image in conversation.images]

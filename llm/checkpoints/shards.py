@@ -54,7 +54,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in named]
     files = sorted(folder.glob("model-*.safetensors")) or sorted(folder.glob("pytorch_model-*.bin"))
     if not files:
-        raise ModelError(f"model: {folder}: no weights (*.safetensors) in this folder; finish the download.")
+        raise ModelError(f"{folder}: no weights (*.safetensors) in this folder; finish the download.")
     return files
 
 
@@ -80,7 +80,7 @@ def lazy_weights(folder: Path) -> dict[str, LazyTensor]:
     Raises:
         ModelError: a file is missing or broken, or a pickle names code.
     """
-    return {name: weight for file in weight_files(folder) for name, weight in _weights_of(file).items()}
+    return {name: weight for file in weight_files(folder) for name, weight in lazy_file_weights(file).items()}
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def with_weight_index(folder: Path) -> Iterator[Path]:
         linked = Path(name)
         for file in folder.iterdir():
             (linked / file.name).symlink_to(file.resolve())
-        places = {weight: file.name for file in files for weight in _weights_of(file)}
+        places = {weight: file.name for file in files for weight in lazy_file_weights(file)}
         kind = SAFETENSORS if files[0].suffix == ".safetensors" else PICKLED
         (linked / f"{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
         yield linked
@@ -150,7 +150,12 @@ def write_weights(weights: Mapping[str, LazyTensor], folder: Path, max_shard_siz
         )
 
 
-def _weights_of(file: Path) -> dict[str, LazyTensor]:
+def lazy_file_weights(file: Path) -> dict[str, LazyTensor]:
+    """Every weight of a safetensors or `.bin` file by name.
+
+    Raises:
+        ModelError: the file is missing or broken, or a pickle names code.
+    """
     if file.suffix == ".bin":
         return {name: lazy_from_tensor(tensor) for name, tensor in state_dict_in(read_pth(file), file).items()}
     found: dict[str, LazyTensor] = {}

@@ -20,7 +20,7 @@ from tuning.data.conversation import Conversation, single_turn
 from tuning.settings import Quant
 from tuning.training.samples import IMAGE_TOKEN_INDEX
 from vlm.export.layouts import MergedParts, resize_vocabulary, to_native_llava
-from vlm.export.llava import check_picture, export, native_logits, spliced_logits
+from vlm.export.llava import example_picture, export, native_logits, spliced_logits
 from vlm.export.processor import make_processor, tokenizer_with_image
 from vlm.projector import Projector
 from vlm.towers.preprocess import Preprocess
@@ -119,7 +119,7 @@ def test_contents_may_be_lists_with_pictures(make_run, tmp_path):
     assert SYSTEM in rendered
     own = [{"role": "system", "content": "Mine."}, *plain]
     assert SYSTEM not in processor.apply_chat_template(own)
-    picture = check_picture()
+    picture = example_picture()
     whole = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image", "image": picture}, text]}],
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -155,8 +155,8 @@ def test_spliced_logits_are_transformers_llavas_on_the_same_weights(make_run, to
     language = load_model(task.model, template, Quant(bits=16, compute="fp32"), "cpu").model
     eyes = load_tower(str(towers[tower]), torch.device("cpu"), torch.float32)
     projector = Projector(eyes.width, 64)
-    pixels = eyes.preprocess(check_picture())
-    ours = spliced_logits(language, projector, eyes, template, pixels)
+    pixels = eyes.preprocess(example_picture())
+    ours = spliced_logits(language, projector, eyes, template)
     resize_vocabulary(language, len(template.tokenizer) + 1)
     model = to_native_llava(MergedParts(language, projector, eyes, False), len(template.tokenizer))
     theirs = native_logits(model, template, pixels)[:, : ours.shape[1]]
@@ -195,8 +195,8 @@ def test_the_facts_of_llava_with_clip_at_336(make_run, tmp_path):
     network = SimpleNamespace(config=SimpleNamespace(patch_size=14))
     colours = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     facts = TowerFacts(patches=576, width=1024, size=336, kind="clip")
-    tower = SimpleNamespace(facts=facts, network=network, preprocessing=Preprocess(336, 336, *colours))
-    assert tower.preprocessing.padding_color == (122, 116, 104)
+    tower = SimpleNamespace(facts=facts, network=network, preprocess=Preprocess(336, 336, *colours))
+    assert tower.preprocess.padding_color == (122, 116, 104)
     _, template = read(make_run())
     tokenizer, image_id = tokenizer_with_image(template)
     given = make_processor(tower, tokenizer)(text="<image>", images=Image.new("RGB", (576, 300)), return_tensors="pt")

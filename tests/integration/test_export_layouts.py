@@ -79,10 +79,10 @@ def test_a_tower_without_a_class_in_transformers_is_left_as_parts(make_run, tmp_
     said = capsys.readouterr().out
     assert "layout: parts, because transformers' LLaVA has no class for the tower embedded" in said
     assert f"next: twinlens chat {tmp_path / 'out' / 'language'}" in said
-    assert "tower: `embedded`, as it is and not copied" in (tmp_path / "out" / "README.md").read_text()
+    assert "tower: `embedded`, not fine-tuned and not copied" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "tower").exists()
     for layout in ("hf", "official"):
-        with pytest.raises(ConfigError, match=f"--layout {layout}: .* not embedded; take --layout"):
+        with pytest.raises(ConfigError, match=f"--layout {layout}: .* not embedded; use --layout"):
             convert_llava(run.path, tmp_path / "other", layout, "2GB", False)
 
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(make_run, tiny_model
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(run.path, tmp_path / "file" / "out")
     (run.adapter / "projector.safetensors").unlink()
-    assert "nothing trained in it yet" in refused(run.path, out)
+    assert "not trained yet" in refused(run.path, out)
     text = tmp_path / "text"
     text.mkdir()
     (text / "task.yaml").write_text(f"model: {tiny_model}\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 1\n")

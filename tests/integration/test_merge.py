@@ -18,7 +18,7 @@ from llm.loading import load_model, load_template
 from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.modules.lora import ADAPTER_CONFIG, attach_adapter, load_adapter, read_adapter_config, save_adapter
 from tuning.settings import Lora, Quant
-from vlm.export.llava import check_picture
+from vlm.export.llava import example_picture
 from vlm.export.merge_tower import merge_tower
 from vlm.finetuned import load_trained_weights
 from vlm.loading import make_initial_parts
@@ -101,7 +101,7 @@ def test_a_towers_adapter_merged_gives_the_towers_features(make_run, towers, tmp
     task, _ = read(run)
     sighted = make_initial_parts(task, load_model(task.model, load_template(task.model, None), task.quant, "cpu"))
     load_trained_weights(sighted, run.adapter)
-    pixels = sighted.tower.preprocess(check_picture())[None]
+    pixels = sighted.tower.preprocess(example_picture())[None]
     merged, plain = (
         load_tower(str(name), torch.device("cpu"), torch.float32) for name in (tmp_path / "merged", towers[kind])
     )

@@ -1,4 +1,4 @@
-"""LLaVA layouts on disk: HF-native, official LLaVA, separate parts.
+"""LLaVA checkpoint layouts: HF-native, official LLaVA, separate parts.
 
 Shapes: V width of the tower, D width of the language model.
 """
@@ -15,22 +15,22 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.export.saving import add_transformers4_keys, save_tokenizer, with_transformers4_rope
+from llm.export.saving import save_model, save_tokenizer, with_transformers4_rope
 from tuning.errors import ModelError
 from vlm.export.processor import image_processor, make_processor
 from vlm.projector import PROJECTOR_FILE, Projector, save_projector
 from vlm.towers.tower import Tower
 
 VOCAB_MULTIPLE = 64
-_OFFICIAL = {"linear_1": "0", "linear_2": "2"}
 PARTS_README = """\
-# The parts of a model that sees
+# Parts of a LLaVA model
 
-- `language/`: the language model as it was trained, in Hugging Face layout with tokenizer and chat template.
-- `{file}`: LLaVA-1.5's mlp2x_gelu: `linear_1` [{hidden}, {width}], exact GELU, `linear_2` [{hidden}, {hidden}].
-- tower: {tower}; {patches} features of {width} for each picture, of the last layer but one where it is a transformer.
+- `language/`: the fine-tuned language model in Hugging Face layout, with tokenizer and chat template.
+- `{file}`: the projector, LLaVA-1.5's mlp2x_gelu: `linear_1` [{hidden}, {width}], exact GELU,
+  `linear_2` [{hidden}, {hidden}].
+- vision tower: {tower}; {patches} features of width {width} for each picture, from layer -2 of a transformer.
 
-Each `<image>` in a text is replaced by the {patches} projected features of its picture. To go on with twinlens:
+The {patches} projected features of a picture replace its `<image>` in the text. To continue training with twinlens:
 
 ```yaml
 model: {folder}/language
@@ -42,7 +42,7 @@ start: {folder}/{file}
 
 @dataclass(frozen=True, slots=True)
 class MergedParts:
-    """The trained modules, every adapter merged."""
+    """The trained modules with all adapters merged."""
 
     language: PreTrainedModel
     projector: Projector
@@ -54,12 +54,12 @@ class MergedParts:
 def resize_vocabulary(language: PreTrainedModel, tokens: int) -> None:
     """Resize embedding and head to `tokens` ids, rounded up to a multiple of 64.
 
-    New rows are the mean of the old rows: their logit is the mean of all logits, so they are never the most likely.
+    New rows are the mean of the old rows. Their logit is the mean of all logits, so the model never predicts them.
     """
     embedding, head = language.get_input_embeddings(), language.get_output_embeddings()
     assert isinstance(embedding.weight, Tensor) and isinstance(head, torch.nn.Linear)
     if head.bias is not None:
-        raise ModelError("--layout hf: this language model's head has a bias, which LLaVA's has not; take parts.")
+        raise ModelError("--layout hf: this model's lm_head has a bias, LLaVA's has none; use --layout parts.")
     old = len(embedding.weight)
     language.resize_token_embeddings(max(old, tokens), pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
     for layer in (language.get_input_embeddings(), language.get_output_embeddings()):
@@ -68,7 +68,7 @@ def resize_vocabulary(language: PreTrainedModel, tokens: int) -> None:
 
 
 def to_native_llava(merged: MergedParts, image_id: int) -> LlavaForConditionalGeneration:
-    """The same modules, by reference, as transformers' LLaVA."""
+    """transformers' LLaVA model built from the same modules, without a copy."""
     network = merged.tower.network
     assert isinstance(network, PreTrainedModel)
     config = LlavaConfig(
@@ -98,47 +98,41 @@ def to_native_llava(merged: MergedParts, image_id: int) -> LlavaForConditionalGe
 def save_native(
     model: LlavaForConditionalGeneration, tower: Tower, tokenizer: Any, folder: Path, dtype: torch.dtype, shard: str
 ) -> None:
-    """Write HF-native LLaVA with transformers 4's weight names, which version 5 and other readers know."""
+    """Write HF-native LLaVA with the weight names of transformers 4, which version 5 and other tools also read."""
     inner = model.model
-    weights = {f"language_model.model.{name}": value for name, value in inner.language_model.state_dict().items()}
-    weights |= {f"vision_tower.vision_model.{name}": value for name, value in inner.vision_tower.state_dict().items()}
-    weights |= {
-        f"multi_modal_projector.{name}": value for name, value in inner.multi_modal_projector.state_dict().items()
+    weights = {
+        **inner.language_model.state_dict(prefix="language_model.model."),
+        **inner.vision_tower.state_dict(prefix="vision_tower.vision_model."),
+        **inner.multi_modal_projector.state_dict(prefix="multi_modal_projector."),
     }
     if not model.config.tie_word_embeddings:
-        weights["language_model.lm_head.weight"] = model.lm_head.weight
-    _write_weights(weights, folder, dtype, shard)
-    config = model.config.to_dict() | {"architectures": ["LlavaForConditionalGeneration"], **_dtype_of(dtype)}
+        weights |= model.lm_head.state_dict(prefix="language_model.lm_head.")
+    config = model.config.to_dict()
     config["text_config"] = with_transformers4_rope(config["text_config"])
-    _write_json(folder / "config.json", config)
+    _write_checkpoint(weights, config, "LlavaForConditionalGeneration", folder, dtype, shard)
     model.generation_config.save_pretrained(folder)
     make_processor(tower, tokenizer).save_pretrained(folder)
     image_processor(tower).save_pretrained(folder)
 
 
 def save_official(
-    merged: MergedParts, template: ChatTemplate, named: str, folder: Path, dtype: torch.dtype, shard: str
+    merged: MergedParts, template: ChatTemplate, tower_name: str, folder: Path, dtype: torch.dtype, shard: str
 ) -> None:
-    """Write the layout of LLaVA's own code, for CLIP and Llama; it includes a fine-tuned tower.
+    """Write the layout of LLaVA's own code, for CLIP and Llama, with the tower's weights if they were fine-tuned.
 
     Args:
-        named: the original tower, whose config and preprocessing that code reads.
+        tower_name: the original tower; LLaVA's code reads its config and preprocessing.
     """
-    language, tower = merged.language, merged.tower
+    language, projector, tower = merged.language, merged.projector, merged.tower
     weights = dict(language.state_dict())
     if language.config.tie_word_embeddings:
         del weights["lm_head.weight"]
-    for name, value in merged.projector.state_dict().items():
-        layer, part = name.split(".")
-        weights[f"model.mm_projector.{_OFFICIAL[layer]}.{part}"] = value
+    weights |= projector.linear_1.state_dict(prefix="model.mm_projector.0.")
+    weights |= projector.linear_2.state_dict(prefix="model.mm_projector.2.")
     if merged.tower_finetuned:
-        inside = "model.vision_tower.vision_tower.vision_model."
-        weights |= {inside + name: value for name, value in tower.network.state_dict().items()}
-    _write_weights(weights, folder, dtype, shard)
+        weights |= tower.network.state_dict(prefix="model.vision_tower.vision_tower.vision_model.")
     config = with_transformers4_rope(language.config.to_dict()) | {
-        "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
-        **_dtype_of(dtype),
         "image_aspect_ratio": "pad",
         "mm_hidden_size": tower.width,
         "mm_patch_merge_type": "flat",
@@ -147,12 +141,12 @@ def save_official(
         "mm_use_im_start_end": False,
         "mm_vision_select_feature": "patch",
         "mm_vision_select_layer": -2,
-        "mm_vision_tower": named,
+        "mm_vision_tower": tower_name,
         "tune_mm_mlp_adapter": False,
         "unfreeze_mm_vision_tower": merged.tower_finetuned,
         "use_mm_proj": True,
     }
-    _write_json(folder / "config.json", config)
+    _write_checkpoint(weights, config, "LlavaLlamaForCausalLM", folder, dtype, shard)
     language.generation_config.save_pretrained(folder)
     save_tokenizer(template, folder)
 
@@ -160,18 +154,15 @@ def save_official(
 def save_parts(
     merged: MergedParts, template: ChatTemplate, folder: Path, destination: Path, dtype: torch.dtype, shard: str
 ) -> None:
-    """Write language model, projector and a fine-tuned tower, each in its own place.
+    """Write the language model, the projector and, if it was fine-tuned, the tower, each in its own place.
 
     Args:
         destination: the final name of `folder`.
     """
-    language: Any = merged.language
-    language.to(dtype).save_pretrained(folder / "language", max_shard_size=shard)
-    add_transformers4_keys(folder / "language")
-    save_tokenizer(template, folder / "language")
+    save_model(merged.language, template, folder / "language", dtype, shard)
     save_projector(merged.projector, folder)
-    tower = merged.tower
-    if merged.tower_finetuned:
+    tower, finetuned = merged.tower, merged.tower_finetuned
+    if finetuned:
         save_tower(tower, folder / "tower", dtype, shard)
     text = PARTS_README.format(
         file=PROJECTOR_FILE,
@@ -179,36 +170,33 @@ def save_parts(
         hidden=merged.projector.linear_2.out_features,
         patches=tower.patches,
         width=tower.width,
-        tower="`tower/`, as it was trained" if merged.tower_finetuned else f"`{tower.name}`, as it is and not copied",
-        tower_setting=f"{destination}/tower" if merged.tower_finetuned else tower.name,
+        tower="`tower/`, fine-tuned" if finetuned else f"`{tower.name}`, not fine-tuned and not copied",
+        tower_setting=f"{destination}/tower" if finetuned else tower.name,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def save_tower(tower: Tower, folder: Path, dtype: torch.dtype, shard: str) -> None:
-    """Write a CLIP or SigLIP tower and its preprocessing, with transformers 4's weight names."""
+    """Write a CLIP or SigLIP tower and its preprocessing, with the weight names of transformers 4."""
     network: Any = tower.network
     folder.mkdir(exist_ok=True)
-    _write_weights(
-        {f"vision_model.{name}": value for name, value in network.state_dict().items()}, folder, dtype, shard
-    )
-    config = network.config.to_dict() | {"architectures": [type(network).__name__], **_dtype_of(dtype)}
-    _write_json(folder / "config.json", config)
+    weights = network.state_dict(prefix="vision_model.")
+    _write_checkpoint(weights, network.config.to_dict(), type(network).__name__, folder, dtype, shard)
     image_processor(tower).save_pretrained(folder)
 
 
-def _write_weights(weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype, shard: str) -> None:
-    cast = {
-        name: value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
-        for name, value in weights.items()
-    }
+def _write_checkpoint(
+    weights: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    architecture: str,
+    folder: Path,
+    dtype: torch.dtype,
+    shard: str,
+) -> None:
+    """Write weights in `dtype` and a config.json that names the dtype as transformers 4 and as version 5 does."""
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
     save_torch_state_dict(cast, folder, max_shard_size=shard)
-
-
-def _dtype_of(dtype: torch.dtype) -> dict[str, str]:
     name = str(dtype).removeprefix("torch.")
-    return {"dtype": name, "torch_dtype": name}
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    values = {**config, "architectures": [architecture], "dtype": name, "torch_dtype": name}
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Tower merge: a LoRA adapter into its CLIP or SigLIP tower, features checked."""
+"""Tower merge: merge a LoRA adapter into a CLIP or SigLIP tower and check the features."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from tuning.errors import ModelError
 from tuning.modules.lora import PEFT_PREFIX, attach_adapter_weights, read_adapter_config, read_adapter_weights
 from vlm.checkpoints.initialize import encoder_name
 from vlm.export.layouts import save_tower
-from vlm.export.llava import check_picture
+from vlm.export.llava import example_picture
 from vlm.towers.registry import load_tower, tower_facts
 
 
 def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str) -> float:
-    """Write a tower with its adapter merged, and its preprocessing, in fp32.
+    """Merge an adapter into its tower, and write the tower in fp32 with its preprocessing.
 
     Args:
         adapter: a run's `adapter/tower`, or XTuner's `visual_encoder_adapter`.
@@ -26,27 +26,27 @@ def merge_tower(name: str, adapter: Path, destination: Path, max_shard_size: str
         The largest difference of the features, relative to the largest feature.
 
     Raises:
-        ModelError: tower or adapter are missing or do not fit, or the merged features differ.
+        ModelError: tower or adapter are missing or do not match, or the merged features differ.
         ConfigError: the destination exists, or the shard size is invalid.
         DeviceError: the destination cannot be written.
     """
     check_shard_size(max_shard_size)
     config = read_adapter_config(adapter)
     if not tower_facts(name).trainable:
-        raise ModelError(f"--is-clip: {name} is neither CLIP nor SigLIP of transformers, and takes no adapter.")
+        raise ModelError(f"--is-clip: {name} is neither CLIP nor SigLIP of transformers, so it has no adapter.")
     check_destination(destination, 0)
-    state = {PEFT_PREFIX + encoder_name(key): value for key, value in read_adapter_weights(adapter).items()}
+    state = {PEFT_PREFIX + encoder_name(name): weight for name, weight in read_adapter_weights(adapter).items()}
     tower = load_tower(name, torch.device("cpu"), torch.float32)
     assert isinstance(tower.network, PreTrainedModel)
     adapted: Any = attach_adapter_weights(tower.network, state, config, str(adapter))
-    pixels = tower.preprocess(check_picture())[None]
+    pixels = tower.preprocess(example_picture())[None]
     with torch.no_grad():
-        was = tower(pixels)
+        expected = tower(pixels)
         tower.network = adapted.merge_and_unload()
         merged = tower(pixels)
-    difference = float((was - merged).abs().max() / was.abs().max())
+    difference = float((expected - merged).abs().max() / expected.abs().max())
     if not difference <= LOGIT_TOLERANCE:
-        raise ModelError(f"{adapter}: merged features differ by {difference:.1e}, so nothing is written; keep it.")
+        raise ModelError(f"{adapter}: merged features differ by {difference:.1e}; nothing is written.")
     with atomic_folder(destination) as unfinished:
         save_tower(tower, unfinished, torch.float32, max_shard_size)
     return difference

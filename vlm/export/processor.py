@@ -1,4 +1,4 @@
-"""LLaVA processor of an exported model: tokenizer with <image>, chat template, image processor."""
+"""LLaVA processor of an exported model: tokenizer with `<image>`, chat template, image processor."""
 
 import copy
 import json
@@ -13,8 +13,8 @@ from tuning.errors import ModelError
 from tuning.training.samples import IMAGE_TOKEN_INDEX
 from vlm.towers.tower import Tower
 
-# Converts messages to plain text with `<image>` and a leading system turn, before the model's own template.
-# On one line, because the next character may belong to that template.
+# A prefix of the model's own chat template: it adds the system turn, and joins lists of text and pictures into one text
+# with `<image>`. It is one line, because a line break would become part of the prompt.
 _SYSTEM = (
     "{% if not messages or messages[0]['role'] != 'system' %}"
     "{% set ns.turns = [{'role': 'system', 'content': SYSTEM}] %}{% endif %}"
@@ -29,32 +29,30 @@ _PLAIN = (
 )
 
 
-def image_chat_template(template: ChatTemplate) -> str:
-    """The model's chat template with our system text, for contents that are text or lists of text and pictures."""
-    own = template.tokenizer.get_chat_template()
-    system = _SYSTEM.replace("SYSTEM", json.dumps(template.system, ensure_ascii=False)) if template.system else ""
-    return _PLAIN.replace("SYSTEM_TURN", system) + own
-
-
 def tokenizer_with_image(template: ChatTemplate) -> tuple[PreTrainedTokenizerBase, int]:
-    """A copy of the tokenizer with an `<image>` token and without automatic bos, and the id of `<image>`."""
+    """A copy of the tokenizer for transformers' LLaVA, and the id of `<image>`.
+
+    The copy adds no bos by itself. Its chat template has our system text, and accepts contents that are lists of text
+    and pictures.
+    """
     tokenizer: Any = copy.deepcopy(template.tokenizer)
     tokenizer.add_tokens([AddedToken(DEFAULT_IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(template.pad_id)
     if tokenizer("a")["input_ids"] != tokenizer("a", add_special_tokens=False)["input_ids"]:
-        # The chat template writes BOS where the model wants it; once more in front would be another prompt.
+        # The chat template writes bos itself; a second one would change the prompt.
         tokenizer.backend_tokenizer.post_processor = None
         for name in ("add_bos_token", "add_eos_token"):
             tokenizer.init_kwargs[name] = False
-    tokenizer.chat_template = image_chat_template(template)
+    system = _SYSTEM.replace("SYSTEM", json.dumps(template.system, ensure_ascii=False)) if template.system else ""
+    tokenizer.chat_template = _PLAIN.replace("SYSTEM_TURN", system) + template.tokenizer.get_chat_template()
     return tokenizer, tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
 
 
 def image_processor(tower: Tower) -> LlavaImageProcessor:
-    """A tower's preprocessing as a transformers image processor: square padding with the mean color, resize, crop."""
-    settings = tower.preprocessing
+    """A tower's preprocessing as transformers' image processor of LLaVA."""
+    settings = tower.preprocess
     return LlavaImageProcessor(
         do_pad=True,
         size={"shortest_edge": settings.resize},
@@ -66,7 +64,7 @@ def image_processor(tower: Tower) -> LlavaImageProcessor:
 
 
 def make_processor(tower: Tower, tokenizer: PreTrainedTokenizerBase) -> LlavaProcessor:
-    """Tokenizer and image processor in one; CLIP's class token is counted and dropped again."""
+    """The tokenizer and the image processor; of CLIP, the class token is counted and then dropped."""
     clip = tower.facts.kind == "clip"
     return LlavaProcessor(
         image_processor(tower),
@@ -79,19 +77,18 @@ def make_processor(tower: Tower, tokenizer: PreTrainedTokenizerBase) -> LlavaPro
 
 
 def check_processor_ids(
-    processor: Any, template: ChatTemplate, asked: Conversation, pictures: list[Image.Image], image_id: int
+    processor: Any, template: ChatTemplate, prompt: Conversation, pictures: list[Image.Image], image_id: int
 ) -> None:
     """Check that the processor gives the same token ids as our chat template.
 
     Raises:
         ModelError: the ids differ.
     """
-    messages = [{"role": turn.role, "content": turn.content} for turn in asked.turns]
+    messages = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    given = processor(text=text, images=pictures or None)["input_ids"]
-    ours = [image_id if index == IMAGE_TOKEN_INDEX else index for index in template.prompt(asked)]
-    if (given if isinstance(given[0], int) else given[0]) != ours:
+    theirs = processor(text=[text], images=pictures or None)["input_ids"][0]
+    if theirs != [image_id if token == IMAGE_TOKEN_INDEX else token for token in template.prompt(prompt)]:
         raise ModelError(
-            f"{template.tokenizer.name_or_path}: transformers' processor would give this model other tokens than it "
-            "was trained on; take --layout parts."
+            f"{template.tokenizer.name_or_path}: transformers' processor gives other token ids than the training used; "
+            "use --layout parts."
         )

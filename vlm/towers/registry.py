@@ -1,4 +1,4 @@
-"""Vision towers by name: pixels [I, 3, H, W] to features [I, P, V] of layer -2 without the class token."""
+"""Vision towers by name: read their facts, load them."""
 
 import torch
 

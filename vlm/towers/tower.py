@@ -1,6 +1,6 @@
-"""Vision tower: the interface that all towers share, pixels in, patch features out.
+"""Vision tower: the interface that all towers share, from pixels to patch features.
 
-I pictures, H x W pixels, P patches, V width of a patch's features.
+Shapes: I pictures, H x W pixels, P patches, V width of a patch's features.
 """
 
 import hashlib
@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from vlm.towers.preprocess import Preprocess
 
-TOWER_FOLDER = "tower"  # where a run's adapter folder holds the tower's own
+TOWER_FOLDER = "tower"  # in a run's adapter folder: the adapter or the weights of the tower
 TowerKind = Literal["embedded", "clip", "siglip", "open_clip"]
 
 
 @dataclass(frozen=True, slots=True)
 class TowerFacts:
-    """Facts about a tower that need no weights.
+    """Facts about a tower that are known without its weights.
 
     Args:
         patches: P, features of one picture.
@@ -37,21 +36,22 @@ class TowerFacts:
 
     @property
     def trainable(self) -> bool:
-        """Whether LoRA reaches its attention and MLP, and it can be saved as a model.
+        """Whether LoRA can adapt its attention and MLP, and it can be saved as a model.
 
-        open_clip's attention uses its weights without a linear layer, and the embedded network is convolutional.
+        open_clip's attention has no linear layers for LoRA, and the embedded network is convolutional.
         """
         return self.kind in ("clip", "siglip")
 
 
 class Tower(nn.Module):
-    """A vision tower with the preprocessing of its weights.
+    """A frozen vision tower with the preprocessing of its weights.
 
     Args:
-        name: as the task names it.
+        name: as in the task.
         network: the library's own module; adapters are attached to it.
         features: maps the network and float[I, 3, H, W] to float[I, P, V].
-        recipe: other settings that change the features: layer, activation.
+        preprocess: maps an RGB picture of any size to float32[3, H, W].
+        recipe: other settings that change the features, such as layer and activation.
         unused_modules: names of modules that `features` never runs; they are not trained.
     """
 
@@ -68,36 +68,13 @@ class Tower(nn.Module):
         super().__init__()
         self.name = name
         self.facts = facts
+        self.patches, self.width = facts.patches, facts.width
         self.network = network.requires_grad_(False)
         self.eval()
         self.unused_modules = unused_modules
+        self.preprocess = preprocess
         self._features = features
-        self._preprocess = preprocess
-        self.fingerprint = _key(network, preprocess, recipe)
-
-    @property
-    def patches(self) -> int:
-        """P, features of one picture."""
-        return self.facts.patches
-
-    @property
-    def width(self) -> int:
-        """V, length of one feature."""
-        return self.facts.width
-
-    @property
-    def size(self) -> int:
-        """H and W of `forward`'s pixels."""
-        return self.facts.size
-
-    @property
-    def preprocessing(self) -> Preprocess:
-        """The settings of `preprocess`."""
-        return self._preprocess
-
-    def preprocess(self, picture: Image.Image) -> Tensor:
-        """An RGB picture of any size as float32[3, H, W]."""
-        return self._preprocess(picture)
+        self.fingerprint = _fingerprint(network, preprocess, recipe)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """float[I, 3, H, W] on any device -> features [I, P, V] in the network's dtype, on its device."""
@@ -105,12 +82,12 @@ class Tower(nn.Module):
         return self._features(self.network, pixels.to(weight.device, weight.dtype))
 
     def train(self, mode: bool = True) -> "Tower":
-        """Train mode is for LoRA dropout and checkpointing; batch-norm statistics of convolutions stay frozen."""
+        """Set train mode, for LoRA dropout and checkpointing; batch-norm statistics of convolutions stay frozen."""
         return super().train(mode and self.facts.trainable)
 
 
-def _key(network: nn.Module, preprocess: Preprocess, recipe: Mapping[str, object]) -> str:
-    """sha256 of everything that features depend on, with the weights in their loaded dtype."""
+def _fingerprint(network: nn.Module, preprocess: Preprocess, recipe: Mapping[str, object]) -> str:
+    """sha256 of everything that the features depend on, with the weights in their loaded dtype."""
     digest = hashlib.sha256(json.dumps([repr(preprocess), dict(recipe)], sort_keys=True, default=str).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

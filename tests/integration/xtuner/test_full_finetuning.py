@@ -156,7 +156,7 @@ NORM = "llm.model.norm.weight"
         ({NORM: None}, r"model\.norm\.weight is missing \(1 in all\); give the config that it was trained with"),
         ({"llm.model.extra": torch.ones(2)}, r"model\.extra belongs to no such model"),
         ({NORM: torch.ones(2)}, r"model\.norm\.weight has another shape"),
-        ({"llm.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 2)}, r"beside an adapter"),
+        ({"llm.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 2)}, r"contains an adapter and llm\."),
     ],
 )
 def test_what_does_not_fit_the_config_leaves_nothing_behind(tiny_model, tmp_path, changes, said):
@@ -200,13 +200,17 @@ def test_a_whole_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_p
     for name, value in tower.network.state_dict().items():
         assert torch.equal(value, held[f"visual_encoder.vision_model.{name}"])
     before = load_tower(task.tower, torch.device("cpu"), torch.float32)
-    assert tower.preprocessing == before.preprocessing
+    assert tower.preprocess == before.preprocess
     _, sighted = load_finetuned(run, again, load_vlm_template(again))
     written = LlamaForCausalLM.from_pretrained(run.model, dtype=sighted.language.network.dtype)
     assert torch.equal(logits(sighted.language.network), logits(written))
     parts = f"set model={run.model} tower={run.adapter / TOWER_FOLDER} start={run.adapter / 'projector.safetensors'}."
-    for start, fix in ((run.path, parts), (run.adapter, parts), (llava_pth, "make a run of it with `twinlens convert")):
-        with pytest.raises(ModelError, match=f"holds a whole language model and a whole tower; {re.escape(fix)}"):
+    for start, fix in (
+        (run.path, parts),
+        (run.adapter, parts),
+        (llava_pth, "convert it to a run with `twinlens convert"),
+    ):
+        with pytest.raises(ModelError, match=f"contains a full language model and a full tower; {re.escape(fix)}"):
             read_initial_parts(str(start))
 
 
@@ -217,7 +221,7 @@ def test_a_whole_tower_beside_an_adapter_is_told(tiny_model, towers, llava_pth, 
         read_checkpoint(eyes, image_task(tiny_model, towers["clip"], whole_tower=True))
     with pytest.raises(KitError, match="has the whole tower, which is not what its config trains"):
         read_checkpoint(llava_pth, image_task(tiny_model, towers["clip"]))
-    with pytest.raises(ModelError, match=r"holds a whole tower; make a run of it"):
+    with pytest.raises(ModelError, match=r"contains a full tower; convert it to a run"):
         read_initial_parts(str(eyes))
     task = image_task(tiny_model, towers["siglip"], whole_tower=True)
     with pytest.raises(ModelError, match=r"give the tower that it was trained from\."):

@@ -116,7 +116,7 @@ def write_clip_tower(tower: Tower, folder: Path) -> Path:
     state = {f"vision_model.{name}": value.float().contiguous() for name, value in network.state_dict().items()}
     with atomic_writer(folder / "model.safetensors") as stream:
         stream.write(save(state, metadata={"format": "pt"}))
-    wanted = tower.preprocessing
+    wanted = tower.preprocess
     settings = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,

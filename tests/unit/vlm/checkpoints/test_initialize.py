@@ -259,7 +259,7 @@ def test_xtuners_first_stage_and_its_text_adapter():
     load_initial_parts(text, Projector(64, 128), language, None)
     assert state_of(language).keys() == converted.keys()
     assert all(torch.equal(state_of(language)[name].half(), value) for name, value in converted.items())
-    with pytest.raises(ModelError, match="no projector in it"):
+    with pytest.raises(ModelError, match="contains no projector"):
         check_initial_parts(str(SAMPLES / "text_lora_iter_12.pth"), 64, 128)
 
 
@@ -321,7 +321,7 @@ def test_what_does_not_fit_is_refused_before_a_model_loads(tmp_path, mmengine):
     save_file(random_projector(), file)
     check_initial_parts(file, V, D)
     with pytest.raises(
-        ModelError, match="takes 6 wide features and gives 8, and the tower gives 7 to a language model of 8"
+        ModelError, match="tower of width 6 and a language model of width 8, and the task's have 7 and 8"
     ):
         check_initial_parts(file, 7, D)
     with pytest.raises(ModelError, match="use the tower and model"):
@@ -345,7 +345,9 @@ def test_an_adapter_of_another_rank_layers_or_model_is_refused(tmp_path, mmengin
             load_initial_parts(read_initial_parts(str(tmp_path / "iter.pth")), Projector(V, D), taken, None)
         return str(caught.value)
 
-    assert "set lora.rank=4" in refused(make_language(4), make_language(2))
+    assert "for another model" in refused(make_language(4), make_language(2))
+    with pytest.raises(ModelError, match=r"set lora\.rank=4"):
+        check_initial_parts(str(tmp_path / "iter.pth"), V, D, Lora(rank=2, alpha=4))
     assert "set lora.targets=[q_proj,v_proj]" in refused(make_language(2, ["q_proj", "v_proj"]), make_language(2))
     assert "for another model" in refused(make_language(2, middle=32), make_language(2))
 
@@ -359,10 +361,10 @@ BROKEN = {
     "list.bin": ([torch.zeros(1)], "a list where weights by name"),
     "none.bin": ({"a": 1}, "no weights in it"),
     "half.bin": ({"model.mm_projector.0.weight": torch.zeros(2, 2)}, "is missing"),
-    "linear.bin": ({"model.mm_projector.weight": torch.zeros(2, 2)}, "belongs to no projector of two layers"),
-    "three.bin": ({"model.mm_projector.4.weight": torch.zeros(2, 2)}, "belongs to no projector of two layers"),
-    "whole.pth": ({"state_dict": {"llm.model.norm.weight": torch.zeros(2)}}, "holds a whole language model"),
-    "model.gguf": (b"GGUF", "end in .safetensors, .pth"),
+    "linear.bin": ({"model.mm_projector.weight": torch.zeros(2, 2)}, "does not belong to a projector of two layers"),
+    "three.bin": ({"model.mm_projector.4.weight": torch.zeros(2, 2)}, "does not belong to a projector of two layers"),
+    "whole.pth": ({"state_dict": {"llm.model.norm.weight": torch.zeros(2)}}, "contains a full language model"),
+    "model.gguf": (b"GGUF", "give a .safetensors, .pth"),
 }
 
 
@@ -381,7 +383,7 @@ def test_broken_starts_are_named_in_one_sentence(tmp_path, name):
 def test_layers_that_do_not_fit_each_other_and_folders_without_a_projector(tmp_path):
     odd = random_projector() | {"linear_2.weight": torch.zeros(D, D + 1)}
     save_file(odd, tmp_path / "odd.safetensors")
-    with pytest.raises(ModelError, match="do not fit each other"):
+    with pytest.raises(ModelError, match="of the projector's layers do not match"):
         read_initial_parts(str(tmp_path / "odd.safetensors"))
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -389,5 +391,5 @@ def test_layers_that_do_not_fit_each_other_and_folders_without_a_projector(tmp_p
         read_initial_parts(str(folder))
     (folder / "config.json").write_text("{}")
     save_file({"model.norm.weight": torch.zeros(2)}, folder / "model.safetensors")
-    with pytest.raises(ModelError, match="no projector of two layers in it"):
+    with pytest.raises(ModelError, match="has no projector of two layers"):
         read_initial_parts(str(folder))

@@ -51,9 +51,9 @@ def test_openais_archive_wants_the_fast_gelu(known_model: str, open_clip_folder:
     [
         ("ViT-L-14-336/openai", "fast GELU; write open_clip:ViT-L-14-336-quickgelu/openai"),
         ("ViT-B-32-quickgelu/laion2b_s34b_b79k", "plain GELU; write open_clip:ViT-B-32/laion2b_s34b_b79k"),
-        ("ViT-L-14-337/openai", "knows no model ViT-L-14-337; nearest are ViT-L-14-336"),
-        ("ViT-B-32/opnai", "has no weights opnai; nearest are openai"),
-        ("ViT-B-32", "names no weights; write open_clip:NAME/TAG"),
+        ("ViT-L-14-337/openai", "open_clip has no model ViT-L-14-337; the nearest are ViT-L-14-336"),
+        ("ViT-B-32/opnai", "has no weights opnai; the nearest are openai"),
+        ("ViT-B-32", "the weights are not given; write open_clip:NAME/TAG"),
         ("ViT-B-32//nowhere/weights.pt", "no such file /nowhere/weights.pt"),
         ("/nowhere", "open_clip_config.json is missing"),
     ],
@@ -68,7 +68,9 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    with pytest.raises(ModelError, match=r"cannot be fetched \(no route to host\).*open_clip:RN50//path/to/weights.pt"):
+    with pytest.raises(
+        ModelError, match=r"cannot be downloaded \(no route to host\).*open_clip:RN50//path/to/weights.pt"
+    ):
         loaded("open_clip:RN50/openai")
 
 
@@ -108,11 +110,11 @@ def test_a_folder_whose_activation_contradicts_its_files(open_clip_folder: Path,
 
 
 def test_folders_that_are_no_tower(tmp_path: Path, tiny_model: Path, clip_folder: Path) -> None:
-    with pytest.raises(ModelError, match="'llama' is no vision tower that is supported: towers are CLIP and SigLIP"):
+    with pytest.raises(ModelError, match="'llama' is not supported as a vision tower; a tower is a CLIP or SigLIP"):
         tower_facts(str(tiny_model))
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         tower_facts(str(tmp_path))
-    with pytest.raises(ModelError, match="this is a file"):
+    with pytest.raises(ModelError, match="is a file"):
         tower_facts(str(clip_folder / "config.json"))
     with pytest.raises(ModelError, match="no such folder"):
         tower_facts("./nowhere")
@@ -123,17 +125,17 @@ def test_folders_that_are_no_tower(tmp_path: Path, tiny_model: Path, clip_folder
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("config.json", {"model_type": "qwen2_5_vl"}, "'qwen2_5_vl' is no vision tower"),
+        ("config.json", {"model_type": "qwen2_5_vl"}, "'qwen2_5_vl' is not supported as a vision tower"),
         ("config.json", {"model_type": "siglip2"}, "NaFlex"),
         ("config.json", None, "not valid JSON"),
-        ("config.json", {"vision_config": {"patch_size": 0}}, "no patches of 0 pixels"),
+        ("config.json", {"vision_config": {"patch_size": 0}}, "patch_size 0 is not between 1 and image_size 224"),
         ("config.json", {"vision_config": {"num_attention_heads": "many"}}, "expected int, got str"),
         (
             "preprocessor_config.json",
             {"size": {"shortest_edge": 56}, "crop_size": 56},
-            "56 pixels, and the tower takes 42",
+            "56 pixels, and the tower needs 42",
         ),
-        ("preprocessor_config.json", {"size": {"height": 42, "width": 56}}, "size must name one edge"),
+        ("preprocessor_config.json", {"size": {"height": 42, "width": 56}}, "size must give one side"),
         ("preprocessor_config.json", {"image_mean": 0.5}, "image_mean must be three numbers"),
         ("preprocessor_config.json", {"do_rescale": False}, "do_rescale must be true"),
         ("preprocessor_config.json", "", "preprocessor_config.json is missing"),
