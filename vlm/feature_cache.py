@@ -1,4 +1,4 @@
-"""Feature cache: a frozen tower runs once over every picture; features lie in a memory-mapped file on disk.
+"""Feature cache: the features of a frozen tower in a memory-mapped file on disk.
 
 Pictures are identified by their bytes, cache files by the tower's weights and preprocessing.
 
@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,12 +24,12 @@ from tuning.errors import DeviceError
 from tuning.paths import cache_folder
 from tuning.progress import ProgressBar
 from tuning.run_dir import read_jsonl
-from vlm.features import PictureTable, extract_features, to_half, view_pixels
+from vlm.features import PictureTable, draw_views, extract_features, to_half, view_pixels
 from vlm.towers.tower import Tower
 
 log = logging.getLogger("twinlens")
 TOWER_BATCH = 16  # pictures in one forward pass of the tower
-PREFETCH_GROUPS = 4  # batches of pictures that are opened ahead
+PREFETCH_GROUPS = 4  # batches of pictures that are opened in advance
 
 
 class CachedFeatures(nn.Module):
@@ -45,18 +45,15 @@ class CachedFeatures(nn.Module):
         self._features, self._rows = features, rows
 
     def forward(self, pictures: Sequence[int]) -> torch.Tensor:
-        """I numbers -> float16[I, P, V]; in training, torch's random state draws a view of each picture."""
-        numbers = np.asarray(pictures)
-        views = np.zeros(len(numbers), np.int64)
-        if self.training and self._rows.shape[1] > 1:
-            views = torch.randint(self._rows.shape[1], (len(numbers),)).numpy()
-        return torch.from_numpy(self._features[self._rows[numbers, views]])
+        """I numbers -> float16[I, P, V]; in training, a random view of each picture."""
+        views = draw_views(len(pictures), self._rows.shape[1] - 1 if self.training else 0)
+        return torch.from_numpy(self._features[self._rows[list(pictures), views]])
 
 
 class FeatureCacheFile:
-    """The cached features of one tower: `features.f16`, rows of P x V halves, and `index.jsonl`, a name for each row.
+    """The cached features of one tower: `features.f16`, float16[rows, P, V], and `index.jsonl`, a name for each row.
 
-    Rows are only appended; a name enters the index when its row is on disk, so that a killed run leaves a valid cache.
+    Rows are only appended, and a name is added after its row is on disk, so that a killed run leaves a valid cache.
     """
 
     def __init__(self, folder: Path, patches: int, width: int) -> None:
@@ -66,7 +63,7 @@ class FeatureCacheFile:
         self._features_file, self._index_file = folder / "features.f16", folder / "index.jsonl"
 
     def index(self) -> dict[str, int]:
-        """The row of every cached view, by name."""
+        """The row of each cached view by name."""
         return {entry["name"]: entry["row"] for entry in read_jsonl(self._index_file)}
 
     def add(self, names: Sequence[str], features: torch.Tensor, first: int) -> None:
@@ -79,13 +76,13 @@ class FeatureCacheFile:
             stream.writelines(json.dumps({"name": name, "row": first + i}) + "\n" for i, name in enumerate(names))
 
     def mapped(self) -> np.ndarray:
-        """float16[rows, P, V], read from disk on use."""
+        """float16[rows, P, V], read from disk when used."""
         rows = self._features_file.stat().st_size // self.row_bytes
         return np.memmap(self._features_file, np.float16, "r", shape=(rows, *self._shape))
 
 
 def cache_features(tower: Tower, table: PictureTable, views: int, limit_gib: float) -> CachedFeatures | None:
-    """Run the tower over all pictures that are not cached yet; None if the limit or the disk is too small.
+    """Run the tower on all pictures that are not cached; None if the limit or the disk is too small.
 
     Raises:
         DeviceError: the cache folder cannot be written.
@@ -93,29 +90,31 @@ def cache_features(tower: Tower, table: PictureTable, views: int, limit_gib: flo
     folder = cache_folder() / "features"
     name = hashlib.sha256(tower.fingerprint.encode()).hexdigest()[:24]
     file = FeatureCacheFile(folder / name, tower.patches, tower.width)
-    names = [f"{digest}.{view}" for digest in table.hashes for view in range(1 + views)]
+    names = {
+        f"{digest}.{view}": (number, view) for number, digest in enumerate(table.hashes) for view in range(1 + views)
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # One lock for all cache files: eviction must not remove a file that another process is filling.
+        # One lock for all cache files, so that eviction does not remove a file that another process fills.
         with FileLock(folder / ".lock"):
             file.folder.mkdir(exist_ok=True)
-            os.utime(file.folder)  # eviction starts with the least recently used
-            if not evict_for(file, names, int(limit_gib * 2**30)):
+            os.utime(file.folder)  # the time of the last use, for eviction
+            if not evict_for(file, list(names), int(limit_gib * 2**30)):
                 log.info(
-                    "features: %d pictures take %.1f GiB, over pictures.cache_gib or the disk; the tower runs live",
+                    "features: %d pictures need %.1f GiB, more than pictures.cache_gib or the disk; not cached",
                     len(table), len(names) * file.row_bytes / 2**30,
                 )  # fmt: skip
                 return None
             index = file.index()
-            missing = [name for name in names if name not in index]
-            index |= _fill(file, tower, table, names, missing, max(index.values(), default=-1) + 1)
+            missing = {name: view for name, view in names.items() if name not in index}
+            index |= _fill(file, tower, table, missing, max(index.values(), default=-1) + 1)
     except OSError as error:
         raise DeviceError(
             f"{file.folder}: cannot be written ({error.strerror}); free space, or set TWINLENS_CACHE or "
             "pictures.cache_gib=0."
         ) from error
     log.info(
-        "features: %d distinct pictures, %d of them new to the cache, %.1f MiB cached",
+        "features: %d distinct pictures, %d new views in the cache, %.1f MiB cached",
         len(table), len(missing), len(names) * file.row_bytes / 2**20,
     )  # fmt: skip
     rows = np.asarray([index[name] for name in names], np.int64).reshape(len(table), 1 + views)
@@ -123,17 +122,16 @@ def cache_features(tower: Tower, table: PictureTable, views: int, limit_gib: flo
 
 
 def _fill(
-    file: FeatureCacheFile, tower: Tower, table: PictureTable, names: Sequence[str], missing: Sequence[str], row: int
+    file: FeatureCacheFile, tower: Tower, table: PictureTable, missing: Mapping[str, tuple[int, int]], row: int
 ) -> dict[str, int]:
-    """Compute the missing features and append them from `row` on; the row of each."""
-    position = {name: divmod(i, len(names) // len(table)) for i, name in enumerate(names)}
+    """Compute missing features, given as picture number and view by name, and append them from `row`; their rows."""
     added = {name: row + i for i, name in enumerate(missing)}
 
     def pixels(name: str) -> torch.Tensor:
-        return view_pixels(tower, table, *position[name])
+        return view_pixels(tower, table, *missing[name])
 
     with ProgressBar("pictures", len(missing), shown=len(missing) > TOWER_BATCH) as bar, ThreadPoolExecutor() as pool:
-        for group, opened in prefetch_groups(pool, pixels, missing):
+        for group, opened in prefetch_groups(pool, pixels, list(missing)):
             file.add(group, to_half(extract_features(tower, torch.stack(opened))), added[group[0]])
             bar.advance(len(group))
     return added
@@ -142,7 +140,7 @@ def _fill(
 def prefetch_groups(
     pool: ThreadPoolExecutor, pixels: Callable[[str], torch.Tensor], names: Sequence[str]
 ) -> Iterator[tuple[Sequence[str], list[torch.Tensor]]]:
-    """Names with their pixels, batch after batch; the next batches are opened while the tower runs."""
+    """Names and pixels in batches; the next batches are opened while the tower runs."""
     groups = [names[start : start + TOWER_BATCH] for start in range(0, len(names), TOWER_BATCH)]
     pending = deque(([pool.submit(pixels, name) for name in group]) for group in groups[:PREFETCH_GROUPS])
     for i, group in enumerate(groups):
@@ -152,7 +150,7 @@ def prefetch_groups(
 
 
 def evict_for(file: FeatureCacheFile, names: Sequence[str], limit: int) -> bool:
-    """Make room for `names`: remove the least recently used cache files, then this one's rows; whether they fit."""
+    """Remove the least recently used cache files, then this one's rows, until `names` fit; False if they cannot."""
     index = file.index()
     missing = sum(name not in index for name in names) * file.row_bytes
     if len(names) * file.row_bytes > limit:

@@ -3,9 +3,8 @@
 Shapes: I pictures, P patches, V width of the tower.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,17 +15,11 @@ from tuning.data.pictures import open_picture, picture_hash
 from tuning.errors import DataError
 from vlm.towers.tower import Tower
 
-
-class FeatureSource(Protocol):
-    """Features by the numbers of pictures."""
-
-    def __call__(self, pictures: Sequence[int]) -> torch.Tensor:
-        """I numbers -> float[I, P, V]."""
-        ...
+FeatureSource = Callable[[Sequence[int]], torch.Tensor]  # the numbers of I pictures -> float[I, P, V]
 
 
 class PictureTable:
-    """The distinct pictures of a run, identified by their bytes and numbered in order of first use."""
+    """The distinct pictures of a run, identified by their bytes and numbered in the order of first use."""
 
     def __init__(self) -> None:
         self.paths: list[Path] = []
@@ -36,7 +29,11 @@ class PictureTable:
         self._by_hash: dict[str, int] = {}
 
     def number(self, picture: str | Path, where: str = "picture") -> int:
-        """The number of the picture in a file; `where` is the row or probe that names it, for messages."""
+        """The number of a picture file; a new picture is added.
+
+        Args:
+            where: the row or probe that names it, for messages.
+        """
         path = Path(picture)
         if path not in self._by_path:
             self.named_by[path] = where
@@ -52,9 +49,9 @@ class PictureTable:
 
 
 class LiveFeatures(nn.Module):
-    """Features from the tower; each distinct picture of a call runs through it once.
+    """Features from the tower; it runs once for each distinct picture of a call.
 
-    A frozen tower's features are rounded to 16 bits as the cache rounds them, so that both give equal results.
+    Features of a frozen tower are rounded to 16 bits, as in the cache, so that both give equal results.
     """
 
     def __init__(self, tower: Tower, table: PictureTable, views: int) -> None:
@@ -64,15 +61,18 @@ class LiveFeatures(nn.Module):
 
     def forward(self, pictures: Sequence[int]) -> torch.Tensor:
         """I numbers -> float[I, P, V]."""
-        views = [0] * len(pictures)
-        if self.training and self._views:
-            views = torch.randint(1 + self._views, (len(pictures),)).tolist()
-        wanted = list(zip(pictures, views, strict=True))
-        distinct = list(dict.fromkeys(wanted))
+        views = draw_views(len(pictures), self._views if self.training else 0)
+        requested = list(zip(pictures, views, strict=True))
+        distinct = list(dict.fromkeys(requested))
         pixels = torch.stack([view_pixels(self.tower, self._table, number, view) for number, view in distinct])
         trained = any(parameter.requires_grad for parameter in self.tower.parameters())
         features = self.tower(pixels) if trained else to_half(extract_features(self.tower, pixels))
-        return features[[distinct.index(each) for each in wanted]]
+        return features[[distinct.index(each) for each in requested]]
+
+
+def draw_views(pictures: int, views: int) -> list[int]:
+    """A view of each picture from 0, the picture itself, to `views`, drawn with torch's random state."""
+    return torch.randint(1 + views, (pictures,)).tolist() if views else [0] * pictures
 
 
 @torch.no_grad()
@@ -90,12 +90,12 @@ def to_half(features: torch.Tensor) -> torch.Tensor:
     """
     half = features.to(torch.float16)
     if not bool(half.isfinite().all()):
-        raise DataError("a feature of the tower is not finite in 16 bits; check the pictures, or use another tower.")
+        raise DataError("a feature of the tower is not finite in float16; check the pictures, or use another tower.")
     return half
 
 
 def view_pixels(tower: Tower, table: PictureTable, number: int, view: int) -> torch.Tensor:
-    """The input of the tower for a picture (view 0) or an augmented view of it: float32[3, H, W]."""
+    """The tower's input for a picture (view 0) or for an augmented view of it: float32[3, H, W]."""
     picture = open_picture(table.paths[number], table.named_by[table.paths[number]])
     if view:
         picture = augment(picture, np.random.default_rng((int(table.hashes[number][:15], 16), view)))
@@ -105,7 +105,7 @@ def view_pixels(tower: Tower, table: PictureTable, number: int, view: int) -> to
 def augment(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """A crop of 75 to 100 % of each side; brightness, contrast and color changed by up to 15 %.
 
-    Pictures are never mirrored: places and texts in the answers would be wrong.
+    Pictures are never mirrored, because positions and texts in the answers would become wrong.
     """
     share = rng.uniform(0.75, 1.0)
     width, height = (max(1, round(side * share)) for side in picture.size)

@@ -10,10 +10,9 @@ from torch import nn
 
 from llm.generation import autocast_to
 from llm.model import answer_loss, supports_logits_to_keep
-from tuning.training.samples import Batch
+from tuning.training.samples import IMAGE_TOKEN_INDEX, Batch
 from vlm.features import FeatureSource
 from vlm.projector import Projector
-from vlm.splice import insert_image_features
 
 
 class VisionLanguageModel(nn.Module):
@@ -21,8 +20,8 @@ class VisionLanguageModel(nn.Module):
 
     Args:
         language: a causal language model, with an adapter or without.
-        features: by picture number; a module with parameters if the tower is trained.
-        compute_dtype: of matrix products.
+        features: features by picture number; a module with parameters if the tower is trained.
+        compute_dtype: dtype of matrix products.
     """
 
     def __init__(
@@ -36,24 +35,40 @@ class VisionLanguageModel(nn.Module):
         self._keeps_logits = supports_logits_to_keep(language)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cross entropy summed over N labelled tokens, float32[], and N, int64[]."""
+        """float32[] cross entropy, summed over N labelled tokens, and int64[] N."""
         embeddings = self.embed(batch.input_ids, batch.picture_ids)
-        if self.training and not batch.picture_ids:  # devices wait for gradients of every trained parameter
+        if self.training and not batch.picture_ids:  # processes wait for the gradient of every trained parameter
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad and not name.startswith("language."):
                     embeddings = embeddings + 0.0 * parameter.sum().to(embeddings.dtype)
         return answer_loss(self.language, batch, self.compute_dtype, self._keeps_logits, inputs_embeds=embeddings)
 
     def embed(self, ids: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
-        """int64[B, T] with image tokens, and I picture numbers -> float[B, T, D].
+        """int64[B, T] ids with image tokens, and I picture numbers -> float[B, T, D].
 
-        Text ids are embedded by the language model; without pictures, tower and projector do not run.
+        Without pictures, tower and projector do not run.
         """
         embeddings = self.language.get_input_embeddings()(ids.clamp(min=0))  # pyright: ignore[reportCallIssue]
         if not pictures:
             return embeddings
         with autocast_to(self.compute_dtype, ids.device):
             features = self.features(pictures).to(ids.device)
-            # Outside autocast nothing would bring a cached half to the projector's type.
+            # Cached features are fp16; without autocast, nothing else casts them to the projector's dtype.
             projected = self.projector(features.to(self.projector.linear_1.weight.dtype))
         return insert_image_features(embeddings, ids, projected)
+
+
+def insert_image_features(embeddings: torch.Tensor, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Replace the embeddings at `IMAGE_TOKEN_INDEX` by projected features, row by row (arXiv 2310.03744).
+
+    Args:
+        embeddings: float[B, T, D]; values at image tokens are ignored.
+        ids: int64[B, T].
+        features: float[I, P, D], pictures in the order of their image tokens.
+
+    Returns:
+        float[B, T, D] in the dtype of `embeddings`.
+    """
+    image_tokens = ids == IMAGE_TOKEN_INDEX
+    assert int(image_tokens.sum()) == features.shape[0] * features.shape[1], "one image token for each patch"
+    return embeddings.masked_scatter(image_tokens.unsqueeze(-1), features.to(embeddings.dtype))

@@ -22,11 +22,6 @@ class Projector(nn.Module):
         self.linear_1 = nn.Linear(width, hidden)
         self.linear_2 = nn.Linear(hidden, hidden)
 
-    @property
-    def width(self) -> int:
-        """V."""
-        return self.linear_1.in_features
-
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """float[I, P, V] -> float[I, P, D]."""
         return self.linear_2(F.gelu(self.linear_1(features)))
@@ -40,7 +35,7 @@ def new_projector(width: int, hidden: int, seed: int) -> Projector:
 
 
 def save_projector(projector: Projector, folder: Path) -> None:
-    """`projector.safetensors`, fp32, keys sorted so that equal runs give equal bytes."""
+    """Write `projector.safetensors` in fp32, with sorted keys, so that equal runs give equal bytes."""
     from safetensors.torch import save
 
     state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in projector.named_parameters()}
@@ -49,7 +44,7 @@ def save_projector(projector: Projector, folder: Path) -> None:
 
 
 def load_projector(projector: Projector, folder: Path) -> None:
-    """Read back what `save_projector` wrote."""
+    """Read what `save_projector` wrote."""
     from safetensors.torch import load_file
 
     projector.load_state_dict(load_file(folder / PROJECTOR_FILE))

@@ -19,9 +19,8 @@ from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.data.formats import SourceRow
 from tuning.settings import Data
 from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX, EncodedSample, collate
-from vlm.model import VisionLanguageModel
+from vlm.model import VisionLanguageModel, insert_image_features
 from vlm.projector import Projector, load_projector, new_projector, save_projector
-from vlm.splice import insert_image_features
 
 PATCHES, WIDTH = 3, 8
 TABLE = torch.randn(4, PATCHES, WIDTH, generator=torch.Generator().manual_seed(0))
