@@ -1,4 +1,4 @@
-"""Fine-tuned weights of an image run: save and load checkpoints, save, check and load the result."""
+"""Fine-tuned weights of an image run: save, check and load checkpoints and results."""
 
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from vlm.towers.tower import TOWER_FOLDER
 
 
 def save_trained_weights(parts: VlmParts, folder: Path) -> None:
-    """Write all trained weights in fp32: adapters in PEFT's layout, weights.pt, projector.safetensors."""
+    """Write all trained weights in fp32: PEFT adapters or weights.pt, and projector.safetensors."""
     parts.language.save(folder)
     parts.tower_weights.save(folder / TOWER_FOLDER)
     save_projector(parts.projector, folder)
 
 
 def load_trained_weights(parts: VlmParts, folder: Path) -> None:
-    """Read back what `save_trained_weights` wrote.
+    """Read what `save_trained_weights` wrote.
 
     Raises:
         ModelError: a file is missing.
@@ -37,11 +37,11 @@ def load_trained_weights(parts: VlmParts, folder: Path) -> None:
         parts.language.load(folder)
         parts.tower_weights.load(folder / TOWER_FOLDER)
     except OSError as error:
-        raise ModelError(f"{folder}: not the trained parts of this task ({error}); train it to its end.") from error
+        raise ModelError(f"{folder}: trained weights are missing ({error}); train the task to its end.") from error
 
 
 def save_finetuned(parts: VlmParts, loaded: LoadedModel, run: RunDir, task: ImageTask) -> None:
-    """Write the result of a run: adapters and projector, and models that were fully fine-tuned as model folders."""
+    """Write the result of a run: adapters, projector, and a folder for each fully fine-tuned model."""
     language_finetuning(task).save_finetuned(parts.language, loaded, run)
     if isinstance(parts.tower_weights, FullWeights):
         with atomic_folder(run.adapter / TOWER_FOLDER, replace=True) as unfinished:
@@ -52,13 +52,13 @@ def save_finetuned(parts: VlmParts, loaded: LoadedModel, run: RunDir, task: Imag
 
 
 def check_finetuned(run: RunDir, task: ImageTask) -> None:
-    """Check the result of a run before anything loads.
+    """Check the result of a run before models load.
 
     Raises:
-        ModelError: the run has not finished, or its projector does not fit its models.
+        ModelError: the run has not finished, or its projector does not match its models.
     """
     if not (run.adapter / PROJECTOR_FILE).exists():
-        raise ModelError(f"{run.path}: nothing trained in it yet ({PROJECTOR_FILE} is missing); train it to its end.")
+        raise ModelError(f"{run.path}: not trained yet ({PROJECTOR_FILE} is missing); train it to its end.")
     language_finetuning(task).check_finetuned(run)
     task = finetuned_task(run, task)
     projector = str(run.adapter / PROJECTOR_FILE)
@@ -66,7 +66,7 @@ def check_finetuned(run: RunDir, task: ImageTask) -> None:
 
 
 def finetuned_task(run: RunDir, task: ImageTask) -> ImageTask:
-    """The task with the run's own models in place of those that it fully fine-tuned, and without its start."""
+    """The task without its start, and with the run's own models if they were fully fine-tuned."""
     changes: dict[str, object] = {"start": None}  # the result includes it
     if task.full_finetuning:
         changes |= {"model": str(run.model), "revision": None}
@@ -76,7 +76,7 @@ def finetuned_task(run: RunDir, task: ImageTask) -> ImageTask:
 
 
 def load_finetuned(run: RunDir, task: ImageTask, template: ChatTemplate) -> tuple[LoadedModel, VlmParts]:
-    """The models of a finished run, to answer with."""
+    """Load the models of a finished run."""
     task = finetuned_task(run, task)
     loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
     parts = make_initial_parts(task, loaded)

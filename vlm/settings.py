@@ -9,61 +9,60 @@ from tuning.settings import Lora, SettingsGroup, Task
 
 
 class Pictures(SettingsGroup):
-    """Where pictures lie, and how they go through the tower."""
+    """Location and processing of the pictures."""
 
     folder: Path | None = None
-    """Where the picture paths of all data files start; each file's own folder when left out."""
+    """Base folder of the picture paths in all data files; by default, the folder of each file."""
     views: int = Field(default=0, ge=0, le=64)
-    """Lightly cropped and coloured views of each picture beside the picture itself; each use draws one of them."""
+    """Number of augmented views of each picture (light crop and color change); each use draws the picture or a view."""
     cache_gib: float = Field(default=20.0, ge=0)
-    """Largest feature cache on disk, in GiB; what does not fit goes through the tower each time it is seen."""
+    """Maximum size of the feature cache on disk, in GiB; if the features do not fit, the tower runs at every step."""
 
 
 class Rates(SettingsGroup):
-    """Peak learning rates of what is not the language model; optim.learning_rate where left out."""
+    """Peak learning rates of projector and tower; the default is optim.learning_rate."""
 
     projector: float | None = Field(default=None, gt=0)
-    """Of the projector."""
+    """Learning rate of the projector."""
     tower: float | None = Field(default=None, gt=0)
-    """Of the tower, or of its adapter."""
+    """Learning rate of the tower or of its adapter."""
 
 
 class ImageTask(Task):
-    """Teach a chat model what it sees."""
+    """Fine-tune a chat model on pictures, as LLaVA."""
 
     stage: Literal["align", "tune"] = "tune"
-    """align trains the projector alone; tune trains the language model too, and the tower where asked."""
+    """align trains only the projector; tune also trains the language model, and the tower if tower_lora or whole_tower
+    is set."""
     tower: str
     """The vision tower: a CLIP or SigLIP folder or hub name (owner/model or owner/model@revision),
     open_clip:NAME/WEIGHTS, or `embedded`."""
     start: str | None = None
-    """What to start from: `embedded`, or a run, a projector file, XTuner's .pth or folder, LLaVA's mm_projector.bin,
-    a LLaVA checkpoint. Its projector is taken, and in stage tune its adapters where it has any."""
+    """Initial weights: `embedded`, a run, a projector file, XTuner's .pth or folder, LLaVA's mm_projector.bin or
+    a LLaVA checkpoint. The projector is loaded, and in stage tune also the adapters."""
     tower_lora: Lora | None = None
-    """An adapter on the tower as well; the tower then runs at every step, for nothing of it can be kept."""
+    """LoRA adapter of the tower; the tower then runs at every step, because its features change."""
     whole_tower: bool = False
-    """Train every weight of the tower, without an adapter."""
+    """Full fine-tuning of the tower, without an adapter."""
     pictures: Pictures = Pictures()
     rates: Rates = Rates()
 
     @model_validator(mode="after")
     def _no_split_pictures(self) -> "ImageTask":
         if self.data.pack and self.data.packing == "xtuner":
-            raise ValueError("data.packing xtuner would cut pictures: set data.pack: false, as XTuner's LLaVA does")
+            raise ValueError("data.packing xtuner would split pictures: set data.pack: false, as XTuner does for LLaVA")
         return self
 
     @model_validator(mode="after")
     def _one_way_to_train_tower(self) -> "ImageTask":
         for key, asked in (("tower_lora", self.tower_lora is not None), ("whole_tower", self.whole_tower)):
             if self.stage == "align" and asked:
-                raise ValueError(f"stage align trains the projector alone: take {key} out, or set stage: tune")
+                raise ValueError(f"stage align trains only the projector: remove {key}, or set stage: tune")
         if self.tower_lora is not None and self.whole_tower:
-            raise ValueError(
-                "tower_lora and whole_tower: the tower is trained by an adapter or as a whole, take one out"
-            )
+            raise ValueError("tower_lora and whole_tower exclude each other: remove one of them")
         return self
 
     @property
     def full_finetuning(self) -> bool:
-        """Whether every weight of the language model is trained; stage align leaves it as it is."""
+        """Whether every weight of the language model is trained; in stage align it is frozen."""
         return self.stage == "tune" and self.lora is None

@@ -1,4 +1,4 @@
-"""Dataset files of an image task: rows with resolved picture paths; pictures checked without a model."""
+"""Dataset files of an image task: read rows with picture paths, check pictures."""
 
 import dataclasses
 import logging
@@ -19,13 +19,13 @@ log = logging.getLogger("twinlens")
 def read_image_conversations(
     files: Iterable[Path], folder: Path | None, tell: Callable[[str], None] = log.info
 ) -> Iterator[SourceRow]:
-    """The rows of several files in order, the paths of their pictures full; rows without pictures pass as they are.
+    """Read the rows of files in order, with absolute picture paths.
 
     Args:
-        folder: where picture paths start; each file's own folder when None.
+        folder: base folder of the picture paths; None for the folder of each file.
 
     Raises:
-        DataError: a row cannot be used, or a picture is missing or leads out of the folder.
+        DataError: a row cannot be used, or a picture is missing or outside the folder.
     """
     for file in files:
         notes = ReadNotes()
@@ -45,13 +45,13 @@ def read_image_conversations(
 
 
 def check_pictures(named_by: Mapping[Path, str]) -> None:
-    """Open every picture once, to report a broken one before anything trains.
+    """Open every picture once, to find broken files before training.
 
     Args:
-        named_by: paths of pictures, and the row or probe that names each.
+        named_by: the row or probe that names each picture, by the path of the picture.
 
     Raises:
-        DataError: a picture is broken, too large or no picture; its row is named.
+        DataError: a file is broken, too large or not a picture; the error names its row.
     """
 
     with ThreadPoolExecutor() as pool:
