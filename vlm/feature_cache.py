@@ -151,20 +151,19 @@ def prefetch_groups(
 
 def evict_for(file: FeatureCacheFile, names: Sequence[str], limit: int) -> bool:
     """Remove the least recently used cache files, then this one's rows, until `names` fit; False if they cannot."""
-    index = file.index()
-    missing = sum(name not in index for name in names) * file.row_bytes
     if len(names) * file.row_bytes > limit:
         return False
-    others = [folder for folder in file.folder.parent.iterdir() if folder.is_dir() and folder != file.folder]
-    others.sort(key=lambda folder: folder.stat().st_mtime)
 
     def cached() -> int:
         return sum(each.stat().st_size for each in file.folder.parent.glob("*/features.f16"))
 
-    while others and cached() + missing > limit:
-        shutil.rmtree(others.pop(0))
-    if cached() + missing > limit:
-        shutil.rmtree(file.folder)
-        file.folder.mkdir()
-        missing = len(names) * file.row_bytes
-    return shutil.disk_usage(file.folder.parent).free > missing
+    def missing() -> int:
+        index = file.index()
+        return sum(name not in index for name in names) * file.row_bytes
+
+    others = [folder for folder in file.folder.parent.iterdir() if folder.is_dir() and folder != file.folder]
+    for folder in [*sorted(others, key=lambda folder: folder.stat().st_mtime), file.folder]:
+        if cached() + missing() > limit:
+            shutil.rmtree(folder)
+    file.folder.mkdir(exist_ok=True)
+    return shutil.disk_usage(file.folder.parent).free > missing()

@@ -69,7 +69,10 @@ def make_initial_parts(task: ImageTask, loaded: LoadedModel, *, training: bool =
     Raises:
         KitError: the tower or the start is missing or does not match.
     """
-    tower = load_tower(task.tower, loaded.device, tower_dtype(task, loaded))
+    # On a CPU, a frozen tower runs once for each picture, so fp32 costs little. In bf16, the embedded tower's features
+    # have an error of 10 %. Full fine-tuning needs fp32 weights.
+    fp32 = loaded.device.type == "cpu" or task.tower == EMBEDDED or task.whole_tower
+    tower = load_tower(task.tower, loaded.device, torch.float32 if fp32 else loaded.compute_dtype)
     projector = new_projector(tower.width, language_width(task.versioned_model), task.run.seed).to(loaded.device)
     language: TrainedWeights[Network] = FrozenWeights(loaded.model)
     if training or not task.full_finetuning:
@@ -88,16 +91,6 @@ def make_initial_parts(task: ImageTask, loaded: LoadedModel, *, training: bool =
         task.tower, tower.patches, tower.width, projector.linear_2.out_features,
     )  # fmt: skip
     return VlmParts(language, tower, tower_weights, task.whole_tower or task.tower_lora is not None, projector)
-
-
-def tower_dtype(task: ImageTask, loaded: LoadedModel) -> torch.dtype:
-    """The dtype of a tower: the compute dtype on a GPU; fp32 on a CPU, for the embedded tower and for full fine-tuning.
-
-    On a CPU, a tower runs once for each picture, so fp32 costs little. In bf16, the embedded tower's features have an
-    error of 10 %.
-    """
-    fp32 = loaded.device.type == "cpu" or task.tower == EMBEDDED or task.whole_tower
-    return torch.float32 if fp32 else loaded.compute_dtype
 
 
 def make_features(parts: VlmParts, table: PictureTable, pictures: Pictures) -> CachedFeatures | LiveFeatures:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save
 from torch import nn
 
 from tuning.atomic import atomic_writer
@@ -36,8 +37,6 @@ def new_projector(width: int, hidden: int, seed: int) -> Projector:
 
 def save_projector(projector: Projector, folder: Path) -> None:
     """Write `projector.safetensors` in fp32, with sorted keys, so that equal runs give equal bytes."""
-    from safetensors.torch import save
-
     state = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in projector.named_parameters()}
     with atomic_writer(folder / PROJECTOR_FILE) as stream:
         stream.write(save(dict(sorted(state.items())), metadata={"format": "pt"}))
@@ -45,6 +44,4 @@ def save_projector(projector: Projector, folder: Path) -> None:
 
 def load_projector(projector: Projector, folder: Path) -> None:
     """Read what `save_projector` wrote."""
-    from safetensors.torch import load_file
-
     projector.load_state_dict(load_file(folder / PROJECTOR_FILE))

@@ -48,15 +48,11 @@ class ImageTask(Task):
     rates: Rates = Rates()
 
     @model_validator(mode="after")
-    def _no_split_pictures(self) -> "ImageTask":
+    def _check_combinations(self) -> "ImageTask":
         if self.data.pack and self.data.packing == "xtuner":
             raise ValueError("data.packing xtuner would split pictures: set data.pack: false, as XTuner does for LLaVA")
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_to_train_tower(self) -> "ImageTask":
-        for key, asked in (("tower_lora", self.tower_lora is not None), ("whole_tower", self.whole_tower)):
-            if self.stage == "align" and asked:
+        for key, trains_tower in (("tower_lora", self.tower_lora is not None), ("whole_tower", self.whole_tower)):
+            if self.stage == "align" and trains_tower:
                 raise ValueError(f"stage align trains only the projector: remove {key}, or set stage: tune")
         if self.tower_lora is not None and self.whole_tower:
             raise ValueError("tower_lora and whole_tower exclude each other: remove one of them")

@@ -113,7 +113,7 @@ def test_pictures_of_the_rehearsal_are_looked_at_too(refused: Refused, task: Cal
 
 TASKS = {
     "no such tower": ({"tower": "clip"}, "tower: clip"),
-    "a language model for a tower": ({"tower": "{model}"}, "is no vision tower"),
+    "a language model for a tower": ({"tower": "{model}"}, "is not supported as a vision tower"),
     "open_clip with the wrong activation": ({"tower": "open_clip:ViT-L-14-336/openai"}, "quickgelu"),
     "no such open_clip model": ({"tower": "open_clip:ViT-L-15/openai"}, "ViT-L-1"),
     "an adapter on a convolutional tower": ({"tower_lora": "{rank: 4}"}, "tower_lora: embedded cannot be trained"),

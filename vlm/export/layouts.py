@@ -51,47 +51,42 @@ class MergedParts:
 
 
 @torch.no_grad()
-def resize_vocabulary(language: PreTrainedModel, tokens: int) -> None:
+def resize_vocabulary(language: Any, tokens: int) -> None:
     """Resize embedding and head to `tokens` ids, rounded up to a multiple of 64.
 
     New rows are the mean of the old rows. Their logit is the mean of all logits, so the model never predicts them.
     """
-    embedding, head = language.get_input_embeddings(), language.get_output_embeddings()
-    assert isinstance(embedding.weight, Tensor) and isinstance(head, torch.nn.Linear)
-    if head.bias is not None:
+    if language.get_output_embeddings().bias is not None:
         raise ModelError("--layout hf: this model's lm_head has a bias, LLaVA's has none; use --layout parts.")
-    old = len(embedding.weight)
+    old = len(language.get_input_embeddings().weight)
     language.resize_token_embeddings(max(old, tokens), pad_to_multiple_of=VOCAB_MULTIPLE, mean_resizing=False)
     for layer in (language.get_input_embeddings(), language.get_output_embeddings()):
-        assert layer is not None and isinstance(layer.weight, Tensor)
         layer.weight[old:] = layer.weight[:old].mean(0)
 
 
 def to_native_llava(merged: MergedParts, image_id: int) -> LlavaForConditionalGeneration:
     """transformers' LLaVA model built from the same modules, without a copy."""
-    network = merged.tower.network
-    assert isinstance(network, PreTrainedModel)
+    language: Any = merged.language
+    network: Any = merged.tower.network
     config = LlavaConfig(
         vision_config=network.config,
-        text_config=merged.language.config,
+        text_config=language.config,
         image_token_index=image_id,
         image_seq_length=merged.tower.patches,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default" if merged.tower.facts.kind == "clip" else "full",
         projector_hidden_act="gelu",
         multimodal_projector_bias=True,
-        tie_word_embeddings=bool(merged.language.config.tie_word_embeddings),
+        tie_word_embeddings=bool(language.config.tie_word_embeddings),
     )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-    model.model.language_model = merged.language.base_model
+    model.model.language_model = language.base_model
     model.model.vision_tower = network
     model.model.multi_modal_projector.linear_1 = merged.projector.linear_1
     model.model.multi_modal_projector.linear_2 = merged.projector.linear_2
-    head = merged.language.get_output_embeddings()
-    assert isinstance(head, torch.nn.Linear)
-    model.lm_head = head
-    model.generation_config = merged.language.generation_config
+    model.lm_head = language.get_output_embeddings()
+    model.generation_config = language.generation_config
     return model.eval()
 
 
@@ -107,9 +102,9 @@ def save_native(
     }
     if not model.config.tie_word_embeddings:
         weights |= model.lm_head.state_dict(prefix="language_model.lm_head.")
-    config = model.config.to_dict()
+    config: dict[str, Any] = {**model.config.to_dict(), "architectures": ["LlavaForConditionalGeneration"]}
     config["text_config"] = with_transformers4_rope(config["text_config"])
-    _write_checkpoint(weights, config, "LlavaForConditionalGeneration", folder, dtype, shard)
+    _write_checkpoint(weights, config, folder, dtype, shard)
     model.generation_config.save_pretrained(folder)
     make_processor(tower, tokenizer).save_pretrained(folder)
     image_processor(tower).save_pretrained(folder)
@@ -132,6 +127,7 @@ def save_official(
     if merged.tower_finetuned:
         weights |= tower.network.state_dict(prefix="model.vision_tower.vision_tower.vision_model.")
     config = with_transformers4_rope(language.config.to_dict()) | {
+        "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
         "image_aspect_ratio": "pad",
         "mm_hidden_size": tower.width,
@@ -146,7 +142,7 @@ def save_official(
         "unfreeze_mm_vision_tower": merged.tower_finetuned,
         "use_mm_proj": True,
     }
-    _write_checkpoint(weights, config, "LlavaLlamaForCausalLM", folder, dtype, shard)
+    _write_checkpoint(weights, config, folder, dtype, shard)
     language.generation_config.save_pretrained(folder)
     save_tokenizer(template, folder)
 
@@ -181,22 +177,17 @@ def save_tower(tower: Tower, folder: Path, dtype: torch.dtype, shard: str) -> No
     network: Any = tower.network
     folder.mkdir(exist_ok=True)
     weights = network.state_dict(prefix="vision_model.")
-    _write_checkpoint(weights, network.config.to_dict(), type(network).__name__, folder, dtype, shard)
+    config = network.config.to_dict() | {"architectures": [type(network).__name__]}
+    _write_checkpoint(weights, config, folder, dtype, shard)
     image_processor(tower).save_pretrained(folder)
 
 
 def _write_checkpoint(
-    weights: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    architecture: str,
-    folder: Path,
-    dtype: torch.dtype,
-    shard: str,
+    weights: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, dtype: torch.dtype, shard: str
 ) -> None:
-    """Write weights in `dtype` and a config.json that names the dtype as transformers 4 and as version 5 does."""
+    """Write weights in `dtype`, and config.json with the dtype keys of transformers 4 and 5."""
     cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
     save_torch_state_dict(cast, folder, max_shard_size=shard)
     name = str(dtype).removeprefix("torch.")
-    values = {**config, "architectures": [architecture], "dtype": name, "torch_dtype": name}
-    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    text = json.dumps({**config, "dtype": name, "torch_dtype": name}, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")

