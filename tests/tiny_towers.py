@@ -1,4 +1,4 @@
-"""Towers on tiny random weights, and pictures for them."""
+"""Tiny towers with random weights, and pictures for them."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ PREPROCESS_CFG = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD), "interpolation
 
 
 def as_open_clip(vision: CLIPVisionModel) -> dict[str, Tensor]:
-    """CLIP's vision tensors by open_clip's names."""
+    """CLIP's vision weights with open_clip's names."""
     state = vision.state_dict()
     named = {
         "class_embedding": state["embeddings.class_embedding"],
@@ -70,6 +70,6 @@ def loaded(name: str | Path, dtype: torch.dtype = torch.float32) -> Tower:
 
 
 def picture(width: int = 57, height: int = 31, seed: int = 0) -> Image.Image:
-    """Smooth random colours: unlike noise, what resizing filters agree on."""
+    """Smooth random colors: resizing filters give similar results, unlike for noise."""
     rough = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""A run of the image path small enough to make in every test, as if it had been trained."""
+"""A tiny finished image run, made without training."""
 
 import json
 from pathlib import Path
@@ -26,14 +26,14 @@ SIZES = {"image_size": 28, "patch_size": 14, "hidden_size": 32, "intermediate_si
 
 
 def make_towers(folder: Path) -> dict[str, Path]:
-    """A CLIP and a SigLIP of three layers, one cutting a border off and one with other colours."""
+    """A CLIP tower that crops its pictures, and a SigLIP tower with another normalization; three layers each."""
     torch.manual_seed(0)
     clip = CLIPVisionModel(CLIPVisionConfig(**SIZES, num_attention_heads=2, initializer_range=0.2))
     siglip = SiglipVisionModel(SiglipVisionConfig(**SIZES, num_attention_heads=2))
     crops = {"do_center_crop": True, "crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 32}}
-    colours = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    colors = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
     plain = {"size": {"height": 28, "width": 28}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    for name, network, settings in (("clip", clip, crops | colours), ("siglip", siglip, plain)):
+    for name, network, settings in (("clip", clip, crops | colors), ("siglip", siglip, plain)):
         network.save_pretrained(folder / name)
         text = json.dumps(settings | {"do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3})
         (folder / name / "preprocessor_config.json").write_text(text)
@@ -41,7 +41,7 @@ def make_towers(folder: Path) -> dict[str, Path]:
 
 
 def make_finished_run(folder: Path, model: Path, tower: str, tower_lora: bool, **changes: object) -> RunDir:
-    """A run whose trained parts are drawn, so that all of them change the answers a lot."""
+    """A run with large random trained weights, so that each of them changes the answers."""
     values = {
         "model": str(model),
         "tower": tower,
@@ -55,13 +55,13 @@ def make_finished_run(folder: Path, model: Path, tower: str, tower_lora: bool, *
     }
     task = ImageTask.model_validate(values | changes)
     template = load_vlm_template(task)
-    sighted = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
+    parts = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
     generator = torch.Generator().manual_seed(1)
-    parts = [sighted.language.network, sighted.projector, sighted.tower_weights.network]
-    for parameter in (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad):
+    modules = [parts.language.network, parts.projector, parts.tower_weights.network]
+    for parameter in (parameter for part in modules for parameter in part.parameters() if parameter.requires_grad):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     run = RunDir(folder)
-    save_trained_weights(sighted, run.adapter)
+    save_trained_weights(parts, run.adapter)
     run.task.write_text(to_yaml(task), encoding="utf-8")
     return run
 
@@ -77,14 +77,14 @@ def make_pictures(folder: Path) -> list[Path]:
 
 
 def read(run: RunDir) -> tuple[ImageTask, ChatTemplate]:
-    """The task of a run and its chat markup."""
+    """The task of a run and its chat template."""
     task, _ = read_task(run.task)
     assert isinstance(task, ImageTask)
     return task, load_vlm_template(task)
 
 
 def conversations(pictures: list[Path]) -> list[Conversation]:
-    """One of two rounds with all three pictures, one with one, one with none."""
+    """A conversation of two rounds with three pictures, one with one picture, one without pictures."""
     first, second, third = map(str, pictures)
     several = (
         Turn("user", "<image>\nWhat is the colour of <image>?"),
@@ -100,11 +100,11 @@ def conversations(pictures: list[Path]) -> list[Conversation]:
 
 
 def answers_of_run(run: RunDir, asked: list[Conversation]) -> list[str]:
-    """What a run says, its adapters on their base."""
+    """The answers of a run, with its adapters on the base model."""
     task, template = read(run)
-    sighted = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
-    load_trained_weights(sighted, run.adapter)
+    parts = make_initial_parts(task, load_model(task.model, template, task.quant, "cpu"))
+    load_trained_weights(parts, run.adapter)
     table = PictureTable()
-    module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
-    answers = generate_answers(sighted.language.network, template, asked, 12, embed=make_embed_function(module, table))
+    module = build_vlm(parts, LiveFeatures(parts.tower, table, 0), torch.float32)
+    answers = generate_answers(parts.language.network, template, asked, 12, embed=make_embed_function(module, table))
     return [answer.text for answer in answers]

@@ -1,4 +1,4 @@
-"""Runs of the image path, made and not trained."""
+"""Finished image runs, made without training."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    """Writes questions with their answers as a dataset, and a file with one probe about them."""
+    """Writes questions and answers as a dataset, and a file with one probe."""
 
     def write(pairs: Sequence[tuple[str, str]]) -> tuple[Path, Path]:
         data, probes = tmp_path / "rows.jsonl", tmp_path / "probes.yaml"
@@ -35,7 +35,7 @@ def write_rows(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
 @pytest.fixture
 def make_run(tiny_model: Path, towers: dict[str, Path], tmp_path: Path) -> Callable[..., RunDir]:
-    """Writes a finished run below the test's folder."""
+    """Writes a finished run into the test's folder."""
 
     def make(tower: str = "clip", tower_lora: bool = False, model: Path = tiny_model, **changes: object) -> RunDir:
         return make_finished_run(tmp_path / "run", model, str(towers.get(tower, tower)), tower_lora, **changes)

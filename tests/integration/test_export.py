@@ -1,4 +1,4 @@
-"""A model exported for transformers is the run: same logits, same ids, same answers, in plain transformers."""
+"""HF-native export: plain transformers gives the same logits, ids and answers as the run."""
 
 import inspect
 import json
@@ -29,7 +29,7 @@ from vlm.towers.tower import TowerFacts
 
 
 def plain_answers(folder: str, asked: list) -> list[dict]:
-    """Ids and answers by transformers alone; runs by its source in a process of its own as well."""
+    """Token ids and answers of plain transformers; its source is also run in a separate process."""
     import torch
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -63,10 +63,8 @@ def expected_ids(template: ChatTemplate, asked: list[Conversation], folder: Path
 
 
 @pytest.mark.parametrize(("tower", "tower_lora"), [("clip", True), ("siglip", False)])
-def test_transformers_asks_the_same_ids_and_gives_the_same_answers(
-    make_run, pictures, tmp_path, monkeypatch, tower, tower_lora
-):
-    monkeypatch.setattr("vlm.export.llava.checkpoint_dtype", lambda _: torch.float32)  # rounding is another test's
+def test_transformers_gives_the_same_ids_and_answers(make_run, pictures, tmp_path, monkeypatch, tower, tower_lora):
+    monkeypatch.setattr("vlm.export.llava.checkpoint_dtype", lambda _: torch.float32)  # without rounding
     run = make_run(tower, tower_lora)
     task, template = read(run)
     report = export(run, task, tmp_path / "out", None, "2GB")
@@ -87,7 +85,7 @@ def test_transformers_asks_the_same_ids_and_gives_the_same_answers(
         assert json.loads(done.stdout.splitlines()[-1]) == said
 
 
-def test_the_written_files_say_what_llava_needs(make_run, tiny_model, tmp_path):
+def test_the_config_files_have_llavas_settings(make_run, tiny_model, tmp_path):
     run = make_run()
     task, template = read(run)
     report = export(run, task, tmp_path / "out", "hf", "2GB")
@@ -106,7 +104,7 @@ def test_the_written_files_say_what_llava_needs(make_run, tiny_model, tmp_path):
     assert model.dtype == torch.bfloat16
 
 
-def test_contents_may_be_lists_with_pictures(make_run, tmp_path):
+def test_contents_can_be_lists_with_pictures(make_run, tmp_path):
     run = make_run("siglip")
     task, template = read(run)
     export(run, task, tmp_path / "out", "hf", "2GB")
@@ -130,7 +128,7 @@ def test_contents_may_be_lists_with_pictures(make_run, tmp_path):
     assert whole["pixel_values"].shape == (1, 3, 28, 28)
 
 
-def test_a_tokenizer_that_writes_bos_by_itself_gives_the_same_ids(make_run, tiny_model, pictures, tmp_path):
+def test_a_tokenizer_that_adds_bos_gives_the_same_ids(make_run, tiny_model, pictures, tmp_path):
     from tokenizers.processors import TemplateProcessing
 
     base = tmp_path / "base"
@@ -150,31 +148,31 @@ def test_a_tokenizer_that_writes_bos_by_itself_gives_the_same_ids(make_run, tiny
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
-def test_spliced_logits_are_transformers_llavas_on_the_same_weights(make_run, towers, tower):
+def test_our_logits_equal_transformers_llava(make_run, towers, tower):
     task, template = read(make_run(tower))
     language = load_model(task.model, template, Quant(bits=16, compute="fp32"), "cpu").model
-    eyes = load_tower(str(towers[tower]), torch.device("cpu"), torch.float32)
-    projector = Projector(eyes.width, 64)
-    pixels = eyes.preprocess(example_picture())
-    ours = spliced_logits(language, projector, eyes, template)
+    vision_tower = load_tower(str(towers[tower]), torch.device("cpu"), torch.float32)
+    projector = Projector(vision_tower.width, 64)
+    pixels = vision_tower.preprocess(example_picture())
+    ours = spliced_logits(language, projector, vision_tower, template)
     resize_vocabulary(language, len(template.tokenizer) + 1)
-    model = to_native_llava(MergedParts(language, projector, eyes, False), len(template.tokenizer))
+    model = to_native_llava(MergedParts(language, projector, vision_tower, False), len(template.tokenizer))
     theirs = native_logits(model, template, pixels)[:, : ours.shape[1]]
     assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()
     assert (theirs.argmax(-1) < len(template.tokenizer)).all()
 
 
-def test_the_processors_pixels_are_ours_to_the_rounding_of_resizing(make_run, towers, tmp_path):
+def test_the_processors_pixels_equal_ours_except_for_resizing(make_run, towers, tmp_path):
     run = make_run()
     task, _ = read(run)
     export(run, task, tmp_path / "out", "hf", "2GB")
-    eyes = load_tower(str(towers["clip"]), torch.device("cpu"), torch.float32)
+    vision_tower = load_tower(str(towers["clip"]), torch.device("cpu"), torch.float32)
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     for size in ((32, 32), (32, 20), (90, 50), (41, 130)):
         pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
         picture = Image.fromarray(pixels).resize(size)
         theirs = processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
-        assert (theirs - eyes.preprocess(picture)).abs().max() < (1e-5 if max(size) == 32 else 0.05)
+        assert (theirs - vision_tower.preprocess(picture)).abs().max() < (1e-5 if max(size) == 32 else 0.05)
 
 
 def test_a_head_tied_to_the_embedding_stays_tied(make_run, tiny_model, tmp_path):
@@ -190,19 +188,19 @@ def test_a_head_tied_to_the_embedding_stays_tied(make_run, tiny_model, tmp_path)
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def test_the_facts_of_llava_with_clip_at_336(make_run, tmp_path):
-    """576 features of 1024, counted by the processor as by the tower, and LLaVA-1.5's projectors."""
+def test_llava_with_clip_at_336(make_run, tmp_path):
+    """576 features for each picture in processor and tower, and the sizes of LLaVA-1.5's projectors."""
     network = SimpleNamespace(config=SimpleNamespace(patch_size=14))
-    colours = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    normalization = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     facts = TowerFacts(patches=576, width=1024, size=336, kind="clip")
-    tower = SimpleNamespace(facts=facts, network=network, preprocess=Preprocess(336, 336, *colours))
+    tower = SimpleNamespace(facts=facts, network=network, preprocess=Preprocess(336, 336, *normalization))
     assert tower.preprocess.padding_color == (122, 116, 104)
     _, template = read(make_run())
     tokenizer, image_id = tokenizer_with_image(template)
     given = make_processor(tower, tokenizer)(text="<image>", images=Image.new("RGB", (576, 300)), return_tensors="pt")
     assert given["input_ids"][0].tolist() == [image_id] * 576
     above = torch.tensor([122, 116, 104]) / 255
-    shown = (above - torch.tensor(colours[0])) / torch.tensor(colours[1])
+    shown = (above - torch.tensor(normalization[0])) / torch.tensor(normalization[1])
     assert torch.allclose(given["pixel_values"][0, :, 40, 168], shown, atol=1e-5)
     for hidden, parameters in ((2048, 6_295_552), (4096, 20_979_712), (6144, 44_052_480)):
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""LLaVA's own layout and the parts by themselves; what cannot be exported says why and leaves nothing."""
+"""LLaVA export to the official layout and to parts; failed exports leave no files."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_llavas_own_layout_and_back(make_run, towers, tmp_path, tower_lora):
         assert torch.equal(again.get_parameter(name), value.to(torch.bfloat16).float())
 
 
-def test_parts_are_what_a_task_starts_from(make_run, pictures, tmp_path):
+def test_a_task_starts_from_exported_parts(make_run, pictures, tmp_path):
     run = make_run("clip", True)
     task, template = read(run)
     out = tmp_path / "out"
@@ -61,15 +61,17 @@ def test_parts_are_what_a_task_starts_from(make_run, pictures, tmp_path):
             "start": str(out / "projector.safetensors"),
         }
     )  # fmt: skip
-    sighted = make_initial_parts(again, load_model(again.model, template, task.quant, "cpu"))
+    vlm_parts = make_initial_parts(again, load_model(again.model, template, task.quant, "cpu"))
     table = PictureTable()
-    module = build_vlm(sighted, LiveFeatures(sighted.tower, table, 0), torch.float32)
+    module = build_vlm(vlm_parts, LiveFeatures(vlm_parts.tower, table, 0), torch.float32)
     asked = conversations(pictures)
-    answers = generate_answers(sighted.language.network, template, asked, 12, embed=make_embed_function(module, table))
+    answers = generate_answers(
+        vlm_parts.language.network, template, asked, 12, embed=make_embed_function(module, table)
+    )
     assert [answer.text for answer in answers] == answers_of_run(run, asked)
 
 
-def test_a_tower_without_a_class_in_transformers_is_left_as_parts(make_run, tmp_path, capsys):
+def test_a_tower_without_a_class_in_transformers_is_exported_as_parts(make_run, tmp_path, capsys):
     pytest.importorskip("timm")
     try:
         run = make_run("embedded")
@@ -86,7 +88,7 @@ def test_a_tower_without_a_class_in_transformers_is_left_as_parts(make_run, tmp_
             convert_llava(run.path, tmp_path / "other", layout, "2GB", False)
 
 
-def test_what_cannot_be_exported_is_refused_in_one_sentence(make_run, tiny_model, tmp_path):
+def test_errors_of_export_are_one_sentence(make_run, tiny_model, tmp_path):
     run = make_run()
 
     def refused(run: Path, destination: Path, layout: str | None = None) -> str:
@@ -111,7 +113,7 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(make_run, tiny_model
     assert not out.exists() and not list(tmp_path.glob(".out*"))
 
 
-def test_an_export_that_fails_leaves_nothing(make_run, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_no_files(make_run, tmp_path, monkeypatch):
     run = make_run()
 
     def full(*_: object, **__: object) -> None:

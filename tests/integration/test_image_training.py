@@ -1,4 +1,4 @@
-"""The image path as a whole, on a tiny language model and the embedded tower: what must be equal is equal."""
+"""Image runs with a tiny language model and the embedded tower: cached, resumed and parallel runs are equal."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def task(tmp_path: Path, tiny_model: Path) -> ImageTask:
 
 
 def changed(task: ImageTask, **blocks: object) -> ImageTask:
-    """The task with some settings replaced, those of blocks one by one."""
+    """The task with some settings replaced, in groups one by one."""
     values = task.model_dump(mode="json")
     for block, given in blocks.items():
         values[block] = values[block] | given if isinstance(given, dict) and values[block] else given
@@ -90,7 +90,7 @@ def losses(run: RunDir) -> list[float]:
     return [row["loss"] for row in read_jsonl(run.steps)]
 
 
-def test_align_trains_the_projector_alone(task, tmp_path):
+def test_align_trains_only_the_projector(task, tmp_path):
     run = start(changed(task, stage="align"), "align", tmp_path / "work").run
     assert sorted(file.name for file in run.adapter.iterdir()) == [PROJECTOR]
     seen = [row["loss"] for row in read_jsonl(run.steps) if row["grad_norm"]]  # text alone moves no projector
@@ -105,7 +105,7 @@ def test_align_trains_the_projector_alone(task, tmp_path):
     assert all(torch.allclose(began[name], kept[name], atol=1e-6) for name in began), "at a rate of its own"
 
 
-def test_kept_features_and_a_live_tower_lose_the_same(task, tmp_path, monkeypatch):
+def test_cached_and_live_features_give_the_same_losses(task, tmp_path, monkeypatch):
     runs: list[int] = []
     forward = Tower.forward
     monkeypatch.setattr(Tower, "forward", lambda self, pixels: runs.append(len(pixels)) or forward(self, pixels))
@@ -117,7 +117,7 @@ def test_kept_features_and_a_live_tower_lose_the_same(task, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("views", [0, 3])
-def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path, views):
+def test_a_resumed_run_gives_the_same_bytes(task, tmp_path, views):
     straight = start(changed(task, pictures={"views": views}), "straight", tmp_path / "work").run
     names = [PROJECTOR, ADAPTER_WEIGHTS]
     wanted = [(straight.adapter / name).read_bytes() for name in names]
@@ -130,7 +130,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path, views):
     assert losses(RunDir(stopped)) == losses(straight)
 
 
-def test_before_is_the_state_that_training_began_with(task, tmp_path):
+def test_before_is_the_state_before_training(task, tmp_path):
     run = start(changed(task, run={"seed": 3}), "run", tmp_path / "work").run
     task, _ = read_task(run.task)
     comparison = recipe_of(task).compare(run, task)
@@ -141,7 +141,7 @@ def test_before_is_the_state_that_training_began_with(task, tmp_path):
     assert (run.path / "comparison.html").exists()
 
 
-def test_chat_sees_what_compare_saw(task, tmp_path):
+def test_chat_and_compare_give_the_same_answers(task, tmp_path):
     run = start(task, "run", tmp_path / "work").run
     (answer,) = [row["answer"] for row in read_jsonl(run.samples) if row["step"] == 6 and row["group"] == "picture"]
     target = open_target(str(run.path), None, 4, pictures=True)
@@ -155,13 +155,13 @@ def test_chat_sees_what_compare_saw(task, tmp_path):
     assert said == plain.reply("who  are you?", lambda _: None), "a mark that is typed shows nothing"
 
 
-def test_a_convolutional_tower_takes_no_adapter(task, tmp_path):
+def test_a_convolutional_tower_refuses_an_adapter(task, tmp_path):
     with pytest.raises(ConfigError, match="tower_lora: embedded cannot be trained"):
         start(changed(task, tower_lora={"rank": 2}), "run", tmp_path / "work")
 
 
-def test_two_processes_lose_what_one_does(task, tmp_path):
-    """DDP over gloo, where one process has pictures and the other may have none."""
+def test_two_processes_give_the_losses_of_one(task, tmp_path):
+    """DDP over gloo; one process has pictures, the other may have none."""
     task = changed(task, lora={"dropout": 0.0}, optim={"accumulate": 2, "micro_batch": 1, "steps": 8})
     alone = start(task, "alone", tmp_path).run
     file = tmp_path / "task.yaml"

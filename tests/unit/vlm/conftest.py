@@ -1,4 +1,4 @@
-"""Folders of tiny towers, as they lie on a hub."""
+"""Folders of tiny towers in the layout of the hub."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from transformers import (
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole CLIP model with its image processor, as on a hub."""
+    """A full CLIP model with its image processor, as on a hub."""
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     CLIPModel(CLIPConfig(vision_config=VISION, text_config=TEXT)).save_pretrained(folder)
@@ -43,7 +43,7 @@ def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def open_clip_folder(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The vision part of `clip_folder` as open_clip's."""
+    """The vision part of `clip_folder` in open_clip's layout."""
     folder = tmp_path_factory.mktemp("open_clip")
     config = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
@@ -53,7 +53,7 @@ def open_clip_folder(clip_folder: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def known_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tiny model in open_clip's own list, with and without the fast GELU."""
+    """The tiny model in open_clip's list, with and without the fast GELU."""
     registry = {
         "tiny-quickgelu": MODEL_CFG,
         "tiny": {**MODEL_CFG, "quick_gelu": False},

@@ -1,4 +1,4 @@
-"""Kept features: one run of the tower for each distinct picture, the same numbers as fresh, and a bound on disk."""
+"""Features: cached equal live, one tower run for each distinct picture, limited disk space."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def tower() -> Tower:
 
 @pytest.fixture
 def runs(tower: Tower) -> Iterator[list[int]]:
-    """How many pictures each run of the tower was given."""
+    """Number of pictures in each run of the tower."""
     counted: list[int] = []
     handle = tower.register_forward_pre_hook(lambda _, given: counted.append(len(given[0])))
     yield counted
@@ -31,7 +31,7 @@ def runs(tower: Tower) -> Iterator[list[int]]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Callable[[int], list[Path]]:
-    """Makes pictures of noise, no two alike."""
+    """Makes different pictures of noise."""
 
     def make(number: int) -> list[Path]:
         rng = np.random.default_rng(7)
@@ -50,7 +50,7 @@ def table_of(paths: list[Path]) -> PictureTable:
     return table
 
 
-def test_a_picture_repeated_200_times_goes_through_the_tower_once(
+def test_the_tower_runs_once_for_a_picture_repeated_200_times(
     cache: Path, tower: Tower, runs: list[int], pictures: Callable[[int], list[Path]], tmp_path: Path
 ) -> None:
     (path,) = pictures(1)
@@ -59,35 +59,35 @@ def test_a_picture_repeated_200_times_goes_through_the_tower_once(
     table = PictureTable()
     numbers = [table.number(path) for _ in range(200)] + [table.number(copy)]
     assert set(numbers) == {0}
-    kept = cache_features(tower, table, 0, 1.0)
-    assert kept is not None
+    cached = cache_features(tower, table, 0, 1.0)
+    assert cached is not None
     assert runs == [1]
-    assert kept([0] * 5).shape == (5, tower.patches, tower.width)
+    assert cached([0] * 5).shape == (5, tower.patches, tower.width)
     cache_features(tower, table, 0, 1.0)
-    assert runs == [1], "a second run of the kit finds them"
+    assert runs == [1], "the cache is used again"
 
 
-def test_kept_equal_fresh(cache: Path, tower: Tower, pictures: Callable[[int], list[Path]]) -> None:
+def test_cached_features_equal_live_features(cache: Path, tower: Tower, pictures: Callable[[int], list[Path]]) -> None:
     table = table_of(pictures(3))
-    kept, live = cache_features(tower, table, 2, 1.0), LiveFeatures(tower, table, 2)
-    assert kept is not None
+    cached, live = cache_features(tower, table, 2, 1.0), LiveFeatures(tower, table, 2)
+    assert cached is not None
     order = [2, 0, 0, 1]
-    assert torch.equal(kept.eval()(order), live.eval()(order))
+    assert torch.equal(cached.eval()(order), live.eval()(order))
     torch.manual_seed(3)
-    drawn = kept.train()(order)
+    drawn = cached.train()(order)
     torch.manual_seed(3)
-    assert torch.equal(drawn, live.train()(order)), "the same views are drawn from the same state"
-    assert not torch.equal(drawn, kept.eval()(order))
+    assert torch.equal(drawn, live.train()(order)), "the same random state draws the same views"
+    assert not torch.equal(drawn, cached.eval()(order))
 
 
-def test_live_runs_each_distinct_picture_of_a_batch_once(
+def test_live_features_run_once_for_each_distinct_picture(
     tower: Tower, runs: list[int], pictures: Callable[[int], list[Path]]
 ) -> None:
     LiveFeatures(tower, table_of(pictures(2)), 0).eval()([1, 0, 1, 1])
     assert runs == [2]
 
 
-def test_an_interrupted_filling_goes_on(
+def test_an_interrupted_cache_is_completed(
     cache: Path, tower: Tower, runs: list[int], pictures: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = pictures(20)
@@ -103,15 +103,15 @@ def test_an_interrupted_filling_goes_on(
         patched.setattr(FeatureCacheFile, "add", killed)
         cache_features(tower, table_of(paths), 0, 1.0)
     assert runs == [16, 4]
-    kept = cache_features(tower, table_of(paths), 0, 1.0)
-    assert kept is not None
-    assert runs == [16, 4, 4], "only what is missing"
+    cached = cache_features(tower, table_of(paths), 0, 1.0)
+    assert cached is not None
+    assert runs == [16, 4, 4], "only the missing pictures"
     live = LiveFeatures(tower, table_of(paths), 0).eval()
-    # Other batches round apart, by one fp16 step at most.
-    assert torch.allclose(kept.eval()(range(20)).float(), live(range(20)).float(), rtol=1e-3, atol=1e-3)
+    # Another batch size changes the rounding, by at most one fp16 step.
+    assert torch.allclose(cached.eval()(range(20)).float(), live(range(20)).float(), rtol=1e-3, atol=1e-3)
 
 
-def test_the_bound_drops_old_stores_and_then_lets_the_tower_run_live(
+def test_the_limit_evicts_old_caches_and_else_nothing_is_cached(
     cache: Path, tower: Tower, pictures: Callable[[int], list[Path]]
 ) -> None:
     old = cache / "features" / "of-another-tower"
@@ -124,7 +124,7 @@ def test_the_bound_drops_old_stores_and_then_lets_the_tower_run_live(
     assert cache_features(tower, table_of(paths), 0, 3 * row / 2**30) is None
 
 
-def test_a_cache_that_cannot_be_written_is_named(
+def test_the_error_names_a_cache_that_cannot_be_written(
     tmp_path: Path, tower: Tower, pictures: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -133,7 +133,7 @@ def test_a_cache_that_cannot_be_written_is_named(
         cache_features(tower, table_of(pictures(1)), 0, 1.0)
 
 
-def test_what_is_not_finite_is_not_kept(
+def test_features_that_are_not_finite_are_refused(
     cache: Path, tower: Tower, pictures: Callable[[int], list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tower, "forward", lambda pixels: torch.full((len(pixels), 49, 8), 1e6))
@@ -141,7 +141,7 @@ def test_what_is_not_finite_is_not_kept(
         cache_features(tower, table_of(pictures(1)), 0, 1.0)
 
 
-def test_views_differ_lightly_and_are_drawn_from_their_number() -> None:
+def test_views_differ_slightly_and_depend_only_on_the_seed() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 120, 3), np.uint8))
     one, same, other = (augment(picture, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one.tobytes() == same.tobytes() != other.tobytes()

@@ -1,4 +1,4 @@
-"""Splicing, the projector's part in every step, and pictures on their way through template and batch."""
+"""VisionLanguageModel: image features in the embeddings, gradients of the projector, packing, answers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +26,8 @@ PATCHES, WIDTH = 3, 8
 TABLE = torch.randn(4, PATCHES, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
-class Table(nn.Module):
-    """Features of four made-up pictures; counts its calls."""
+class RandomFeatures(nn.Module):
+    """Random features of four pictures; counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,9 +39,9 @@ class Table(nn.Module):
 
 
 @pytest.fixture
-def sighted(tiny_model: Path) -> VisionLanguageModel:
+def vlm(tiny_model: Path) -> VisionLanguageModel:
     language = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).requires_grad_(False)
-    return VisionLanguageModel(language, new_projector(WIDTH, 64, 0), Table(), torch.float32).eval()
+    return VisionLanguageModel(language, new_projector(WIDTH, 64, 0), RandomFeatures(), torch.float32).eval()
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def template(tiny_model: Path) -> ChatTemplate:
     return load_template(str(tiny_model), None, PATCHES)
 
 
-def seen(question: str, answer: str, *images: str) -> SourceRow:
+def image_row(question: str, answer: str, *images: str) -> SourceRow:
     turns = (Turn("user", f"{DEFAULT_IMAGE_TOKEN}\n" * len(images) + question), Turn("assistant", answer))
     return SourceRow(1, "row 1", Conversation(turns, images))
 
@@ -60,7 +60,7 @@ def encoded(template: ChatTemplate, *rows: SourceRow, max_length: int = 400) -> 
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4))
-def test_features_lie_on_their_patches_and_nowhere_else(rows: list[list[bool]]) -> None:
+def test_features_replace_exactly_the_image_tokens(rows: list[list[bool]]) -> None:
     width = max(map(len, rows)) * PATCHES
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     for line, marks in zip(ids, rows, strict=True):
@@ -69,21 +69,21 @@ def test_features_lie_on_their_patches_and_nowhere_else(rows: list[list[bool]]) 
     pictures = sum(map(sum, rows))
     features = torch.arange(pictures * PATCHES, dtype=torch.float32)[:, None].expand(-1, 2) + 100
     spliced = insert_image_features(torch.zeros(*ids.shape, 2), ids, features.reshape(pictures, PATCHES, 2))
-    assert torch.equal(spliced[ids == IMAGE_TOKEN_INDEX], features), "in their order, row after row"
+    assert torch.equal(spliced[ids == IMAGE_TOKEN_INDEX], features), "in order, row by row"
     assert not spliced[ids != IMAGE_TOKEN_INDEX].any()
 
 
-def test_a_mark_takes_as_many_places_as_the_tower_has_patches(template: ChatTemplate) -> None:
-    (sample,) = encoded(template, seen("what colour?", "red.", "2", "0"))
+def test_each_image_becomes_one_token_for_each_patch(template: ChatTemplate) -> None:
+    (sample,) = encoded(template, image_row("what colour?", "red.", "2", "0"))
     assert (sample.ids == IMAGE_TOKEN_INDEX).sum() == 2 * PATCHES
     assert not sample.loss_mask[sample.ids == IMAGE_TOKEN_INDEX].any()
     assert sample.picture_ids == (2, 0)
-    (plain,) = encoded(template, seen("what colour?", "red."))
+    (plain,) = encoded(template, image_row("what colour?", "red."))
     text = make_tokenizer().decode(sample.ids[sample.ids != IMAGE_TOKEN_INDEX])
     assert text.replace("\n\nwhat", "what") == make_tokenizer().decode(plain.ids)
 
 
-def test_pictures_beyond_a_cut_are_dropped_with_it(template: ChatTemplate) -> None:
+def test_truncation_drops_pictures_too(template: ChatTemplate) -> None:
     turns = (
         Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nwho?"), Turn("assistant", "one"),
         Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nwho?"), Turn("assistant", "two " * 50),
@@ -95,66 +95,68 @@ def test_pictures_beyond_a_cut_are_dropped_with_it(template: ChatTemplate) -> No
 
 
 def test_batches_keep_pictures_in_the_order_of_their_patches(template: ChatTemplate) -> None:
-    samples = encoded(template, seen("a?", "b", "3"), seen("a?", "b"), seen("a?", "b", "1", "2"))
+    samples = encoded(template, image_row("a?", "b", "3"), image_row("a?", "b"), image_row("a?", "b", "1", "2"))
     batch = collate([[samples[0], samples[1]], [samples[2]]], 0)
     assert batch.picture_ids == (3, 1, 2)
     assert batch.without_labels().picture_ids == batch.to(torch.device("cpu")).picture_ids == (3, 1, 2)
 
 
-def test_the_loss_is_that_of_the_answers_alone(sighted: VisionLanguageModel, template: ChatTemplate) -> None:
-    (sample,) = encoded(template, seen("what colour?", "red.", "1"))
+def test_the_loss_covers_only_the_answers(vlm: VisionLanguageModel, template: ChatTemplate) -> None:
+    (sample,) = encoded(template, image_row("what colour?", "red.", "1"))
     batch = collate([[sample]], 0)
-    loss, labels = sighted(batch)
+    loss, labels = vlm(batch)
     assert int(labels) == int(sample.loss_mask.sum())
-    embeddings = sighted.embed(batch.input_ids, batch.picture_ids)
-    log = sighted.language(inputs_embeds=embeddings).logits.log_softmax(-1)[0, :-1]
+    embeddings = vlm.embed(batch.input_ids, batch.picture_ids)
+    log = vlm.language(inputs_embeds=embeddings).logits.log_softmax(-1)[0, :-1]
     targets = batch.labels[0, 1:]
     kept = targets != IGNORE_INDEX
     assert float(loss) == pytest.approx(-float(log[kept].gather(1, targets[kept, None]).sum()), rel=1e-5)
 
 
-def test_packed_equals_unpacked(sighted: VisionLanguageModel, template: ChatTemplate) -> None:
-    samples = encoded(template, seen("a?", "one.", "0"), seen("b?", "two."), seen("c?", "three.", "2", "1"))
-    together, _ = sighted(collate([samples], 0))
-    alone = sum(float(sighted(collate([[sample]], 0))[0]) for sample in samples)
+def test_packed_equals_unpacked(vlm: VisionLanguageModel, template: ChatTemplate) -> None:
+    samples = encoded(
+        template, image_row("a?", "one.", "0"), image_row("b?", "two."), image_row("c?", "three.", "2", "1")
+    )
+    together, _ = vlm(collate([samples], 0))
+    alone = sum(float(vlm(collate([[sample]], 0))[0]) for sample in samples)
     assert float(together) == pytest.approx(alone, rel=1e-4)
 
 
-def test_a_row_without_a_picture_costs_no_tower_and_still_reaches_every_parameter(
-    sighted: VisionLanguageModel, template: ChatTemplate
+def test_a_row_without_pictures_skips_the_tower_and_gives_every_parameter_a_gradient(
+    vlm: VisionLanguageModel, template: ChatTemplate
 ) -> None:
-    (sample,) = encoded(template, seen("who?", "me."))
-    alone, _ = sighted(collate([[sample]], 0))
-    sighted.train()
-    loss, _ = sighted(collate([[sample]], 0))
+    (sample,) = encoded(template, image_row("who?", "me."))
+    alone, _ = vlm(collate([[sample]], 0))
+    vlm.train()
+    loss, _ = vlm(collate([[sample]], 0))
     assert float(loss) == pytest.approx(float(alone))
-    assert isinstance(sighted.features, Table)
-    assert sighted.features.calls == 0
-    sighted.language.get_input_embeddings().requires_grad_(True)
-    sighted(collate([[sample]], 0))[0].backward()
-    assert all(parameter.grad is not None for parameter in sighted.projector.parameters())
-    assert not any(parameter.grad.any() for parameter in sighted.projector.parameters())
+    assert isinstance(vlm.features, RandomFeatures)
+    assert vlm.features.calls == 0
+    vlm.language.get_input_embeddings().requires_grad_(True)
+    vlm(collate([[sample]], 0))[0].backward()
+    assert all(parameter.grad is not None for parameter in vlm.projector.parameters())
+    assert not any(parameter.grad.any() for parameter in vlm.projector.parameters())
 
 
-def test_answers_depend_on_the_picture_and_not_on_the_batch(
-    sighted: VisionLanguageModel, template: ChatTemplate
-) -> None:
-    nn.init.normal_(sighted.projector.linear_2.weight, std=2.0)
+def test_answers_depend_on_the_picture_but_not_on_the_batch(vlm: VisionLanguageModel, template: ChatTemplate) -> None:
+    nn.init.normal_(vlm.projector.linear_2.weight, std=2.0)
 
     def embed(ids: torch.Tensor, conversations: Sequence[Conversation]) -> torch.Tensor:
-        return sighted.embed(ids, [int(image) for each in conversations for image in each.images])
+        return vlm.embed(ids, [int(image) for each in conversations for image in each.images])
 
-    asked = [seen("what?", "", image).conversation for image in "0123"] + [seen("who are you?", "").conversation]
+    asked = [image_row("what?", "", image).conversation for image in "0123"] + [
+        image_row("who are you?", "").conversation
+    ]
     asked = [Conversation(each.turns[:-1], each.images) for each in asked]
-    batched = generate_answers(sighted.language, template, asked, 12, embed=embed)
-    alone = [generate_answers(sighted.language, template, [each], 12, embed=embed)[0] for each in asked]
+    batched = generate_answers(vlm.language, template, asked, 12, embed=embed)
+    alone = [generate_answers(vlm.language, template, [each], 12, embed=embed)[0] for each in asked]
     assert batched == alone
     assert len({answer.text for answer in batched[:4]}) > 1
-    text_only = generate_answers(sighted.language, template, asked[-1:], 12)
+    text_only = generate_answers(vlm.language, template, asked[-1:], 12)
     assert text_only == batched[-1:]
 
 
-def test_a_projector_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_saved_projector_loads_unchanged(tmp_path: Path) -> None:
     one, other = new_projector(WIDTH, 16, 1), Projector(WIDTH, 16)
     save_projector(one, tmp_path)
     first = (tmp_path / "projector.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Everyone's checkpoints land in the right tensors, and a pickle runs nothing."""
+"""Initial weights from runs, XTuner and LLaVA: the right tensors, clear errors, no code from pickles."""
 
 import json
 import pickle
@@ -83,7 +83,7 @@ def renamed(projector: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.
 
 
 def as_xtuner(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """An adapter as XTuner's .pth names it: with the adapter's name in, and CLIP's older `vision_model`."""
+    """An adapter with the names of XTuner's .pth: with `default`, and with CLIP's older `vision_model`."""
     inner = "base_model.model.encoder."
     names = {
         name: name.replace(inner, "base_model.model.vision_model.encoder.").replace(".weight", ".default.weight")
@@ -94,7 +94,7 @@ def as_xtuner(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
 
 @pytest.fixture
 def mmengine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, dict[str, torch.Tensor], str], None]:
-    """Writes a .pth with the log that mmengine pickles: a class of its own that names its methods, and numpy."""
+    """Writes a .pth with the log that mmengine pickles: its own class with names of methods, and numpy."""
 
     class HistoryBuffer:
         def __init__(self) -> None:
@@ -119,14 +119,14 @@ def mmengine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, dict[str, torch
     return write
 
 
-def landed(start_at: str, projector: dict, language: dict | None = None, tower: dict | None = None) -> None:
-    """Load a start into modules with other weights and compare all that they hold."""
+def check_loaded(start_at: str, projector: dict, language: dict | None = None, tower: dict | None = None) -> None:
+    """Load a start into modules with other weights, and compare all weights."""
     start = read_initial_parts(start_at)
-    fresh, model, sees = Projector(V, D), make_language(), make_tower()
-    load_initial_parts(start, fresh, model, sees)
+    fresh, model, tower_model = Projector(V, D), make_language(), make_tower()
+    load_initial_parts(start, fresh, model, tower_model)
     for name, value in fresh.named_parameters():
         assert torch.equal(value, projector[name]), name
-    for made, given in ((model, language), (sees, tower)):
+    for made, given in ((model, language), (tower_model, tower)):
         if given is not None:
             state = state_of(made)
             assert state.keys() == given.keys()
@@ -142,15 +142,15 @@ CONFIG = (
 def test_xtuner_files_of_both_stages(tmp_path, mmengine):
     projector, language, tower = random_projector(), state_of(make_language()), state_of(make_tower())
     mmengine(tmp_path / "iter_6.pth", renamed(projector, "projector.model."), "")
-    landed(str(tmp_path / "iter_6.pth"), projector)
-    idle = {
+    check_loaded(str(tmp_path / "iter_6.pth"), projector)
+    unused = {
         name.replace("layers.1.", "layers.2."): torch.randn_like(value)
         for name, value in tower.items()
         if "layers.1." in name
     }
     state = renamed(projector, "projector.model.") | as_xtuner(language, "llm.")
-    mmengine(tmp_path / "iter_8.pth", state | as_xtuner(tower | idle, "visual_encoder."), CONFIG)
-    landed(str(tmp_path / "iter_8.pth"), projector, language, tower)
+    mmengine(tmp_path / "iter_8.pth", state | as_xtuner(tower | unused, "visual_encoder."), CONFIG)
+    check_loaded(str(tmp_path / "iter_8.pth"), projector, language, tower)
     start = read_initial_parts(str(tmp_path / "iter_8.pth"))
     assert (start.language_alpha, start.tower_alpha) == (4, 6)
 
@@ -161,7 +161,7 @@ def test_a_folder_that_deepspeed_wrote(tmp_path):
     (tmp_path / "iter_8.pth").mkdir()
     file = tmp_path / "iter_8.pth" / "mp_rank_00_model_states.pt"
     torch.save({"module": OrderedDict(module), "param_shapes": [OrderedDict(a=torch.Size([2]))], "ds_config": {}}, file)
-    landed(str(tmp_path / "iter_8.pth"), projector, language)
+    check_loaded(str(tmp_path / "iter_8.pth"), projector, language)
     torch.save({"module": {name: value.flatten()[:0] for name, value in module.items()}}, file)
     with pytest.raises(ModelError, match="ZeRO-3 left its weights in parts"):
         read_initial_parts(str(tmp_path / "iter_8.pth"))
@@ -173,11 +173,11 @@ def test_xtuners_folder(tmp_path):
     tower.save_pretrained(tmp_path / "visual_encoder_adapter")
     (tmp_path / "projector").mkdir()
     torch.save(renamed(projector, "model."), tmp_path / "projector" / "pytorch_model.bin")
-    landed(str(tmp_path), projector, state_of(language), state_of(tower))
+    check_loaded(str(tmp_path), projector, state_of(language), state_of(tower))
     assert read_initial_parts(str(tmp_path)).language_alpha == 4
     (tmp_path / "projector" / "pytorch_model.bin").unlink()
     save_file(renamed(projector, "model."), tmp_path / "projector" / "model.safetensors")
-    landed(str(tmp_path), projector, state_of(language), state_of(tower))
+    check_loaded(str(tmp_path), projector, state_of(language), state_of(tower))
 
 
 def test_our_run_its_adapter_and_its_projector(tmp_path):
@@ -190,21 +190,21 @@ def test_our_run_its_adapter_and_its_projector(tmp_path):
     tower.save_pretrained(adapter / "tower")
     projector = dict(trained.state_dict())
     for name in (tmp_path / "run", adapter):
-        landed(str(name), projector, state_of(language), state_of(tower))
-    landed(str(adapter / "projector.safetensors"), projector)
+        check_loaded(str(name), projector, state_of(language), state_of(tower))
+    check_loaded(str(adapter / "projector.safetensors"), projector)
 
 
 @pytest.mark.parametrize("prefix", ["model.mm_projector.", "mm_projector."])
 def test_llavas_projector_file(tmp_path, prefix):
     projector = random_projector()
     torch.save(renamed(projector, prefix), tmp_path / "mm_projector.bin")
-    landed(str(tmp_path / "mm_projector.bin"), projector)
+    check_loaded(str(tmp_path / "mm_projector.bin"), projector)
     torch.save(renamed(projector, prefix), tmp_path / "old.bin", _use_new_zipfile_serialization=False)
-    landed(str(tmp_path / "old.bin"), projector)
+    check_loaded(str(tmp_path / "old.bin"), projector)
 
 
 @pytest.mark.parametrize("layout", ["official", "native", "native-5"])
-def test_of_a_whole_checkpoint_the_projector_alone_is_read(tmp_path, layout):
+def test_only_the_projector_of_a_full_checkpoint_is_read(tmp_path, layout):
     projector = random_projector()
     prefix = {
         "official": "model.mm_projector.",
@@ -220,16 +220,16 @@ def test_of_a_whole_checkpoint_the_projector_alone_is_read(tmp_path, layout):
     save_file(second, tmp_path / "model-00003-of-00003.safetensors")
     places = dict.fromkeys(first, "model-00002-of-00003.safetensors")
     places |= dict.fromkeys(second, "model-00003-of-00003.safetensors")
-    places["model.norm.weight"] = "model-00001-of-00003.safetensors"  # not here: not needed
+    places["model.norm.weight"] = "model-00001-of-00003.safetensors"  # missing, but not needed
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    landed(str(tmp_path), projector)
+    check_loaded(str(tmp_path), projector)
     for file in [*tmp_path.glob("*.safetensors"), tmp_path / "model.safetensors.index.json"]:
         file.unlink()
     torch.save(first | second | other, tmp_path / "pytorch_model.bin")
-    landed(str(tmp_path), projector)
+    check_loaded(str(tmp_path), projector)
 
 
-def test_xtuners_own_samples_are_what_xtuner_made_of_them():
+def test_xtuners_samples_equal_xtuners_own_conversion():
     start = check_initial_parts(
         str(SAMPLES / "llava_ft_iter_8.pth"), 64, 128, Lora(rank=8, alpha=16), Lora(rank=4, alpha=16)
     )
@@ -263,8 +263,8 @@ def test_xtuners_first_stage_and_its_text_adapter():
         check_initial_parts(str(SAMPLES / "text_lora_iter_12.pth"), 64, 128)
 
 
-def test_internlm2_with_its_fused_layer_lands_exactly(tmp_path, mmengine):
-    """The fused adapter's update of q, k and v is what the three split ones add."""
+def test_internlm2s_fused_layer_is_split_exactly(tmp_path, mmengine):
+    """The updates of the three split adapters equal the fused adapter's update of q, k and v."""
     heads, groups, size, rank = 4, 2, D // 4, 2
     a, b = torch.randn(rank, D), torch.randn((heads + 2 * groups) * size, rank)
     rest = {"attention.wo": (D, D), "feed_forward.w1": (16, D), "feed_forward.w2": (D, 16), "feed_forward.w3": (16, D)}
@@ -306,7 +306,7 @@ class HarmInWords(Harm):
 
 
 @pytest.mark.parametrize("harm", [Harm, HarmInWords])
-def test_a_pickle_that_names_a_program_is_refused_and_runs_nothing(tmp_path, harm):
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, harm):
     held = {"x": harm(tmp_path / "ran")}
     torch.save(renamed(random_projector(), "projector.model.") | held, tmp_path / "zip.pth")
     (tmp_path / "plain.bin").write_bytes(pickle.dumps(held, protocol=2))
@@ -316,7 +316,7 @@ def test_a_pickle_that_names_a_program_is_refused_and_runs_nothing(tmp_path, har
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_does_not_fit_is_refused_before_a_model_loads(tmp_path, mmengine):
+def test_other_widths_and_ranks_are_refused_before_a_model_loads(tmp_path, mmengine):
     file = str(tmp_path / "projector.safetensors")
     save_file(random_projector(), file)
     check_initial_parts(file, V, D)
@@ -336,7 +336,7 @@ def test_what_does_not_fit_is_refused_before_a_model_loads(tmp_path, mmengine):
         check_initial_parts(str(tmp_path / "iter.pth"), V, D, Lora(rank=2, alpha=8))
 
 
-def test_an_adapter_of_another_rank_layers_or_model_is_refused(tmp_path, mmengine):
+def test_an_adapter_with_other_ranks_layers_or_shapes_is_refused(tmp_path, mmengine):
     projector = renamed(random_projector(), "projector.model.")
 
     def refused(given: PeftModel, taken: PeftModel) -> str:
@@ -369,7 +369,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_starts_are_named_in_one_sentence(tmp_path, name):
+def test_errors_of_broken_files_are_one_sentence(tmp_path, name):
     held, said = BROKEN[name]
     if isinstance(held, bytes):
         (tmp_path / name).write_bytes(held)
@@ -380,7 +380,7 @@ def test_broken_starts_are_named_in_one_sentence(tmp_path, name):
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_layers_that_do_not_fit_each_other_and_folders_without_a_projector(tmp_path):
+def test_layers_of_other_shapes_and_folders_without_a_projector(tmp_path):
     odd = random_projector() | {"linear_2.weight": torch.zeros(D, D + 1)}
     save_file(odd, tmp_path / "odd.safetensors")
     with pytest.raises(ModelError, match="of the projector's layers do not match"):

@@ -1,4 +1,4 @@
-"""What a tower may be called, and the sentences for what is none: open_clip's names, folders of transformers."""
+"""Names of towers, and errors for wrong names, folders and files: open_clip and transformers."""
 
 import json
 from pathlib import Path
@@ -26,8 +26,8 @@ def test_local_weights_of_a_known_model(known_model: str, open_clip_folder: Path
     assert loaded(f"open_clip:{known_model}/{file}").fingerprint == loaded(f"open_clip:{open_clip_folder}").fingerprint
 
 
-@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated; archives in it remain
-def test_openais_archive_wants_the_fast_gelu(known_model: str, open_clip_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated, but OpenAI's files use it
+def test_openais_archive_needs_the_fast_gelu(known_model: str, open_clip_folder: Path, tmp_path: Path) -> None:
     class Archived(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -58,12 +58,12 @@ def test_openais_archive_wants_the_fast_gelu(known_model: str, open_clip_folder:
         ("/nowhere", "open_clip_config.json is missing"),
     ],
 )
-def test_open_clip_names_that_lead_nowhere(name: str, sentence: str) -> None:
+def test_wrong_open_clip_names(name: str, sentence: str) -> None:
     with pytest.raises(ModelError, match=sentence):
         tower_facts(f"open_clip:{name}")
 
 
-def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(_: dict[str, Any]) -> str:
         raise OSError("no route to host")
 
@@ -87,7 +87,7 @@ def test_weights_of_another_model_are_refused(known_model: str, open_clip_folder
         loaded(f"open_clip:{known_model}/{tmp_path}/weights.pt")
 
 
-def test_local_weights_with_unknown_normalisation_are_refused(tmp_path: Path) -> None:
+def test_local_weights_with_unknown_normalization_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").touch()
     with pytest.raises(ModelError, match="ViT-L-14 was published with several normalizations"):
         tower_facts(f"open_clip:ViT-L-14/{tmp_path}/weights.pt")
@@ -109,7 +109,7 @@ def test_a_folder_whose_activation_contradicts_its_files(open_clip_folder: Path,
 # --- transformers folders
 
 
-def test_folders_that_are_no_tower(tmp_path: Path, tiny_model: Path, clip_folder: Path) -> None:
+def test_paths_without_a_tower(tmp_path: Path, tiny_model: Path, clip_folder: Path) -> None:
     with pytest.raises(ModelError, match="'llama' is not supported as a vision tower; a tower is a CLIP or SigLIP"):
         tower_facts(str(tiny_model))
     with pytest.raises(ModelError, match=r"config\.json is missing"):

@@ -1,4 +1,4 @@
-"""Towers on tiny random weights, the embedded tower on its real ones: their features, pictures and padding."""
+"""Features, preprocessing and adapters of towers: tiny random ones, and the embedded one."""
 
 import dataclasses
 import importlib.metadata
@@ -40,7 +40,7 @@ def embedded() -> Tower:
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_features_are_hidden_state_minus_two_of_the_patches(kind: str, request: pytest.FixtureRequest) -> None:
+def test_features_are_the_patches_of_hidden_state_minus_two(kind: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(f"{kind}_folder")
     tower = loaded(folder)
     pixels = torch.stack([tower.preprocess(picture(seed=seed)) for seed in range(2)])
@@ -55,13 +55,13 @@ def test_features_are_hidden_state_minus_two_of_the_patches(kind: str, request: 
     assert tower_facts(str(folder)) == tower.facts
 
 
-def test_a_vision_models_own_checkpoint_is_the_same_tower(clip_folder: Path, tmp_path: Path) -> None:
+def test_a_vision_model_alone_gives_the_same_tower(clip_folder: Path, tmp_path: Path) -> None:
     CLIPVisionModel.from_pretrained(clip_folder).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_bytes((clip_folder / "preprocessor_config.json").read_bytes())
     assert loaded(tmp_path).fingerprint == loaded(clip_folder).fingerprint
 
 
-def test_open_clip_and_transformers_agree_on_the_same_weights(clip_folder: Path, open_clip_folder: Path) -> None:
+def test_open_clip_and_transformers_give_equal_features(clip_folder: Path, open_clip_folder: Path) -> None:
     theirs, ours = loaded(f"open_clip:{open_clip_folder}"), loaded(clip_folder)
     sample = picture()
     torch.testing.assert_close(theirs.preprocess(sample), ours.preprocess(sample), rtol=0, atol=1e-6)
@@ -72,7 +72,7 @@ def test_open_clip_and_transformers_agree_on_the_same_weights(clip_folder: Path,
     assert not theirs.facts.trainable
 
 
-def test_a_network_of_shrinking_maps_gives_its_last(tmp_path: Path) -> None:
+def test_a_network_with_smaller_and_smaller_maps_gives_the_last(tmp_path: Path) -> None:
     model = {**MODEL_CFG, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": PREPROCESS_CFG}))
     network: Any = _build_vision_tower(16, model["vision_cfg"]).eval()
@@ -87,7 +87,7 @@ def test_a_network_of_shrinking_maps_gives_its_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip", "open_clip", "embedded"])
-def test_bf16_is_finite_and_another_key(kind: str, embedded: Tower, request: pytest.FixtureRequest) -> None:
+def test_bf16_is_finite_and_changes_the_fingerprint(kind: str, embedded: Tower, request: pytest.FixtureRequest) -> None:
     prefix = "open_clip:" if kind == "open_clip" else ""
     name = kind if kind == "embedded" else f"{prefix}{request.getfixturevalue(f'{kind}_folder')}"
     tower = loaded(name, torch.bfloat16)
@@ -96,7 +96,7 @@ def test_bf16_is_finite_and_another_key(kind: str, embedded: Tower, request: pyt
     assert tower.fingerprint != (embedded if kind == "embedded" else loaded(name)).fingerprint
 
 
-def test_the_key_names_weights_preprocessing_and_activation(clip_folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_weights_preprocessing_and_activation(clip_folder: Path, tmp_path: Path) -> None:
     for file in clip_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     key = loaded(clip_folder).fingerprint
@@ -120,7 +120,7 @@ def test_the_key_names_weights_preprocessing_and_activation(clip_folder: Path, t
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_gradients_reach_every_adapter_of_the_layers_that_run(kind: str, request: pytest.FixtureRequest) -> None:
+def test_every_adapter_of_a_used_layer_has_a_gradient(kind: str, request: pytest.FixtureRequest) -> None:
     tower = loaded(request.getfixturevalue(f"{kind}_folder"))
     lora = LoraConfig(
         r=2, target_modules="all-linear", exclude_modules=list(tower.unused_modules), init_lora_weights=False
@@ -134,10 +134,10 @@ def test_gradients_reach_every_adapter_of_the_layers_that_run(kind: str, request
     assert "base_model.model.encoder.layers.0.self_attn.q_proj.lora_A.default.weight" in trained
 
 
-# --- ViT-L/14-336, whose figures are published
+# --- ViT-L/14-336, whose sizes are published
 
 
-def test_figures_of_clip_vit_large_336() -> None:
+def test_published_sizes_of_clip_vit_large_336() -> None:
     with torch.device("meta"):
         tall: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
         model = CLIPVisionModel(CLIPVisionConfig(**tall, num_attention_heads=16, image_size=336, patch_size=14))
@@ -149,7 +149,7 @@ def test_figures_of_clip_vit_large_336() -> None:
 # --- pictures
 
 
-def test_padding_is_centred_and_of_the_mean_colour() -> None:
+def test_padding_is_centered_and_has_the_mean_color() -> None:
     preprocess = Preprocess(336, 336, CLIP_MEAN, CLIP_STD)
     assert preprocess.padding_color == (122, 116, 104)
     square = pad_to_square(Image.new("RGB", (576, 300), "red"), preprocess.padding_color)
@@ -166,7 +166,7 @@ def test_a_thin_long_picture_stays_small() -> None:
 
 @pytest.mark.parametrize("size", [(57, 31), (31, 57), (300, 300), (576, 300)])
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_preprocessing_is_the_models_own_of_the_padded_picture(
+def test_preprocessing_equals_the_models_own_on_a_padded_picture(
     kind: str, size: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(f"{kind}_folder")
@@ -186,7 +186,7 @@ STAGES = ((1, 3, 1, 16), (2, 3, 6, 24), (2, 5, 6, 40), (2, 3, 6, 80), (1, 5, 6, 
 
 
 def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The network by the weights' own names: the map of each stage, and the logits."""
+    """The network, computed with the names of the weights: the map of each stage, and the logits."""
 
     def convolve(value: Tensor, name: str, stride: int = 1, groups: int = 1) -> Tensor:
         kernel = weights[f"{name}.weight"].shape[-1]
@@ -218,7 +218,7 @@ def reference_network(weights: dict[str, Tensor], pixels: Tensor) -> tuple[list[
     return maps, F.linear(value.mean((2, 3)), weights["_fc.weight"], weights["_fc.bias"])
 
 
-def test_the_embedded_tower_is_the_weights_own_network(embedded: Tower) -> None:
+def test_the_embedded_tower_equals_a_reference_network(embedded: Tower) -> None:
     weights = torch.load(embedded_tower_weights(), weights_only=True)
     assert [weights[f"_blocks.{number}._depthwise_conv.weight"].shape[-1] for number in (0, 1, 3, 5, 8, 11, 15)] == [
         kernel for _, kernel, _, _ in STAGES
@@ -238,7 +238,7 @@ def test_the_embedded_tower_is_the_weights_own_network(embedded: Tower) -> None:
         torch.testing.assert_close(network(pixels), logits, rtol=0, atol=1e-4)
     assert features.shape == (2, 49, start + 14)
     row, column = features[0, 7 * 2 + 5, start:].reshape(2, 7).argmax(-1).tolist()
-    assert (row, column) == (2, 5), "each patch says where it is"
+    assert (row, column) == (2, 5), "each patch has its position"
     assert features[..., start:].sum(-1).unique().tolist() == [4.0]
     assert tower_facts("embedded") == embedded.facts
 
@@ -250,7 +250,7 @@ def test_statistics_of_the_embedded_tower_stay_frozen_in_training(embedded: Towe
     assert all(torch.equal(tensor, before[name]) for name, tensor in embedded.state_dict().items())
 
 
-def test_a_missing_wheel_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_wheel_gives_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> importlib.metadata.Distribution:
         raise importlib.metadata.PackageNotFoundError(name)
 
