@@ -30,16 +30,16 @@ def read_image_conversations(
     for file in files:
         notes = ReadNotes()
         path = dataset_path(file)
-        below = path.parent if folder is None else resolve_path(folder)
-        seen: dict[Conversation, Conversation] = {}
+        base = path.parent if folder is None else resolve_path(folder)
+        resolved: dict[Conversation, Conversation] = {}
         for row in read_rows(path, notes):
             if not row.conversation.images:
                 yield row
                 continue
-            if row.conversation not in seen:
-                images = tuple(picture_path(str(image), below, row.where) for image in row.conversation.images)
-                seen[row.conversation] = dataclasses.replace(row.conversation, images=images)
-            yield dataclasses.replace(row, conversation=seen[row.conversation])
+            if row.conversation not in resolved:
+                images = tuple(picture_path(str(image), base, row.where) for image in row.conversation.images)
+                resolved[row.conversation] = dataclasses.replace(row.conversation, images=images)
+            yield dataclasses.replace(row, conversation=resolved[row.conversation])
         for sentence in notes.sentences():
             tell(f"{file}: {sentence}")
 

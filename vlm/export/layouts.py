@@ -28,7 +28,7 @@ PARTS_README = """\
 - `language/`: the fine-tuned language model in Hugging Face layout, with tokenizer and chat template.
 - `{file}`: the projector, LLaVA-1.5's mlp2x_gelu: `linear_1` [{hidden}, {width}], exact GELU,
   `linear_2` [{hidden}, {hidden}].
-- vision tower: {tower}; {patches} features of width {width} for each picture, from layer -2 of a transformer.
+- vision tower: {tower}; {patches} features of width {width} for each picture. A transformer gives those of layer -2.
 
 The {patches} projected features of a picture replace its `<image>` in the text. To continue training with twinlens:
 
