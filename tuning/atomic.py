@@ -1,8 +1,8 @@
-"""Atomic writes: a file or folder has its final name only when all of it is on disk."""
+"""Atomic writes: a file or folder gets its final name only when it is complete on disk."""
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,86 +14,93 @@ from tuning.errors import DeviceError
 
 
 @contextmanager
+def explain_write_errors(path: Path, alternative: str = "place") -> Generator[None, None, None]:
+    """Report an error while writing to `path` as one sentence.
+
+    Args:
+        alternative: what the user can choose instead, such as `folder` or an option.
+
+    Raises:
+        DeviceError: the block raised an OSError, or safetensors could not write.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DeviceError(
+            f"{path}: cannot be written ({reason}); free space or choose another {alternative}."
+        ) from error
+
+
+@contextmanager
 def atomic_writer(path: Path) -> Generator[IO[bytes], None, None]:
-    """A binary stream that becomes `path` when the block ends well, and leaves nothing behind when it does not.
+    """A binary stream to a temporary file, which is renamed to `path` at the end of the block.
+
+    If the block raises, the temporary file is removed and `path` stays as it was.
 
     Raises:
         DeviceError: the folder cannot be written or the disk is full.
     """
-    temporary: Path | None = None
-    try:
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():  # /dev/stdout, /dev/full, a pipe: nothing to replace
+        if path.exists() and not path.is_file():  # /dev/stdout, /dev/full, a pipe: cannot be replaced
             with path.open("wb") as stream:
                 yield stream
             return
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise DeviceError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another place."
-        ) from error
-    finally:
-        if temporary is not None:
+        temporary = _temporary_path(path)
+        try:
+            with temporary.open("xb") as stream:
+                yield stream
+            temporary.replace(path)
+        finally:
             temporary.unlink(missing_ok=True)
 
 
 def hidden_name(destination: Path) -> Path:
-    """Where `atomic_folder(destination, shared=True)` collects the files."""
+    """The temporary folder of `atomic_folder(destination, shared=True)`."""
     return destination.with_name(f".{destination.name}")
 
 
 @contextmanager
 def atomic_folder(destination: Path, *, replace: bool = False, shared: bool = False) -> Generator[Path, None, None]:
-    """A hidden folder that becomes `destination` when the block ends well, and is removed when it does not.
+    """A temporary folder, which is renamed to `destination` at the end of the block.
 
-    The modes of files and folders follow the umask. An empty folder of that name is replaced.
+    If the block raises, the temporary folder is removed and `destination` stays as it was. The modes of files and
+    folders follow the umask. An empty folder at `destination` is replaced.
 
     Args:
-        replace: replace a folder that holds files too, once the new one is complete.
-        shared: give the hidden folder a fixed name (`hidden_name`), so that other processes write into it as well.
+        replace: also replace a folder that contains files, after the new folder is complete.
+        shared: use the fixed name `hidden_name(destination)`, so that other processes can write into the folder too.
 
     Raises:
-        DeviceError: the folder cannot be written, the disk is full, or the destination holds files.
+        DeviceError: the folder cannot be written, the disk is full, or `destination` contains files.
     """
-    unfinished: Path | None = None
-    try:
+    with explain_write_errors(destination, "folder"):
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if shared:
-            unfinished = hidden_name(destination)
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-        else:
-            unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=f".{destination.name}."))
-        yield unfinished
-        mask = _umask()
-        for path in (unfinished, *unfinished.rglob("*")):  # temporary folders and safetensors are private by default
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-        if replace:
-            shutil.rmtree(destination, ignore_errors=True)
-        elif destination.exists():
-            destination.rmdir()
-        unfinished.rename(destination)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DeviceError(f"{destination}: cannot be written ({reason}); free space or give another folder.") from error
-    finally:
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        temporary = hidden_name(destination) if shared else _temporary_path(destination)
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            for path in (temporary, *temporary.rglob("*")):  # safetensors creates files that only their owner can read
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+            if replace:
+                shutil.rmtree(destination, ignore_errors=True)
+            elif destination.exists():
+                destination.rmdir()
+            temporary.rename(destination)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
-    """Write UTF-8 text, whole or as a stream of pieces, so that readers see the old file or the new one."""
+    """Write UTF-8 text to `path`, from one string or an iterable of strings; readers see the old or the new file."""
     with atomic_writer(path) as stream:
         for piece in (text,) if isinstance(text, str) else text:
             stream.write(piece.encode("utf-8"))
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

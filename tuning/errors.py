@@ -1,8 +1,8 @@
-"""Errors for users: one sentence that names file, row or key, and the fix."""
+"""Errors for users: one sentence with the file, row or key, and the fix."""
 
 
 class KitError(Exception):
-    """What the user must change; the command line prints it as one sentence and exits with `exit_code`."""
+    """An error that the user can fix; the command line prints it as one sentence and exits with `exit_code`."""
 
     exit_code = 2
 
@@ -16,23 +16,23 @@ class DataError(KitError):
 
 
 class ModelError(KitError):
-    """A model, tokenizer or adapter is missing, of the wrong kind or shape."""
+    """A model, tokenizer or adapter is missing, or has the wrong type or shape."""
 
 
 class DeviceError(KitError):
-    """The machine lacks what was asked for: a device, memory, disk, permission."""
+    """The machine lacks a device, memory, disk space or a permission."""
 
 
 class Interrupted(KitError):
-    """Long work was asked to stop, and kept what it had done."""
+    """The user stopped a long operation; its finished part is saved."""
 
     exit_code = 130
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, short enough for a sentence of ours."""
+    """The first sentence of a library's error message, to be quoted in ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return said.partition(". ")[0].rstrip(".:")
+    message = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return message.partition(". ")[0].rstrip(".:")

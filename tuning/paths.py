@@ -1,4 +1,4 @@
-"""Paths: the files that ship with the kit, the cache folder, and files of installed packages."""
+"""Paths: shipped files under `configs/`, the cache folder, files of installed packages."""
 
 import importlib.metadata
 import os
@@ -10,24 +10,24 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def cache_folder() -> Path:
-    """Where the kit keeps what is costly to make again: `$TWINLENS_CACHE`, else `~/.cache/twinlens`."""
+    """The folder for results that are slow to compute again: `$TWINLENS_CACHE`, else `~/.cache/twinlens`."""
     return Path(os.environ.get("TWINLENS_CACHE") or Path.home() / ".cache" / "twinlens")
 
 
 def shipped_file(name: str) -> Path:
-    """A file under `configs/`, by its path there.
+    """Path of a shipped file, given relative to `configs/`.
 
     Raises:
-        ConfigError: nothing of that name ships with the kit.
+        ConfigError: there is no such file.
     """
     path = CONFIGS / name
     if not path.exists():
-        raise ConfigError(f"{name}: nothing of that name ships with twinlens; `twinlens list-cfg` lists what does.")
+        raise ConfigError(f"{name}: twinlens ships no such file; `twinlens list-cfg` lists the shipped tasks.")
     return path
 
 
 def wheel_file(wheel: str, suffix: str) -> Path | None:
-    """The first file of an installed Python package that ends in `suffix`; None when there is none."""
+    """The first file of an installed Python package whose name ends in `suffix`; None if there is none."""
     try:
         files = importlib.metadata.distribution(wheel).files or []
     except importlib.metadata.PackageNotFoundError:
@@ -37,11 +37,11 @@ def wheel_file(wheel: str, suffix: str) -> Path | None:
 
 
 def resolve_path(path: Path) -> Path:
-    """A path from a task file: as it stands, from the working directory, or else of that name under `configs/`."""
+    """Resolve a path of a task file: relative to the working directory, or else to `configs/`."""
     path = path.expanduser()
     return CONFIGS / path if not path.exists() and (CONFIGS / path).exists() else path
 
 
 def display_path(path: Path) -> str:
-    """A path as people know it: a shipped file by its name under `configs/`, others as they stand."""
+    """A path for messages: shipped files relative to `configs/`, other paths unchanged."""
     return path.relative_to(CONFIGS).as_posix() if path.is_relative_to(CONFIGS) else str(path)

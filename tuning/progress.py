@@ -1,22 +1,25 @@
-"""Progress bar of long work on stderr; log lines where there is no terminal."""
+"""Progress bar on stderr; log lines if stderr is not a terminal."""
 
 import logging
 import sys
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger("twinlens")
-QUIET_SECONDS = 15.0  # between lines where there is no terminal
+LOG_INTERVAL = 15.0  # seconds between log lines
 
 
 class ProgressBar:
-    """Counts pieces of work done, `label` saying what they are; used as a context."""
+    """Context manager that shows the progress of `total` units of work, named by `label`.
+
+    Args:
+        done: units that are done already.
+        shown: False shows nothing, such as in all processes but the first.
+    """
 
     def __init__(self, label: str, total: int, done: int = 0, shown: bool = True) -> None:
-        self._label, self._total, self._done = label, total, done
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -27,24 +30,22 @@ class ProgressBar:
             disable=not (shown and sys.stderr.isatty()),
             transient=True,
         )
-        self._shown = shown
-        self._task = self._bar.add_task(label, total=total, completed=done, note="")
+        self._logged = shown and self._bar.disable
         self._last = time.monotonic()
+        self._bar.add_task(label, total=total, completed=done, note="")
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Say that `amount` more is done."""
-        self._done += amount
-        self._bar.update(self._task, advance=amount, note=note)
+        """Add `amount` to the units that are done, and show `note`."""
+        task = self._bar.tasks[0]
+        self._bar.update(task.id, advance=amount, note=note)
         now = time.monotonic()
-        if self._shown and self._bar.disable and (now - self._last > QUIET_SECONDS or self._done >= self._total):
+        if self._logged and (now - self._last > LOG_INTERVAL or self._bar.finished):
             self._last = now
-            log.info("%s %d/%d %s", self._label, self._done, self._total, note)
+            log.info("%s %d/%d %s", task.description, task.completed, task.total, note)

@@ -7,126 +7,106 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tuning.atomic import atomic_folder, write_atomically
-from tuning.errors import ConfigError, DataError, DeviceError
+from tuning.atomic import atomic_folder, explain_write_errors, write_atomically
+from tuning.errors import ConfigError, DataError
 
 
-@dataclass(frozen=True, slots=True)
 class RunDir:
-    """One run's folder and the names in it."""
+    """The folder of one run.
 
-    path: Path
+    `adapter` contains the trained adapter; `model` contains the language model instead, after full fine-tuning.
+    """
 
-    @property
-    def task(self) -> Path:
-        return self.path / "task.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def data(self) -> Path:
-        return self.path / "data.json"
-
-    @property
-    def rehearsal(self) -> Path:
-        return self.path / "rehearsal.jsonl"
-
-    @property
-    def steps(self) -> Path:
-        return self.path / "steps.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples.jsonl"
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
-
-    @property
-    def model(self) -> Path:
-        """The language model, where every weight of it was trained."""
-        return self.path / "model"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.task = path / "task.yaml"
+        self.environment = path / "environment.json"
+        self.data = path / "data.json"
+        self.rehearsal = path / "rehearsal.jsonl"
+        self.steps = path / "steps.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.adapter = path / "adapter"
+        self.model = path / "model"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """Finished checkpoints as (steps done, folder), oldest first."""
+        """Complete checkpoints as (number of optimizer steps, folder), oldest first."""
         found = (self.path / "checkpoints").glob("step-*")
         return sorted((int(folder.name.removeprefix("step-")), folder) for folder in found)
 
     def checkpoint(self, step: int) -> Path:
-        """The folder of the checkpoint after so many steps."""
+        """Path of the checkpoint after `step` optimizer steps."""
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     @contextmanager
     def new_checkpoint(self, step: int, keep: int) -> Generator[Path, None, None]:
-        """A folder that becomes `checkpoints/step-N` when the block ends well; older ones beyond `keep` are removed."""
+        """A temporary folder, which becomes `checkpoint(step)` at the end of the block; see `atomic_folder`.
+
+        Then all but the latest `keep` checkpoints are deleted.
+        """
         with atomic_folder(self.checkpoint(step), replace=True, shared=True) as folder:
             yield folder
         for _, old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
 
     def append(self, path: Path, rows: Iterable[dict[str, Any]]) -> None:
-        """Add JSON lines, on disk when this returns."""
-        with explain_write_errors(path), path.open("a", encoding="utf-8") as stream:
+        """Append JSON lines to a file; they are on disk when this returns."""
+        with explain_write_errors(path, "--work-dir"), path.open("a", encoding="utf-8") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
     def drop_records_after(self, step: int) -> None:
-        """Drop what was logged after a checkpoint that the run goes on from."""
+        """Remove the log rows after `step`, the step of the checkpoint that the run resumes from."""
         for path in (self.steps, self.samples):
             kept = [row for row in read_jsonl(path) if row["step"] <= step]
             write_atomically(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 
 def create_run(work_dir: Path, name: str) -> RunDir:
-    """A fresh folder `work_dir/<name>/<time>`.
+    """Create a new folder `work_dir/<name>/<time>`.
 
     Raises:
-        DeviceError: it cannot be made.
+        DeviceError: the folder cannot be created.
     """
+    parent = work_dir / name
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for attempt in range(100):
-        path = work_dir / name / (stamp if not attempt else f"{stamp}-{attempt}")
-        with explain_write_errors(path):
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                if not path.is_dir():
-                    raise
-                continue
-            return RunDir(path)
+    with explain_write_errors(parent, "--work-dir"):
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(100):
+            path = parent / (f"{stamp}-{attempt}" if attempt else stamp)
+            with suppress(FileExistsError):  # another run started in the same second
+                path.mkdir()
+                return RunDir(path)
     raise AssertionError("a hundred runs in one second")
 
 
 def open_run(path: Path) -> RunDir:
-    """An existing run folder.
+    """Open an existing run folder.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: `path` is not a run folder.
     """
     run = RunDir(path)
     if not run.task.exists():
         raise ConfigError(
-            f"{path}: not a run folder (task.yaml is missing); give the folder that `twinlens train` named."
+            f"{path}: not a run folder (task.yaml is missing); give the folder that `twinlens train` printed."
         )
     return run
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file of a run; none where the file is not there yet.
+    """Read the rows of a JSON-lines file of a run; an empty list if the file does not exist.
+
+    An incomplete last line, which a killed run leaves behind, is skipped.
 
     Raises:
-        DataError: a line other than the last is broken; a torn last line (a killed run) is left out.
+        DataError: another line is not valid JSON.
     """
     if not path.exists():
         return []
@@ -139,14 +119,3 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise DataError(f"{path}, line {number}: not valid JSON ({error}); delete that line.") from error
     return rows
-
-
-@contextmanager
-def explain_write_errors(path: Path) -> Generator[None, None, None]:
-    """Turns a failed write below `path` into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise DeviceError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another --work-dir."
-        ) from error

@@ -1,6 +1,6 @@
 """Settings of a task: the groups of a task file, their validation, and overrides from the command line.
 
-Every group is frozen and refuses unknown keys. A field's docstring is its help text.
+Each group is frozen and rejects unknown keys. The docstring of a field is its help text.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -161,13 +161,9 @@ class Task(SettingsGroup):
     run: Run = Run()
 
     @model_validator(mode="after")
-    def _one_duration(self) -> "Task":
+    def _check_duration_and_weights(self) -> "Task":
         if (self.optim.steps is None) == (self.optim.epochs is None):
-            raise ValueError("set optim.steps or optim.epochs, one of the two")
-        return self
-
-    @model_validator(mode="after")
-    def _weights_trainable(self) -> "Task":
+            raise ValueError("set either optim.steps or optim.epochs, not both")
         if self.full_finetuning and self.quant.bits != 16:
             raise ValueError(
                 f"lora: null (full fine-tuning) cannot train {self.quant.bits}-bit weights: set quant.bits: 16"
@@ -176,106 +172,85 @@ class Task(SettingsGroup):
 
     @property
     def full_finetuning(self) -> bool:
-        """Whether every weight of the language model is trained."""
+        """Whether all weights of the language model are trained, without an adapter."""
         return self.lora is None
 
     @property
     def versioned_model(self) -> str:
-        """The language model with its revision, as the loading functions take it."""
+        """`model@revision`, or the model alone; the format that the loading functions accept."""
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
 
 def settings_group_of(field: FieldInfo) -> type[SettingsGroup] | None:
-    """The settings group of a field, also of one that may be null; None if the field is a value."""
+    """The settings group of a field, also where the field can be null; None if the field is a plain value."""
     default = field.get_default(call_default_factory=True)
     kind = type(default) if isinstance(default, SettingsGroup) else field.annotation
     return kind if isinstance(kind, type) and issubclass(kind, SettingsGroup) else None
 
 
-# Keys of XTuner, TRL, LLaMA-Factory, Unsloth and axolotl, with the equal key here.
-NAMES_IN_OTHER_KITS = {
-    "batch_size": "optim.micro_batch",
-    "per_device_train_batch_size": "optim.micro_batch",
-    "micro_batch_size": "optim.micro_batch",
-    "accumulative_counts": "optim.accumulate",
-    "gradient_accumulation": "optim.accumulate",
-    "gradient_accumulation_steps": "optim.accumulate",
-    "lr": "optim.learning_rate",
-    "learning_rate": "optim.learning_rate",
-    "num_epochs": "optim.epochs",
-    "lr_scheduler": "optim.schedule",
-    "lr_scheduler_type": "optim.schedule",
-    "weight_decay": "optim.weight_decay",
-    "max_grad_norm": "optim.clip",
-    "gradient_checkpointing": "optim.gradient_checkpointing",
-    "max_epochs": "optim.epochs",
-    "num_train_epochs": "optim.epochs",
-    "max_iters": "optim.steps",
-    "max_steps": "optim.steps",
-    "warmup_ratio": "optim.warmup",
-    "max_norm": "optim.clip",
-    "pretrained_model_name_or_path": "model",
-    "model_name_or_path": "model",
-    "base_model": "model",
-    "max_length": "data.max_length",
-    "max_seq_length": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "packing": "data.pack",
-    "sample_packing": "data.pack",
-    "val_size": "data.validation",
-    "val_set_size": "data.validation",
-    "pack_to_max_length": "data.pack",
-    "map_num_proc": "data.pack_workers",
-    "data_path": "data.files",
-    "alpaca_en_path": "data.files",
-    "save_steps": "run.save_every",
-    "save_total_limit": "run.keep",
-    "evaluation_freq": "evaluation.every",
-    "evaluation_inputs": "evaluation.probes",
-    "SYSTEM": "system",
-    "prompt_template": "template",
-    "r": "lora.rank",
-    "lora_r": "lora.rank",
-    "lora_rank": "lora.rank",
-    "lora_target": "lora.targets",
-    "lora_target_modules": "lora.targets",
-    "target_modules": "lora.targets",
-    "lora_alpha": "lora.alpha",
-    "lora_dropout": "lora.dropout",
-    "load_in_4bit": "quant.bits",
-    "load_in_8bit": "quant.bits",
-    "quantization_bit": "quant.bits",
-    "seed": "run.seed",
-    "report_to": "run.trackers",
+# Each setting, and its names in XTuner, TRL, LLaMA-Factory, Unsloth and axolotl.
+_OTHER_NAMES = {
+    "model": "pretrained_model_name_or_path model_name_or_path base_model",
+    "system": "SYSTEM",
+    "template": "prompt_template",
+    "quant.bits": "load_in_4bit load_in_8bit quantization_bit",
+    "lora.rank": "r lora_r lora_rank",
+    "lora.alpha": "lora_alpha",
+    "lora.dropout": "lora_dropout",
+    "lora.targets": "lora_target lora_target_modules target_modules",
+    "data.files": "data_path alpaca_en_path",
+    "data.max_length": "max_length max_seq_length cutoff_len sequence_len",
+    "data.pack": "packing sample_packing pack_to_max_length",
+    "data.pack_workers": "map_num_proc",
+    "data.validation": "val_size val_set_size",
+    "optim.learning_rate": "lr learning_rate",
+    "optim.steps": "max_iters max_steps",
+    "optim.epochs": "num_epochs max_epochs num_train_epochs",
+    "optim.micro_batch": "batch_size per_device_train_batch_size micro_batch_size",
+    "optim.accumulate": "accumulative_counts gradient_accumulation gradient_accumulation_steps",
+    "optim.warmup": "warmup_ratio",
+    "optim.schedule": "lr_scheduler lr_scheduler_type",
+    "optim.weight_decay": "weight_decay",
+    "optim.clip": "max_grad_norm max_norm",
+    "optim.gradient_checkpointing": "gradient_checkpointing",
+    "evaluation.probes": "evaluation_inputs",
+    "evaluation.every": "evaluation_freq",
+    "run.seed": "seed",
+    "run.save_every": "save_steps",
+    "run.keep": "save_total_limit",
+    "run.trackers": "report_to",
 }
+NAMES_IN_OTHER_KITS = {name: key for key, names in _OTHER_NAMES.items() for name in names.split()}
 
 Settings = TypeVar("Settings", bound=SettingsGroup)
 
 
 def read_task_document(path: Path) -> CommentedMap:
-    """A task file as a YAML mapping with its line numbers and comments.
+    """Read a task file as a YAML mapping with line numbers and comments.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
+        ConfigError: the file is missing, or is not a YAML mapping.
     """
     document = read_yaml(path, "task file", ConfigError).values
     if not isinstance(document, CommentedMap):
-        raise ConfigError(f"{path}: a task file is a mapping of keys to values; `twinlens copy-cfg` writes one.")
+        raise ConfigError(f"{path}: a task file must be a mapping of keys to values; `twinlens copy-cfg` writes one.")
     return document
 
 
 def apply_overrides(document: CommentedMap, overrides: Sequence[str]) -> list[str]:
-    """Set `a.b=value` in place, values read as YAML; return a line for each change, old and new.
+    """Set each `a.b=value` in `document`, with `value` read as YAML.
+
+    Returns:
+        One line for each change, with the old and the new value.
 
     Raises:
-        ConfigError: an override has no `=`, or goes below a value that is not a mapping.
+        ConfigError: an override has no `=`, its value is not YAML, or a parent of its key is not a mapping.
     """
     changes: list[str] = []
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise ConfigError(f"{override}: an override is written key=value, such as optim.learning_rate=1e-4.")
+            raise ConfigError(f"{override}: an override has the form key=value, such as optim.learning_rate=1e-4.")
         try:
             value = YAML(typ="safe").load(text) if text else None
         except MarkedYAMLError as error:
@@ -292,7 +267,10 @@ def apply_overrides(document: CommentedMap, overrides: Sequence[str]) -> list[st
 
 
 def validate_settings(document: Mapping[str, Any], task: type[Settings], where: str) -> Settings:
-    """Build a task from plain values.
+    """Validate a mapping of settings and build the task.
+
+    Args:
+        where: the file, as error messages name it.
 
     Raises:
         ConfigError: all faults, one line each, with file, line, key and fix.
@@ -302,14 +280,3 @@ def validate_settings(document: Mapping[str, Any], task: type[Settings], where: 
     file.raise_faults(ConfigError)
     assert settings is not None
     return settings
-
-
-def read_settings(path: Path, task: type[Settings], overrides: Sequence[str] = ()) -> tuple[Settings, list[str]]:
-    """Read a task file and apply overrides; also return what each override changed.
-
-    Raises:
-        ConfigError: as `read_task_document`, `apply_overrides` and `validate_settings` do.
-    """
-    document = read_task_document(path)
-    changes = apply_overrides(document, overrides)
-    return validate_settings(document, task, str(path)), changes

@@ -106,7 +106,7 @@ def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:
     eyes = "model: base\ntower: embedded\ndata: {files: [rows.jsonl]}\n"
     (trained / "seen" / "task.yaml").write_text(eyes)
     said = refused("convert", "merge", "seen", "out")
-    assert said == "error: seen/task.yaml: set optim.steps or optim.epochs, one of the two."
+    assert said == "error: seen/task.yaml: set either optim.steps or optim.epochs, not both."
     (trained / "seen" / "task.yaml").write_text(eyes + "optim: {steps: 1}\n")
     assert "use `twinlens convert llava seen out`" in refused("convert", "merge", "seen", "out")
     assert not (trained / "out").exists()

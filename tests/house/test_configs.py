@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from tuning.paths import CONFIGS, resolve_path
-from tuning.settings import read_settings
-from twinlens.task_files import TASK_TYPES, shipped_tasks
+from twinlens.task_files import TASK_TYPES, read_task, shipped_tasks
 
 TASKS = sorted(shipped_tasks().values())
 
 
 @pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
 def test_shipped_tasks_load(file: Path) -> None:
-    task, _ = read_settings(file, TASK_TYPES[file.parent.name])
-    named = [*task.evaluation.probes, *task.rehearsal.prompts, *task.rehearsal.files]  # type: ignore[attr-defined]
+    task, _ = read_task(file)
+    assert type(task) is TASK_TYPES[file.parent.name]
+    named = [*task.evaluation.probes, *task.rehearsal.prompts, *task.rehearsal.files]
     assert [str(path) for path in named if not resolve_path(path).exists()] == [], "named, and does not ship"
 
 

@@ -7,7 +7,8 @@ from ruamel.yaml.comments import CommentedMap
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError
-from tuning.settings import NAMES_IN_OTHER_KITS, apply_overrides, read_settings, settings_group_of
+from tuning.settings import NAMES_IN_OTHER_KITS, apply_overrides, read_task_document, settings_group_of
+from twinlens.task_files import read_task
 
 LEAST = "model: embedded\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 5\n"
 
@@ -21,27 +22,25 @@ def task_file(tmp_path: Path) -> Path:
 
 def refusal(path: Path, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        read_settings(path, TextTask, overrides)
+        read_task(path, overrides)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("number", ["2e-4", "2E-4", "2.0e-4", "0.0002"])
 def test_numbers_may_be_written_as_people_write_them(task_file: Path, number: str) -> None:
     task_file.write_text(LEAST + f"  learning_rate: {number}\n", encoding="utf-8")
-    assert read_settings(task_file, TextTask)[0].optim.learning_rate == 2e-4
-    assert read_settings(task_file, TextTask, [f"optim.learning_rate={number}"])[0].optim.learning_rate == 2e-4
+    assert read_task(task_file)[0].optim.learning_rate == 2e-4
+    assert read_task(task_file, [f"optim.learning_rate={number}"])[0].optim.learning_rate == 2e-4
 
 
 def test_overrides_are_told_with_old_and_new(task_file: Path) -> None:
-    task, changes = read_settings(
-        task_file, TextTask, ["optim.steps=7", "lora.rank=8", "data.files=[b.jsonl, c.jsonl]"]
-    )
+    task, changes = read_task(task_file, ["optim.steps=7", "lora.rank=8", "data.files=[b.jsonl, c.jsonl]"])
     assert (task.optim.steps, task.lora.rank, task.data.files) == (7, 8, (Path("b.jsonl"), Path("c.jsonl")))
     assert changes[:2] == ["optim.steps: 5 -> 7", "lora.rank: (default) -> 8"]
 
 
 def test_an_empty_value_unsets(task_file: Path) -> None:
-    task, _ = read_settings(task_file, TextTask, ["optim.steps=", "optim.epochs=2"])
+    task, _ = read_task(task_file, ["optim.steps=", "optim.epochs=2"])
     assert (task.optim.steps, task.optim.epochs) == (None, 2)
 
 
@@ -84,8 +83,8 @@ def test_one_length_is_asked_for(task_file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"- a\n- b\n", "a mapping"),
-        (b"", "a mapping"),
+        (b"- a\n- b\n", "must be a mapping"),
+        (b"", "must be a mapping"),
         (b"a: [1\nb: 2\n", "line 2: not valid YAML"),
         (b"\xff\xfe\x00", "not UTF-8"),
     ],
@@ -96,8 +95,9 @@ def test_files_that_are_no_task(task_file: Path, content: bytes, says: str) -> N
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    assert "cannot be read" in refusal(tmp_path / "none.yaml")
-    assert "cannot be read" in refusal(tmp_path)
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            read_task_document(path)
 
 
 def test_hints_lead_to_settings_that_exist() -> None:
@@ -116,7 +116,7 @@ def test_every_setting_explains_itself() -> None:
 
 
 def test_rehearsal_takes_prompts_and_files(task_file: Path) -> None:
-    assert read_settings(task_file, TextTask)[0].rehearsal.files == ()
-    task, _ = read_settings(task_file, TextTask, ["rehearsal.files=[others.jsonl, text.jsonl]"])
+    assert read_task(task_file)[0].rehearsal.files == ()
+    task, _ = read_task(task_file, ["rehearsal.files=[others.jsonl, text.jsonl]"])
     assert task.rehearsal.files == (Path("others.jsonl"), Path("text.jsonl"))
     assert "rehearsal.files" in refusal(task_file, "rehearsal.files=3")

@@ -7,9 +7,9 @@ from hub_server import HubServer
 
 from llm.settings import TextTask
 from tuning.errors import ConfigError, DataError, DeviceError, KitError, ModelError
-from tuning.settings import read_settings
 from twinlens.checks import check_data, check_models
 from twinlens.start import deepspeed_config
+from twinlens.task_files import read_task
 
 ROW = '{"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}\n'
 PROBES = "- {ask: Who are you?, group: persona, expect: [Pixel]}\n"
@@ -32,7 +32,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, hub: HubServer, monkeypatch:
 
 
 def task_with(*overrides: str) -> TextTask:
-    return read_settings(Path("task.yaml"), TextTask, overrides)[0]
+    task, _ = read_task(Path("task.yaml"), overrides)
+    assert isinstance(task, TextTask)
+    return task
 
 
 def test_all_that_is_found_is_told(place: Path, hub: HubServer) -> None:

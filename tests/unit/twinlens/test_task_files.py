@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from tuning.errors import ConfigError
-from tuning.settings import SettingsGroup, read_settings
-from twinlens.task_files import TASK_TYPES, describe, explain, find_config, shipped_tasks
+from tuning.settings import SettingsGroup
+from twinlens.task_files import TASK_TYPES, describe, explain, find_config, read_task, shipped_tasks
 
 TASKS = sorted(shipped_tasks().values())
 
@@ -14,13 +14,13 @@ TASKS = sorted(shipped_tasks().values())
 def test_an_explained_copy_is_the_same_task(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / file.name
     copy.write_text(explain(file), encoding="utf-8")
-    kind = TASK_TYPES[file.parent.name]
-    task, _ = read_settings(file, kind)
-    assert read_settings(copy, kind)[0] == task
+    task, _ = read_task(file)
+    assert type(task) is TASK_TYPES[file.parent.name]
+    assert read_task(copy)[0] == task
 
     header, body = re.split(r"(?m)^(?=\w)", explain(file), maxsplit=1)
     copy.write_text(header + re.sub(r"(?m)^( *)#(?! \S)", r"\1", body), encoding="utf-8")
-    assert read_settings(copy, kind)[0] == task, "the defaults in comments are the defaults"
+    assert read_task(copy)[0] == task, "the defaults in comments are the defaults"
 
 
 @pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
