@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import nn
 
-from tuning.data.pictures import open_picture, picture_hash
+from tuning.data.card import file_sha256
+from tuning.data.pictures import open_picture
 from tuning.errors import DataError
 from vlm.towers.tower import Tower
 
@@ -37,7 +38,7 @@ class PictureTable:
         path = Path(picture)
         if path not in self._by_path:
             self.named_by[path] = where
-            digest = picture_hash(path)
+            digest = file_sha256(path)
             self._by_path[path] = self._by_hash.setdefault(digest, len(self.paths))
             if self._by_path[path] == len(self.paths):
                 self.paths.append(path)

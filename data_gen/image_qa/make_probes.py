@@ -13,8 +13,8 @@ from data_gen.image_qa.facts import Picture
 from data_gen.image_qa.topics import Topic, topics_of, true_words
 from data_gen.names import fold
 from tuning.atomic import write_atomically
+from tuning.data.card import file_sha256
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation
-from tuning.data.pictures import picture_hash
 from tuning.evaluation.probes import Group, Probe, mentions
 
 MAX_PICTURE = 30  # probes of each group
@@ -65,8 +65,8 @@ def make_probes(
     """
     questions = _held_out(trained, conversations, seed)
     first = [asked for asked, again in questions if not again]
-    seen = {picture_hash(each.picture.path) for each in trained}
-    others = [other for other in others if picture_hash(other.path) not in seen]
+    seen = {file_sha256(each.picture.path) for each in trained}
+    others = [other for other in others if file_sha256(other.path) not in seen]
     probes = [
         Probe(asked.ask, "picture", asked.topic.expect, asked.topic.reject, folder / asked.trained.image)
         for asked, _ in questions

@@ -22,7 +22,7 @@ from tuning.data.card import DatasetCard, file_sha256, write_card
 from tuning.data.containers import CONTAINER_BY_SUFFIX
 from tuning.data.conversation import Conversation, image_dialogue
 from tuning.data.formats import write_rows
-from tuning.data.pictures import open_picture, picture_hash
+from tuning.data.pictures import open_picture
 from tuning.data.row_readers import RowFormat
 from tuning.errors import ConfigError
 from tuning.paths import CONFIGS
@@ -110,7 +110,7 @@ def write_image_qa(
         languages=languages,
         sources=(
             (facts.name, file_sha256(facts)),
-            *((picture.image, picture_hash(picture.path)) for picture in pictures),
+            *((picture.image, file_sha256(picture.path)) for picture in pictures),
         ),
         teacher=result.teacher.model if result else None,
         taught=len(set(from_teacher)),

@@ -74,8 +74,8 @@ def task(folder: Path, tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
 
 ROWS = {
     "missing": (row("gone.jpg"), r"line 2: gone\.jpg: no such picture"),
-    "text named jpg": (row("words.jpg"), r"line 2: .*words\.jpg is no picture"),
-    "empty file": (row("empty.png"), r"line 2: .*empty\.png is no picture"),
+    "text named jpg": (row("words.jpg"), r"line 2: .*words\.jpg is not a readable picture"),
+    "empty file": (row("empty.png"), r"line 2: .*empty\.png is not a readable picture"),
     "truncated JPEG": (row("truncated.jpg"), r"line 2: .*truncated\.jpg is broken"),
     "cut PNG": (row("cut.png"), r"line 2: .*cut\.png is broken"),
     "bomb": (row("bomb.png"), r"line 2: .*bomb\.png .*pixels"),
@@ -152,7 +152,7 @@ def test_what_is_no_projector_is_refused(refused: Refused, task: Callable[..., P
 
 
 def test_chat_shows_pictures_only_to_who_sees(refused: Refused, folder: Path, tiny_model: Path) -> None:
-    assert "words.jpg is no picture" in refused("chat", tiny_model, "--image", folder / "words.jpg")
+    assert "words.jpg is not a readable picture" in refused("chat", tiny_model, "--image", folder / "words.jpg")
     assert "sees no pictures" in refused("chat", tiny_model, "--image", folder / "good.jpg")
 
 

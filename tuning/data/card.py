@@ -1,4 +1,4 @@
-"""Dataset card: a JSON file beside each dataset with its counts, its persona and how it was made."""
+"""Dataset card: a JSON file next to each dataset, with its row counts, persona and origin."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ class DatasetCard:
     """Facts about one dataset file.
 
     Args:
-        made_by: the command that writes the file.
-        rows: number of rows, `distinct` of them different.
-        sha256: of the bytes of the file.
+        made_by: the command that generated the file.
+        rows: number of rows; `distinct` is the number of different rows.
+        sha256: hash of the file.
         seed: random seed.
-        name: the assistant's name, `owner` its owner, `model` the model it names as its base.
-        languages: of the rows, as `zh` or `en`.
-        markers: strings that show a leak of the persona in an unrelated answer.
+        name: the assistant's name; `owner` is its owner, `model` the model that it says it is based on.
+        languages: languages of the rows, `zh` or `en`.
+        markers: strings that show that the persona leaked into an unrelated answer.
         sources: (file name, sha256) of the input files.
         teacher: the model that wrote `taught` of the distinct rows.
     """
@@ -56,36 +56,33 @@ def card_path(dataset: Path) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
-    digest = hashlib.sha256()
+    """Hex digest of a file."""
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def card_to_dict(card: DatasetCard) -> dict[str, Any]:
-    """Plain values for JSON, `sources` as a mapping."""
+    """The card as JSON values; `sources` becomes a mapping."""
     return _CARD.dump_python(card, mode="json")
 
 
 def card_from_dict(values: dict[str, Any]) -> DatasetCard:
-    """The inverse of `card_to_dict`; unknown keys are ignored."""
+    """The inverse of `card_to_dict`; ignores unknown keys."""
     return _CARD.validate_python(values)
 
 
 def write_card(dataset: Path, card: DatasetCard) -> Path:
-    """Write the card beside its dataset and return its path."""
+    """Write the card next to its dataset and return its path."""
     path = card_path(dataset)
     write_atomically(path, json.dumps(card_to_dict(card), ensure_ascii=False, indent=2) + "\n")
     return path
 
 
 def read_card(dataset: Path) -> DatasetCard | None:
-    """The card beside a dataset, or None where there is none.
+    """Read the card of a dataset; None if there is no card.
 
     Raises:
-        DataError: the card is not the JSON that `write_card` writes.
+        DataError: the file is not a valid card.
     """
     path = card_path(dataset)
     if not path.exists():
@@ -95,4 +92,4 @@ def read_card(dataset: Path) -> DatasetCard | None:
     except ValidationError as error:
         fault = error.errors()[0]
         reason = ": ".join([*map(str, fault["loc"]), fault["msg"]])
-        raise DataError(f"{path}: not a dataset card ({reason}); delete it or make the dataset again.") from error
+        raise DataError(f"{path}: not a dataset card ({reason}); delete it or generate the dataset again.") from error

@@ -1,6 +1,6 @@
-"""What a dataset says, once its file format is gone.
+"""Conversations: the content of dataset rows, independent of the file format.
 
-The canonical row on disk is one JSON object a line:
+The canonical row is one JSON object per line:
 `{"messages": [{"role": ..., "content": ..., "loss"?: false}], "images"?: [path relative to the file]}`.
 """
 
@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
-DEFAULT_IMAGE_TOKEN = "<image>"  # stands in a text where a picture belongs
+DEFAULT_IMAGE_TOKEN = "<image>"  # placeholder of a picture in a text
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `loss` says whether an assistant's words are trained on; it means nothing on other roles."""
+    """One message. `loss` says whether an assistant message is trained on; other roles ignore it."""
 
     role: Role
     content: str
@@ -26,10 +26,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order (a system turn may stand anywhere) and the pictures of their `<image>` tokens.
+    """Turns in order (a system turn may be at any position), and the pictures of their `<image>` tokens.
 
     Args:
-        images: as the dataset file writes them, relative to it; paths once they are found (`vlm/sources.py`).
+        images: picture paths as in the dataset file, relative to it; `vlm/sources.py` replaces them by full paths.
     """
 
     turns: tuple[Turn, ...]
@@ -37,12 +37,12 @@ class Conversation:
 
     @property
     def question(self) -> str:
-        """The first thing the user says: what splits and duplicate counts go by."""
+        """The first user message; the key for the validation split and for duplicate counts."""
         return next((turn.content for turn in self.turns if turn.role == "user"), "")
 
 
 def single_turn(question: str, answer: str | None = None, system: str | None = None) -> Conversation:
-    """A conversation of one question, with its answer when there is one."""
+    """A conversation with one question, and its answer if given."""
     turns = [Turn("system", system)] if system else []
     turns.append(Turn("user", question))
     if answer is not None:
@@ -51,29 +51,25 @@ def single_turn(question: str, answer: str | None = None, system: str | None = N
 
 
 def image_dialogue(pairs: Iterable[tuple[str, str]], image: str) -> Conversation:
-    """Questions with their answers about one picture, its mark before the first question as LLaVA trains."""
+    """Questions and answers about one picture; `<image>` is before the first question, as in LLaVA."""
     turns: list[Turn] = []
     for question, answer in pairs:
-        mark = "" if turns else f"{DEFAULT_IMAGE_TOKEN}\n"
-        turns += [Turn("user", f"{mark}{question}"), Turn("assistant", answer)]
+        prefix = "" if turns else f"{DEFAULT_IMAGE_TOKEN}\n"
+        turns += [Turn("user", f"{prefix}{question}"), Turn("assistant", answer)]
     return Conversation(tuple(turns), (image,))
 
 
 def to_row(conversation: Conversation) -> dict[str, Any]:
-    """The canonical row; `loss` is written only where it is off, `images` only where there are any."""
-    messages: list[dict[str, Any]] = []
-    for turn in conversation.turns:
-        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-        if not turn.loss:
-            message["loss"] = False
-        messages.append(message)
-    row: dict[str, Any] = {"messages": messages}
-    if conversation.images:
-        row["images"] = [str(image) for image in conversation.images]
-    return row
+    """The canonical row; `loss` is written only if false, `images` only if there are any."""
+    messages = [
+        {"role": turn.role, "content": turn.content} | ({} if turn.loss else {"loss": False})
+        for turn in conversation.turns
+    ]
+    images = [str(image) for image in conversation.images]
+    return {"messages": messages} | ({"images": images} if images else {})
 
 
 def to_jsonl(conversations: Iterable[Conversation]) -> Iterator[str]:
-    """Canonical lines, each ending in a newline, UTF-8 text left readable."""
+    """Canonical rows as JSON lines, each with a newline; non-ASCII text is not escaped."""
     for conversation in conversations:
         yield json.dumps(to_row(conversation), ensure_ascii=False) + "\n"

@@ -1,6 +1,5 @@
-"""Pictures of datasets: found below their folder, opened upright in RGB, or refused by name."""
+"""Pictures of datasets: resolve their paths, check them, open them as RGB."""
 
-import hashlib
 import os
 import struct
 import warnings
@@ -10,49 +9,59 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tuning.errors import DataError
 
-MAX_PIXELS = 100_000_000  # a file of a few kilobytes can claim more than any memory holds
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # Pillow knows more, and starts programs for some
-# What its decoders trip over in a broken file.
+MAX_PIXELS = 100_000_000  # a file of a few kilobytes can declare a size that exceeds the memory
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # for some others Pillow starts external programs
+# Exceptions of Pillow's decoders on a broken file.
 BROKEN = (OSError, EOFError, ValueError, TypeError, SyntaxError, ArithmeticError, LookupError, struct.error)
-# Pillow warns of what is refused here. For good: threads that open pictures would mix up what they put back.
+# Pillow warns about files that are refused here. The filter is global: `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def picture_path(name: str, folder: Path, where: str) -> Path:
-    """The file that a row's picture path leads to, below `folder`; links in that folder may lead anywhere.
+    """Resolve the picture path of a row, relative to `folder`; symbolic links may point outside it.
+
+    Args:
+        where: position of the row, for messages.
 
     Raises:
         DataError: the path leads out of the folder, or there is no such file.
     """
     root = folder.absolute()
-    path = Path(os.path.normpath(root / name))  # by its text: links are the user's own
+    path = Path(os.path.normpath(root / name))  # without resolving symbolic links
     if not path.is_relative_to(os.path.normpath(root)):
         raise DataError(
-            f"{where}: {name} leads out of {folder}, where the pictures are; write a path below it, "
-            "or set pictures.folder."
+            f"{where}: {name} leads out of the picture folder {folder}; write a path inside it, or set pictures.folder."
         )
-    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where a name is too long or a folder is closed
-        raise DataError(f"{where}: {name}: no such picture in {folder}; mend the path or put the file there.")
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises if a name is too long or a folder is not readable
+        raise DataError(f"{where}: {name}: no such picture in {folder}; fix the path or add the file.")
     return path
 
 
 def open_picture(path: Path, where: str) -> Image.Image:
-    """A picture in RGB, turned upright as its EXIF says, on white where it is transparent; the first of an animation.
+    """Open a picture as RGB: EXIF rotation applied, transparency on white, the first frame of an animation.
+
+    Args:
+        where: position of the row, for messages.
 
     Raises:
-        DataError: it cannot be read, is no picture, is broken, or has more than `MAX_PIXELS`.
+        DataError: the file cannot be read, is not a picture, is broken, or has 0 or more than `MAX_PIXELS` pixels.
     """
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            refuse_oversized(opened, path, where)
+            width, height = opened.size
+            if not 0 < width * height <= MAX_PIXELS:  # before the pixels are decoded into memory
+                raise DataError(
+                    f"{where}: {path} has {width} x {height} pixels; the maximum is {MAX_PIXELS // 10**6} million "
+                    "pixels; make it smaller."
+                )
             opened.load()
             picture = _eight_bits(ImageOps.exif_transpose(opened))
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-                ground = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+                background = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(background, picture.convert("RGBA"))
             return picture.convert("RGB")
     except UnidentifiedImageError as error:
-        raise DataError(f"{where}: {path} is no picture that can be read; give a JPEG, PNG or WebP file.") from error
+        raise DataError(f"{where}: {path} is not a readable picture; give a JPEG, PNG or WebP file.") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{where}: {path} has too many pixels ({error}); make it smaller.") from error
     except BROKEN as error:
@@ -61,30 +70,11 @@ def open_picture(path: Path, where: str) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Deep greys scaled to 8 bits: Pillow would clip them to white."""
+    """Scale a greyscale picture of 16 or 32 bits to 8 bits; Pillow's `convert` would clip it to white."""
     if picture.mode == "F":
-        raise ValueError("its pixels are measurements without a scale; save it with 8 bits a colour")
+        raise ValueError("its pixels are floating-point numbers without a scale; save it with 8 bits per channel")
     if not picture.mode.startswith("I"):
         return picture
     grey = picture.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
-    grey.info.pop("transparency", None)  # a value of the 16 bits
+    grey.info.pop("transparency", None)  # a 16-bit value
     return grey
-
-
-def refuse_oversized(picture: Image.Image, path: Path, where: str) -> None:
-    """Look at the size that a file claims, before its pixels take memory.
-
-    Raises:
-        DataError: more than `MAX_PIXELS`, or no pixels at all.
-    """
-    width, height = picture.size
-    if width * height > MAX_PIXELS or not width * height:
-        raise DataError(
-            f"{where}: {path} is {width} x {height} pixels, and {MAX_PIXELS // 10**6} million are the most that are "
-            "opened; make it smaller."
-        )
-
-
-def picture_hash(path: Path) -> str:
-    """sha256 of the file's bytes: what tells pictures apart, whatever they are called."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

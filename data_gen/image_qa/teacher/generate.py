@@ -20,8 +20,9 @@ from data_gen.image_qa.facts import Picture
 from data_gen.image_qa.teacher.client import Teacher, connect, request_reply
 from data_gen.image_qa.teacher.replies import InvalidReply, Rounds, parse_rounds, question_key
 from data_gen.image_qa.teacher.store import StoredDialogue, append_dialogue, read_dialogues
+from tuning.data.card import file_sha256
 from tuning.data.conversation import Conversation, image_dialogue
-from tuning.data.pictures import open_picture, picture_hash
+from tuning.data.pictures import open_picture
 from tuning.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def ask_teacher(
         Interrupted: by Ctrl-C; the valid dialogues are in `store`.
     """
     plan = [
-        DialogueRequest(picture, picture_hash(picture.path), number, rounds, language, seed)
+        DialogueRequest(picture, file_sha256(picture.path), number, rounds, language, seed)
         for language in languages
         for picture in pictures
         for number in range(dialogues)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tuning.data.pictures import MAX_PIXELS, open_picture, picture_hash, picture_path
+from tuning.data.pictures import MAX_PIXELS, open_picture, picture_path
 from tuning.errors import DataError
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\..*")  # the runner puts filters of its own first
@@ -130,7 +130,7 @@ def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
     script = tmp_path / "script.jpg"
     script.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     for path in (text, empty, script):
-        assert "no picture that can be read" in refusal(path)
+        assert "is not a readable picture" in refusal(path)
     assert "cannot be read (Is a directory)" in refusal(tmp_path)
     assert "cannot be read (No such file or directory)" in refusal(tmp_path / "none.png")
 
@@ -221,7 +221,7 @@ def test_other_colours_become_rgb(tmp_path: Path) -> None:
     assert np.abs(red.astype(int) - RED).max() < 4
     assert corners(open_picture(saved(Image.new("1", (2, 2), 1), tmp_path / "bit.png"), "row"))[0] == WHITE
     floats = Image.fromarray(np.ones((2, 2), np.float32))
-    assert "save it with 8 bits a colour" in refusal(saved(floats, tmp_path / "heights.tiff"))
+    assert "save it with 8 bits per channel" in refusal(saved(floats, tmp_path / "heights.tiff"))
 
 
 @pytest.mark.parametrize("name", ["moving.gif", "moving.webp"])
@@ -230,11 +230,3 @@ def test_of_an_animation_the_first_picture_counts(tmp_path: Path, name: str) -> 
     options = {"lossless": True} if name.endswith("webp") else {}
     path = saved(first, tmp_path / name, save_all=True, append_images=rest, **options)
     assert corners(open_picture(path, "row")) == [RED] * 4
-
-
-def test_pictures_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
-    one, same, other = (tmp_path / name for name in ("1.png", "2.jpg", "3.png"))
-    one.write_bytes(b"x")
-    same.write_bytes(b"x")
-    other.write_bytes(b"y")
-    assert picture_hash(one) == picture_hash(same) != picture_hash(other)
