@@ -44,7 +44,7 @@ def rehearsal_rows(loaded: LoadedModel, settings: Rehearsal, optim: Optim, pack:
             f"rehearsal.max_new_tokens: no answer of the base model ends within {settings.max_new_tokens} tokens; "
             "raise it, or leave rehearsal.prompts out."
         )
-    return [SourceRow(number, f"rehearsal {row.question[:40]!r}", row) for number, row in enumerate(answered, 1)]
+    return [SourceRow(f"rehearsal {row.question[:40]!r}", row) for row in answered]
 
 
 def rehearsal_prompt_limit(settings: Rehearsal, optim: Optim, pack: bool, processes: int) -> int | None:

@@ -101,7 +101,7 @@ def test_what_convert_refuses(tmp_path: Path) -> None:
         (("a.jsonl", "a.jsonl"), "never overwritten"),
         (("a.jsonl", "link.json"), "never overwritten"),
         (("a.jsonl", "b.txt"), "add --container"),
-        (("a.jsonl", "b.json", "--to", "llava"), "a.jsonl, line 1: llava rows have no place for system text"),
+        (("a.jsonl", "b.json", "--to", "llava"), "a.jsonl, line 1: llava rows cannot contain a system turn"),
         (("a.jsonl", "b.json", "--repair-nested", "none"), "none: has no questions"),
         (("a.jsonl", "a.jsonl/b.json"), "cannot be written"),
         ((str(BAD / "nested_input.jsonl"), "b.json"), "--repair-nested"),
@@ -139,7 +139,7 @@ def test_inspect_without_a_model(tmp_path: Path) -> None:
 def test_what_inspect_refuses(tmp_path: Path) -> None:
     for words, reason in [
         ((str(BAD / "gbk.jsonl"), "--model", "nowhere"), "save the file as UTF-8"),
-        (("missing.jsonl",), "missing.jsonl: there is no such file"),
+        (("missing.jsonl",), "missing.jsonl: cannot be read (No such file or directory)"),
         ((str(BAD / "mixed_formats.jsonl"), "--system", "s"), "add --model"),
     ]:
         done = twinlens(tmp_path, "inspect", *words, code=2)

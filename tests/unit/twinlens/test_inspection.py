@@ -32,7 +32,7 @@ CHAT = Conversation(
 
 
 def source(*conversations: Conversation) -> list[SourceRow]:
-    return [SourceRow(number, f"a.jsonl, line {number}", each) for number, each in enumerate(conversations, 1)]
+    return [SourceRow(f"a.jsonl, line {number}", each) for number, each in enumerate(conversations, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,10 @@ def test_language_goes_by_the_letters() -> None:
 
 def test_shown_rows_differ() -> None:
     other = single_turn("a", "b")
-    assert [row.number for row in first_distinct(source(CHAT, CHAT, other, single_turn("c", "d")), 2)] == [1, 3]
+    assert [row.where for row in first_distinct(source(CHAT, CHAT, other, single_turn("c", "d")), 2)] == [
+        "a.jsonl, line 1",
+        "a.jsonl, line 3",
+    ]
     assert first_distinct(source(CHAT), 0) == []
 
 

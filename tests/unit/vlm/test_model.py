@@ -51,7 +51,7 @@ def template(tiny_model: Path) -> ChatTemplate:
 
 def image_row(question: str, answer: str, *images: str) -> SourceRow:
     turns = (Turn("user", f"{DEFAULT_IMAGE_TOKEN}\n" * len(images) + question), Turn("assistant", answer))
-    return SourceRow(1, "row 1", Conversation(turns, images))
+    return SourceRow("row 1", Conversation(turns, images))
 
 
 def encoded(template: ChatTemplate, *rows: SourceRow, max_length: int = 400) -> list[EncodedSample]:
@@ -88,7 +88,7 @@ def test_truncation_drops_pictures_too(template: ChatTemplate) -> None:
         Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nwho?"), Turn("assistant", "one"),
         Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nwho?"), Turn("assistant", "two " * 50),
     )  # fmt: skip
-    (sample,) = encoded(template, SourceRow(1, "row 1", Conversation(turns, ("3", "1"))), max_length=60)
+    (sample,) = encoded(template, SourceRow("row 1", Conversation(turns, ("3", "1"))), max_length=60)
     assert sample.truncated
     assert sample.picture_ids == (3,)
     assert (sample.ids == IMAGE_TOKEN_INDEX).sum() == PATCHES

@@ -17,7 +17,7 @@ from llm.chat_template.special_tokens import SpecialTokenEscaper
 from llm.internlm.tokenizer import build_tokenizer
 from llm.loading import load_template
 from tuning.data.conversation import Conversation, Turn, single_turn
-from tuning.data.row_readers import ReadNotes, read_row
+from tuning.data.row_readers import read_row
 from tuning.errors import ConfigError
 from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
@@ -72,7 +72,7 @@ def test_ids_and_labels_are_xtuner_s(folders, row):
     if row["conversation"] == "two_questions":  # which our readers part by a newline, and say so
         conversation = Conversation(tuple(Turn(turn["role"], turn["content"]) for turn in said))
     else:
-        conversation = read_row(value, SCHEMA[row["kind"]], ReadNotes())
+        conversation, _ = read_row(value, SCHEMA[row["kind"]])
     assert conversation is not None
     seen = PATCHES if row["kind"] == "llava" else 0
     template = ChatTemplate(tokenizer(folders[row["tokenizer"]]), None, seen, NAMED_TEMPLATES[row["template"]])
