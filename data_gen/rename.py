@@ -10,17 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from data_gen.container import (
-    RowCount,
-    holds_array,
-    open_dataset,
-    parse,
-    parse_array,
-    refuse_overwriting,
-    write_hashed,
-)
+from data_gen.container import RowCount, is_array, parse, parse_array, refuse_overwriting, write_hashed
 from data_gen.names import as_written, check_name, fold, spaced
 from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
+from tuning.data.containers import open_dataset
 from tuning.errors import ConfigError, DataError
 
 # A JSON string, and the colon that makes it a key. Only valid JSON is searched, so quotes pair up from the left.
@@ -116,7 +109,7 @@ def rename_dataset(source: Path, out: Path, pairs: Sequence[tuple[str, str]]) ->
     with open_dataset(source) as stream:
         card = read_card(source)
         _refuse_second_swap(source, card, renaming)
-        rewrite = _rename_array if holds_array(stream) else _rename_lines
+        rewrite = _rename_array if is_array(stream) else _rename_lines
         byte_order_mark = stream.tell()
         stream.seek(0)
         mark = stream.read(byte_order_mark)

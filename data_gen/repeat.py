@@ -11,14 +11,14 @@ from data_gen.container import (
     RowCount,
     array_copies,
     dump_array,
-    holds_array,
-    open_dataset,
+    is_array,
     parse,
     parse_array,
     refuse_overwriting,
     write_hashed,
 )
 from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
+from tuning.data.containers import open_dataset
 from tuning.errors import ConfigError, DataError
 
 
@@ -39,7 +39,7 @@ def repeat_dataset(source: Path, out: Path, number: int) -> DatasetCard:
     count = RowCount()
     with open_dataset(source) as stream:
         card = read_card(source) or DatasetCard(made_by="", rows=0, distinct=0, sha256="")
-        if holds_array(stream):
+        if is_array(stream):
             rows = parse_array(stream.read(), source)
             for row in rows:
                 count.add(json.dumps(row).encode("ascii"))

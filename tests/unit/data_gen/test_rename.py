@@ -124,7 +124,7 @@ def test_wrong_names_are_refused(tmp_path, pairs, word):
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(b"\n", "no rows"), (b'{"a": 1}\n{a}\n', "line 2: not valid JSON"), (b'{"\xff', "line 1")]
+    ("content", "word"), [(b"\n", "no rows"), (b'{"a": 1}\n{a}\n', "line 2: broken JSON"), (b'{"\xff', "line 1")]
 )
 def test_bad_input_leaves_nothing_behind(tmp_path, content, word):
     (tmp_path / "in.jsonl").write_bytes(content)
