@@ -1,4 +1,4 @@
-"""YAML files validated by pydantic: one sentence for each fault, with file, line, key and fix."""
+"""YAML files, validated by pydantic: one sentence per fault, with file, line, key and fix."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -20,19 +20,19 @@ from tuning.errors import DataError, KitError
 
 Model = TypeVar("Model")
 Loc = tuple[int | str, ...]
-UNION_TAGS = ("all-linear", "tuple[str, ...]", "literal['all-linear']")  # pydantic's names for a union's branches
+UNION_TAGS = ("all-linear", "tuple[str, ...]", "literal['all-linear']")  # pydantic's names for the members of a union
 
 FIXES = {
     "missing": "is missing; add it.",
     "string_type": "must be text and not empty; write the text, in quotes if it contains YAML syntax.",
     "dict_type": "must be a mapping; write its entries as `name: {{key: value}}`.",
     "tuple_type": "must be a list; write it in brackets, such as [{value}].",
-    "too_short": "is an empty list; name at least one.",
+    "too_short": "is an empty list; write at least one value.",
 }
 
 
 class TextResolver(VersionedResolver):
-    """Reads every scalar but null as the text that is written: `4`, `1.10` and `yes` stay as they are."""
+    """Reads every scalar except null as text: `4`, `1.10` and `yes` become strings."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)
@@ -41,11 +41,12 @@ class TextResolver(VersionedResolver):
 
 @dataclass(frozen=True, slots=True)
 class YamlFile:
-    """The values of a file, and the faults found in them.
+    """The values of a YAML file, and the faults found in them.
 
     Args:
-        where: the file as error messages name it.
-        values: ruamel's mappings and sequences, which know the line of each of their values.
+        where: the file, as error messages name it.
+        values: mappings and sequences of ruamel, which record the line of each value.
+        faults: one sentence per fault.
     """
 
     where: str
@@ -53,7 +54,7 @@ class YamlFile:
     faults: list[str] = field(default_factory=list[str])
 
     def line(self, loc: Loc) -> int | None:
-        """The line of a value, or of the innermost value around it that has one."""
+        """Line number of the value at `loc`, or of the innermost enclosing value that has one."""
         line, value = None, self.values
         for part in loc:
             marks = getattr(getattr(value, "lc", None), "data", None) or {}
@@ -63,15 +64,16 @@ class YamlFile:
         return line
 
     def at(self, loc: Loc) -> str:
-        """`facts.yaml, line 3`."""
+        """Position of the value at `loc`, such as `facts.yaml, line 3`."""
         line = self.line(loc)
         return self.where if line is None else f"{self.where}, line {line}"
 
     def add_fault(self, loc: Loc, key: str, sentence: str) -> None:
+        """Record a fault of the value at `loc`; `key` is its name in the message."""
         self.faults.append(f"{self.at(loc)}: {key}: {sentence}" if key else f"{self.at(loc)}: {sentence}")
 
     def raise_faults(self, error: type[KitError] = DataError) -> None:
-        """Raise every fault as one error, a line each; nothing when there is none."""
+        """Raise all recorded faults as one error, one line each; do nothing if there are none."""
         if self.faults:
             raise error("\n".join(self.faults))
 
@@ -83,11 +85,11 @@ class YamlFile:
         context: Any = None,
         other_names: Mapping[str, str] | None = None,
     ) -> Model | None:
-        """Build a model from the value at `loc`; add a fault for everything wrong with it and return None then.
+        """Build a model from the value at `loc`. If it is not valid, record its faults and return None.
 
         Args:
             context: passed to the validators of the model.
-            other_names: hints for unknown keys, by key.
+            other_names: names of keys in other tools -> key here; hints for unknown keys.
         """
         value = self.values
         for part in loc:
@@ -102,7 +104,7 @@ class YamlFile:
 
 
 def read_text(path: Path, what: str, error_type: type[KitError] = DataError, where: str = "") -> str:
-    """The UTF-8 text of a file; arguments and errors as `read_yaml`."""
+    """Read the UTF-8 text of a file; arguments and errors as in `read_yaml`."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -117,19 +119,19 @@ def read_yaml(
     """Read a YAML or JSON file.
 
     Args:
-        what: the kind of file, for messages.
-        where: the file as messages name it; the path when left out.
-        as_text: keep every value as the text that is written.
+        what: type of the file, for messages, such as `task file`.
+        where: the file, as error messages name it; default: the path.
+        as_text: read every scalar except null as text.
 
     Raises:
-        KitError: of `error_type`; the file is missing, is not UTF-8 or not YAML.
+        KitError: an error of `error_type`; the file is missing, is not UTF-8 or is not YAML.
     """
     where = where or str(path)
     return parse_yaml(read_text(path, what, error_type, where), what, error_type, where=where, as_text=as_text)
 
 
 def parse_yaml(text: str, what: str, error_type: type[KitError], *, where: str, as_text: bool = False) -> YamlFile:
-    """As `read_yaml`, from the text of the file."""
+    """Parse the text of a YAML or JSON file; arguments and errors as in `read_yaml`."""
     yaml: Any = YAML()
     if as_text:
         yaml.Resolver = TextResolver
@@ -137,7 +139,7 @@ def parse_yaml(text: str, what: str, error_type: type[KitError], *, where: str, 
         return YamlFile(where, yaml.load(text))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        problem = str(error.problem).partition(" with value ")[0]  # a duplicate key's values can be long
+        problem = str(error.problem).partition(" with value ")[0]  # the values of a duplicate key can be long
         raise error_type(f"{where}, line {line}: not valid YAML ({problem}); fix that line.") from error
     except YAMLError as error:
         raise error_type(f"{where}: not valid YAML ({str(error).splitlines()[0]}); save it as plain text.") from error
@@ -145,18 +147,16 @@ def parse_yaml(text: str, what: str, error_type: type[KitError], *, where: str, 
         raise error_type(f"{where}: is nested too deeply to be a {what}; flatten it.") from error
 
 
-@lru_cache
-def _adapter(model: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(model)
+_adapter = lru_cache(TypeAdapter)  # building one is slow
 
 
 def _sentence(model: Any, fault: Any, other_names: Mapping[str, str]) -> str:
-    """What is wrong with one value, and the fix."""
+    """The fault of one value, and the fix."""
     kind, loc, value = fault["type"], fault["loc"], fault["input"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         key, keys = str(loc[-1]), list(_fields(_owner(model, loc)))
         if key in other_names:
-            return f"no such key; here it is {other_names[key]}."
+            return f"no such key; its name here is {other_names[key]}."
         close = difflib.get_close_matches(key, keys, n=1)
         return f"no such key; write {close[0]}." if close else f"no such key; the keys are {', '.join(keys)}."
     if kind in ("model_type", "dataclass_type"):
@@ -169,7 +169,7 @@ def _sentence(model: Any, fault: Any, other_names: Mapping[str, str]) -> str:
 
 
 def _owner(model: Any, loc: Loc) -> Any:
-    """The model that the last key of `loc` belongs to."""
+    """The model that has the last key of `loc` as a field."""
     for part in loc[:-1]:
         model = next(_models(_fields(model).get(str(part))), model)
     return model
@@ -184,7 +184,7 @@ def _models(annotation: Any) -> Iterator[Any]:
 
 
 def _fields(model: Any) -> dict[str, Any]:
-    """The annotations of a model's fields, by name; none for another type."""
+    """Field names and annotations of a model; an empty dict for another type."""
     if isinstance(model, type) and issubclass(model, BaseModel):
         return {name: each.annotation for name, each in model.model_fields.items()}
     return {each.name: each.type for each in dataclasses.fields(model)} if dataclasses.is_dataclass(model) else {}

@@ -64,7 +64,7 @@ def test_all_faults_are_told_at_once_with_line_and_key(task_file: Path) -> None:
     assert len(lines) == 3
     assert any(line.startswith(f"{task_file}, line 6: optim.micro_batch: ") for line in lines)
     assert any(line.startswith(f"{task_file}, line 8: lora.rank: ") for line in lines)
-    assert any("line 9: lora.lora_alpha: no such key; here it is lora.alpha." in line for line in lines)
+    assert any("line 9: lora.lora_alpha: no such key; its name here is lora.alpha." in line for line in lines)
 
 
 def test_a_list_is_asked_for_in_its_own_words(task_file: Path) -> None:
@@ -72,7 +72,10 @@ def test_a_list_is_asked_for_in_its_own_words(task_file: Path) -> None:
     assert refusal(task_file, "data.files=a.jsonl") == (
         f"{file}, line 3: data.files: must be a list; write it in brackets, such as [a.jsonl]."
     )
-    assert refusal(task_file, "data.files=[]") == f"{file}, line 3: data.files: is an empty list; name at least one."
+    assert (
+        refusal(task_file, "data.files=[]")
+        == f"{file}, line 3: data.files: is an empty list; write at least one value."
+    )
 
 
 def test_one_length_is_asked_for(task_file: Path) -> None:
