@@ -97,7 +97,7 @@ class Data(SettingsGroup):
 
 class Rehearsal(SettingsGroup):
     """Unrelated rows mixed into the training data against forgetting: prompts answered by the base model before
-    training, and dataset files as they are."""
+    training, and rows of dataset files, unchanged."""
 
     prompts: tuple[Path, ...] = ()
     """Files of prompts (YAML lists) that the base model answers."""

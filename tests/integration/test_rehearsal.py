@@ -1,4 +1,4 @@
-"""The base is asked once, and only for what it has not answered before."""
+"""Rehearsal: the base model answers each prompt once; answers come from the cache after that."""
 
 import json
 

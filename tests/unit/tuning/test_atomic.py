@@ -1,4 +1,4 @@
-"""Folders that have their name only when complete."""
+"""Atomic folders: they get their name only when they are complete."""
 
 import os
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path, shared: bool) -> None:
+def test_after_an_error_only_the_old_folder_remains(tmp_path: Path, shared: bool) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "old").write_text("old")
     with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "made", replace=True, shared=shared) as folder:
@@ -42,11 +42,11 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path, shared
     with atomic_folder(tmp_path / "made", replace=True, shared=shared) as folder:
         assert (folder == hidden_name(tmp_path / "made")) == shared
         (folder / "new").write_text("new")
-        assert (tmp_path / "made" / "old").exists(), "it stays until the new one is complete"
+        assert (tmp_path / "made" / "old").exists(), "the old folder remains until the new one is complete"
     assert [path.name for path in tmp_path.rglob("*")] == ["made", "new"]
 
 
-def test_a_folder_with_files_is_not_replaced_unasked(tmp_path: Path) -> None:
+def test_a_folder_with_files_is_not_replaced_by_default(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     with atomic_folder(tmp_path / "made") as folder:
         (folder / "first").write_text("1")
@@ -55,7 +55,7 @@ def test_a_folder_with_files_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["made", "first"]
 
 
-def test_below_a_file_nothing_can_be_written(tmp_path: Path) -> None:
+def test_a_folder_inside_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DeviceError, match="cannot be written"), atomic_folder(tmp_path / "file" / "made"):
         pass

@@ -8,13 +8,13 @@ def test_two_runs_in_one_second_get_two_folders(tmp_path):
     assert create_run(tmp_path, "a").path != create_run(tmp_path, "a").path
 
 
-def test_a_place_below_a_file_is_refused(tmp_path):
+def test_a_work_dir_inside_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DeviceError, match="cannot be written"):
         create_run(tmp_path / "file", "a")
 
 
-def test_a_checkpoint_that_fails_leaves_nothing_but_the_old_ones(tmp_path):
+def test_after_a_failed_checkpoint_only_the_old_ones_remain(tmp_path):
     run = RunDir(tmp_path)
     with run.new_checkpoint(1, 2) as folder:
         (folder / "x").write_text("1")
@@ -27,7 +27,7 @@ def test_a_checkpoint_that_fails_leaves_nothing_but_the_old_ones(tmp_path):
     assert [step for step, _ in run.checkpoints()] == [2, 3]
 
 
-def test_going_on_forgets_what_came_after_the_checkpoint_and_a_torn_last_line(tmp_path):
+def test_resume_removes_rows_after_the_checkpoint_and_an_incomplete_last_line(tmp_path):
     run = RunDir(tmp_path)
     run.append(run.steps, [{"step": step} for step in (1, 2, 3)])
     with run.steps.open("a") as stream:
@@ -37,12 +37,12 @@ def test_going_on_forgets_what_came_after_the_checkpoint_and_a_torn_last_line(tm
     assert [row["step"] for row in read_jsonl(run.steps)] == [1, 2, 3]
 
 
-def test_a_broken_line_in_the_middle_is_named(tmp_path):
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     (tmp_path / "steps.jsonl").write_text('{"step": 1}\nnot json\n{"step": 3}\n')
     with pytest.raises(DataError, match=r"steps\.jsonl, line 2"):
         read_jsonl(tmp_path / "steps.jsonl")
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"task\.yaml is missing"):
         open_run(tmp_path)

@@ -10,13 +10,13 @@ from tuning.errors import ConfigError
 from tuning.settings import NAMES_IN_OTHER_KITS, apply_overrides, read_task_document, settings_group_of
 from twinlens.task_files import read_task
 
-LEAST = "model: embedded\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 5\n"
+MINIMAL = "model: embedded\ndata:\n  files: [a.jsonl]\noptim:\n  steps: 5\n"
 
 
 @pytest.fixture
 def task_file(tmp_path: Path) -> Path:
     path = tmp_path / "task.yaml"
-    path.write_text(LEAST, encoding="utf-8")
+    path.write_text(MINIMAL, encoding="utf-8")
     return path
 
 
@@ -27,19 +27,19 @@ def refusal(path: Path, *overrides: str) -> str:
 
 
 @pytest.mark.parametrize("number", ["2e-4", "2E-4", "2.0e-4", "0.0002"])
-def test_numbers_may_be_written_as_people_write_them(task_file: Path, number: str) -> None:
-    task_file.write_text(LEAST + f"  learning_rate: {number}\n", encoding="utf-8")
+def test_numbers_can_have_any_usual_format(task_file: Path, number: str) -> None:
+    task_file.write_text(MINIMAL + f"  learning_rate: {number}\n", encoding="utf-8")
     assert read_task(task_file)[0].optim.learning_rate == 2e-4
     assert read_task(task_file, [f"optim.learning_rate={number}"])[0].optim.learning_rate == 2e-4
 
 
-def test_overrides_are_told_with_old_and_new(task_file: Path) -> None:
+def test_overrides_report_the_old_and_the_new_value(task_file: Path) -> None:
     task, changes = read_task(task_file, ["optim.steps=7", "lora.rank=8", "data.files=[b.jsonl, c.jsonl]"])
     assert (task.optim.steps, task.lora.rank, task.data.files) == (7, 8, (Path("b.jsonl"), Path("c.jsonl")))
     assert changes[:2] == ["optim.steps: 5 -> 7", "lora.rank: (default) -> 8"]
 
 
-def test_an_empty_value_unsets(task_file: Path) -> None:
+def test_an_empty_override_sets_null(task_file: Path) -> None:
     task, _ = read_task(task_file, ["optim.steps=", "optim.epochs=2"])
     assert (task.optim.steps, task.optim.epochs) == (None, 2)
 
@@ -54,12 +54,12 @@ def test_an_override_reaches_any_depth(keys: list[str], value: int) -> None:
 
 
 @pytest.mark.parametrize("override", ["optim.steps", "=5", "optim.steps=[", "model.deep=1"])
-def test_broken_overrides_are_named(task_file: Path, override: str) -> None:
+def test_the_error_names_the_broken_override(task_file: Path, override: str) -> None:
     assert refusal(task_file, override).startswith(f"{override}: ")
 
 
-def test_all_faults_are_told_at_once_with_line_and_key(task_file: Path) -> None:
-    task_file.write_text(LEAST + "  micro_batch: 0\nlora:\n  rank: many\n  lora_alpha: 3\n", encoding="utf-8")
+def test_all_faults_are_reported_together_with_line_and_key(task_file: Path) -> None:
+    task_file.write_text(MINIMAL + "  micro_batch: 0\nlora:\n  rank: many\n  lora_alpha: 3\n", encoding="utf-8")
     lines = refusal(task_file).splitlines()
     assert len(lines) == 3
     assert any(line.startswith(f"{task_file}, line 6: optim.micro_batch: ") for line in lines)
@@ -67,7 +67,7 @@ def test_all_faults_are_told_at_once_with_line_and_key(task_file: Path) -> None:
     assert any("line 9: lora.lora_alpha: no such key; its name here is lora.alpha." in line for line in lines)
 
 
-def test_a_list_is_asked_for_in_its_own_words(task_file: Path) -> None:
+def test_a_value_that_is_not_a_list_is_refused(task_file: Path) -> None:
     file = str(task_file)
     assert refusal(task_file, "data.files=a.jsonl") == (
         f"{file}, line 3: data.files: must be a list; write it in brackets, such as [a.jsonl]."
@@ -78,13 +78,13 @@ def test_a_list_is_asked_for_in_its_own_words(task_file: Path) -> None:
     )
 
 
-def test_one_length_is_asked_for(task_file: Path) -> None:
+def test_steps_or_epochs_is_required(task_file: Path) -> None:
     assert "optim.steps or optim.epochs" in refusal(task_file, "optim.epochs=1")
     assert "optim.steps or optim.epochs" in refusal(task_file, "optim.steps=")
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "reason"),
     [
         (b"- a\n- b\n", "must be a mapping"),
         (b"", "must be a mapping"),
@@ -92,18 +92,18 @@ def test_one_length_is_asked_for(task_file: Path) -> None:
         (b"\xff\xfe\x00", "not UTF-8"),
     ],
 )
-def test_files_that_are_no_task(task_file: Path, content: bytes, says: str) -> None:
+def test_a_file_that_is_not_a_task_is_refused(task_file: Path, content: bytes, reason: str) -> None:
     task_file.write_bytes(content)
-    assert says in refusal(task_file)
+    assert reason in refusal(task_file)
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             read_task_document(path)
 
 
-def test_hints_lead_to_settings_that_exist() -> None:
+def test_hints_name_settings_that_exist() -> None:
     for name, here in NAMES_IN_OTHER_KITS.items():
         block = TextTask
         for part in here.split("."):
@@ -111,14 +111,14 @@ def test_hints_lead_to_settings_that_exist() -> None:
             block = settings_group_of(block.model_fields[part])  # type: ignore[assignment]
 
 
-def test_every_setting_explains_itself() -> None:
+def test_every_setting_has_a_docstring() -> None:
     for name, field in TextTask.model_fields.items():
         inner = getattr(settings_group_of(field), "model_fields", None)
         for key, setting in (inner or {name: field}).items():
             assert setting.description, f"{name}.{key} has no docstring"
 
 
-def test_rehearsal_takes_prompts_and_files(task_file: Path) -> None:
+def test_rehearsal_accepts_prompts_and_files(task_file: Path) -> None:
     assert read_task(task_file)[0].rehearsal.files == ()
     task, _ = read_task(task_file, ["rehearsal.files=[others.jsonl, text.jsonl]"])
     assert task.rehearsal.files == (Path("others.jsonl"), Path("text.jsonl"))

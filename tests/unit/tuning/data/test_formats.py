@@ -1,4 +1,4 @@
-"""Dataset files: every format is read as its own tools read it, written so that it reads back, or refused by name."""
+"""Dataset files: reading, writing and refusing every format."""
 
 import json
 import subprocess
@@ -80,7 +80,7 @@ def turns(*pairs: tuple[Any, str]) -> tuple[Turn, ...]:
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in BAD.iterdir()))
-def test_bad_file_is_refused_by_name_row_and_fix(name: str) -> None:
+def test_a_bad_file_is_refused_with_name_row_and_fix(name: str) -> None:
     place, reason = REFUSED[name]
     with pytest.raises(DataError) as refusal:
         read(BAD / name)
@@ -90,7 +90,7 @@ def test_bad_file_is_refused_by_name_row_and_fix(name: str) -> None:
     assert message.endswith(".") and "\n" not in message
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be read \(Is a directory\)"):
         read(tmp_path)
     with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\)"):
@@ -111,7 +111,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     ids=["lines", "bom-crlf-blank-lines", "array", "bom-array"],
 )
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".txt"])
-def test_the_container_is_told_by_its_bytes(
+def test_the_container_is_detected_from_the_bytes(
     tmp_path: Path, write: Callable[[str], str], container: Container, ending: str
 ) -> None:
     path = tmp_path / f"persona{ending}"
@@ -120,7 +120,7 @@ def test_the_container_is_told_by_its_bytes(
     assert read(path) == [GOOD, GOOD]
 
 
-def test_rows_say_where_they_stand(tmp_path: Path) -> None:
+def test_rows_have_their_position(tmp_path: Path) -> None:
     path = tmp_path / "persona.jsonl"
     path.write_text(f"\n{json.dumps(GOOD_ROW)}\n\n{json.dumps(GOOD_ROW)}\n")
     assert [row.where for row in read_rows(path)] == [f"{path}, line 2", f"{path}, line 4"]
@@ -151,7 +151,7 @@ def test_messages(tmp_path: Path) -> None:
     assert dict(notes.ignored) == {"author": 1, "messages[].name": 1}
 
 
-def test_turns_without_a_counterpart_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_unpaired_turns_are_dropped_and_counted(tmp_path: Path) -> None:
     roles = ["assistant", "system", "user", "user", "assistant", "user"]
     messages = [{"role": role, "content": f"<image>{index}"} for index, role in enumerate(roles)]
     notes = ReadNotes()
@@ -196,7 +196,7 @@ def test_alpaca_rows(tmp_path: Path) -> None:
     assert notes.rows == 3 and notes.changes.total() == 1
 
 
-def test_llava_and_sharegpt_rows_may_stand_in_one_file(tmp_path: Path) -> None:
+def test_llava_and_sharegpt_rows_can_be_in_one_file(tmp_path: Path) -> None:
     def row(text: str, **more: Any) -> dict[str, Any]:
         return {
             "id": 1,
@@ -216,7 +216,7 @@ def test_llava_and_sharegpt_rows_may_stand_in_one_file(tmp_path: Path) -> None:
     assert notes.changes.total() == 1 and not notes.ignored
 
 
-def test_oasst_text_is_split_at_its_speakers_only(tmp_path: Path) -> None:
+def test_oasst_text_is_split_only_at_speakers(tmp_path: Path) -> None:
     text = "### Human: Explain.\n### Assistant: ### Heading\ntext ### Human: More?### Assistant: Yes.### Human: And"
     notes = ReadNotes()
     assert read_one(tmp_path / "a", {"text": text}, notes).turns == turns(
@@ -225,7 +225,7 @@ def test_oasst_text_is_split_at_its_speakers_only(tmp_path: Path) -> None:
     assert notes.changes.total() == 1
 
 
-# Text that a row may hold: whole characters of any script, not blank, and free of the picture mark.
+# Text of a row: complete characters of any script, not blank, without <image>.
 words = st.text(min_size=1, max_size=12).filter(
     lambda text: text.strip() and "<image>" not in text and text != "<nooutput>"
 )
@@ -251,7 +251,7 @@ def conversations(draw: st.DrawFn, schema: RowFormat) -> Conversation:
 
 @pytest.mark.parametrize("container", ["jsonl", "json", "parquet"])
 @pytest.mark.parametrize("schema", ["messages", "xtuner", "alpaca", "sharegpt", "llava"])
-def test_what_is_written_reads_back(
+def test_written_rows_read_back(
     tmp_path_factory: pytest.TempPathFactory, schema: RowFormat, container: Container
 ) -> None:
     path = tmp_path_factory.mktemp("round") / "rows"
@@ -266,7 +266,7 @@ def test_what_is_written_reads_back(
     round_trip()
 
 
-def test_xtuner_rows_carry_the_loss_flag_on_every_turn_or_arrow_turns_it_off(tmp_path: Path) -> None:
+def test_every_turn_of_xtuner_rows_has_the_loss_flag(tmp_path: Path) -> None:
     off = Conversation(
         (*turns(("user", "a")), Turn("assistant", "b", loss=False), *turns(("user", "c"), ("assistant", "d")))
     )
@@ -294,7 +294,7 @@ def test_xtuner_rows_carry_the_loss_flag_on_every_turn_or_arrow_turns_it_off(tmp
         ),
     ],
 )
-def test_what_a_format_cannot_say_is_refused_and_nothing_written(
+def test_what_a_format_cannot_represent_is_refused_and_no_file_written(
     tmp_path: Path, schema: RowFormat, conversation: Conversation, reason: str
 ) -> None:
     with pytest.raises(DataError, match=reason) as refusal:
@@ -304,14 +304,14 @@ def test_what_a_format_cannot_say_is_refused_and_nothing_written(
 
 
 @pytest.mark.parametrize("container", ["jsonl", "json", "parquet"])
-def test_copies_of_a_row_are_one_object(tmp_path: Path, container: Container) -> None:
+def test_copies_of_a_row_share_one_object(tmp_path: Path, container: Container) -> None:
     other = single_turn("What?", "That.")
     write_rows(tmp_path / "rows", [GOOD, other] * 50, "messages", container)
     assert len({id(row.conversation) for row in list(read_rows(tmp_path / "rows"))}) == 2
 
 
 @pytest.mark.parametrize("container", ["jsonl", "json", "parquet"])
-def test_memory_stays_flat(tmp_path: Path, container: Container) -> None:
+def test_memory_use_is_constant(tmp_path: Path, container: Container) -> None:
     path = tmp_path / "rows"
     filler = "many words and more " * 200
     rows = 8_000
@@ -325,7 +325,7 @@ def test_memory_stays_flat(tmp_path: Path, container: Container) -> None:
     assert container == "parquet" or path.stat().st_size > 30_000_000
 
 
-def test_reading_needs_no_torch() -> None:
+def test_reading_does_not_import_torch() -> None:
     code = (
         "import sys, tuning.data.formats\nassert not {'torch', 'transformers', 'pyarrow', 'ijson'} & set(sys.modules)"
     )

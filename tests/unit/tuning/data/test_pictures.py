@@ -1,4 +1,4 @@
-"""Pictures are found below their folder alone, and open whole, upright and in RGB or are refused in one sentence."""
+"""Pictures: paths stay inside their folder; files open as upright RGB or are refused in one sentence."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 from tuning.data.pictures import MAX_PIXELS, open_picture, picture_path
 from tuning.errors import DataError
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\..*")  # the runner puts filters of its own first
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\..*")  # pytest puts its own filters first
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 PARTS = st.lists(st.sampled_from(["..", ".", "a", "b", "", "~", "a.png"]), min_size=1, max_size=6)
@@ -25,7 +25,7 @@ PARTS = st.lists(st.sampled_from(["..", ".", "a", "b", "", "~", "a.png"]), min_s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures with its like beside it, both with a picture of every name that a test makes up."""
+    """A folder with pictures, next to similar folders, all with a picture of every name that the tests use."""
     root = tmp_path_factory.mktemp("pictures")
     for place in (root, *(root / name for name in ("inside", "inside/a", "inside/b", "inside/~", "a", "b", "inside2"))):
         place.mkdir(exist_ok=True)
@@ -39,11 +39,11 @@ def saved(picture: Image.Image, path: Path, **options: object) -> Path:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         open_picture(path, "rows.jsonl, row 3")
-    assert str(told.value).startswith("rows.jsonl, row 3: ")
-    assert str(path) in str(told.value)
-    return str(told.value)
+    assert str(caught.value).startswith("rows.jsonl, row 3: ")
+    assert str(path) in str(caught.value)
+    return str(caught.value)
 
 
 def corners(picture: Image.Image) -> list[object]:
@@ -67,13 +67,13 @@ def test_no_path_leads_out_of_the_folder(folder: Path, parts: list[str], absolut
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/hostname", "a/../../b/a.png", "../inside2/a.png", ".."])
-def test_a_way_out_is_named(folder: Path, name: str) -> None:
+def test_a_path_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"row 7: .* leads out of .*pictures\.folder"):
         picture_path(name, folder, "row 7")
 
 
 @pytest.mark.parametrize("name", ["a/../a.png", "./b/a.png", "~/a.png"])
-def test_what_stays_inside_is_found(folder: Path, name: str) -> None:
+def test_a_path_inside_the_folder_is_found(folder: Path, name: str) -> None:
     assert picture_path(name, folder, "row").read_bytes() == b"picture"
     assert picture_path(str(folder / name), folder, "row").is_file()
 
@@ -81,14 +81,12 @@ def test_what_stays_inside_is_found(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", "none.png", "a", "a\0b.png", "x" * 5000, "\ud800.png", "~nobody/a.png", "a.png/b"]
 )
-def test_what_is_no_file_is_told(folder: Path, name: str) -> None:
+def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"row 7: .*no such picture in"):
         picture_path(name, folder, "row 7")
 
 
-def test_a_folder_may_be_relative_and_its_links_may_lead_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_can_be_relative_and_contain_symbolic_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "cat.png").write_bytes(b"cat")
     (tmp_path / "here").mkdir()
@@ -103,7 +101,7 @@ def test_a_folder_may_be_relative_and_its_links_may_lead_anywhere(
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of one bit a pixel, and nothing in it but the claim of its size."""
+    """A PNG with one bit per pixel that declares a size but contains few pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -115,14 +113,14 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (10_001, 10_000), (2**31 - 1, 2**31 - 1)])
-def test_a_bomb_is_refused_before_its_pixels(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_a_decompression_bomb_is_refused_before_decoding(tmp_path: Path, size: tuple[int, int]) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb(*size))
     assert "pixels" in refusal(path)
     assert size[0] * size[1] > MAX_PIXELS
 
 
-def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_picture_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.jpg"
     text.write_text("not a picture")
     empty = tmp_path / "empty.png"
@@ -136,7 +134,7 @@ def test_what_is_no_picture_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF"])
-def test_a_truncated_picture_is_told(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_picture_is_refused(tmp_path: Path, kind: str) -> None:
     whole = saved(Image.effect_noise((64, 64), 80), tmp_path / "whole", format=kind).read_bytes()
     path = tmp_path / "half"
     path.write_bytes(whole[: len(whole) // 2])
@@ -148,7 +146,7 @@ def test_a_truncated_picture_is_told(tmp_path: Path, kind: str) -> None:
     st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=8),
 )
-def test_a_damaged_picture_opens_or_is_told(folder: Path, kind: str, damage: list[tuple[int, int]]) -> None:
+def test_a_damaged_picture_opens_or_is_refused(folder: Path, kind: str, damage: list[tuple[int, int]]) -> None:
     stream = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -164,7 +162,7 @@ def test_a_damaged_picture_opens_or_is_told(folder: Path, kind: str, damage: lis
         refusal(path)
 
 
-def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
+def test_threads_do_not_change_warning_filters(tmp_path: Path) -> None:
     path = saved(Image.effect_noise((64, 64), 80), tmp_path / "noise.png")
     filters = list(warnings.filters)
     with ThreadPoolExecutor(8) as threads:
@@ -173,7 +171,7 @@ def test_threads_leave_the_filters_of_warnings_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_upright(tmp_path: Path, orientation: int) -> None:
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = Image.new("RGB", (3, 2), WHITE)
     upright.putpixel((0, 0), RED)
     upright.putpixel((2, 1), BLUE)
@@ -188,13 +186,13 @@ def test_photographs_are_turned_upright(tmp_path: Path, orientation: int) -> Non
     }
     exif = Image.Exif()
     exif[0x0112] = orientation
-    held = upright if orientation == 1 else upright.transpose(undo[orientation])
-    opened = open_picture(saved(held, tmp_path / "photo.png", exif=exif), "row")
+    stored = upright if orientation == 1 else upright.transpose(undo[orientation])
+    opened = open_picture(saved(stored, tmp_path / "photo.png", exif=exif), "row")
     assert opened.size == (3, 2)
     assert corners(opened) == [RED, WHITE, WHITE, BLUE]
 
 
-def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
+def test_transparency_becomes_white(tmp_path: Path) -> None:
     palette = Image.new("P", (2, 1))
     palette.putpalette([255, 0, 0, 0, 0, 255])
     palette.putpixel((1, 0), 1)
@@ -209,13 +207,13 @@ def test_what_is_transparent_becomes_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tiff", "deep.pgm"])
-def test_deep_greys_are_scaled_and_not_clipped(tmp_path: Path, name: str) -> None:
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path, name: str) -> None:
     values = np.array([[0, 257, 0x8080, 0xFFFF]], np.uint16)
     opened = open_picture(saved(Image.fromarray(values), tmp_path / name), "row")
     assert np.asarray(opened)[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
 
 
-def test_other_colours_become_rgb(tmp_path: Path) -> None:
+def test_other_color_modes_become_rgb(tmp_path: Path) -> None:
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     red = np.asarray(open_picture(saved(cmyk, tmp_path / "print.jpg", quality=100), "row"))[4, 4]
     assert np.abs(red.astype(int) - RED).max() < 4
@@ -225,7 +223,7 @@ def test_other_colours_become_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["moving.gif", "moving.webp"])
-def test_of_an_animation_the_first_picture_counts(tmp_path: Path, name: str) -> None:
+def test_an_animation_opens_as_its_first_frame(tmp_path: Path, name: str) -> None:
     first, *rest = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
     options = {"lossless": True} if name.endswith("webp") else {}
     path = saved(first, tmp_path / name, save_all=True, append_images=rest, **options)
