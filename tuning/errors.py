@@ -30,7 +30,7 @@ class Interrupted(KitError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first sentence of a library's error message, to be quoted in ours."""
+    """The first sentence of a library's error message, to quote in our own message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

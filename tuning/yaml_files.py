@@ -103,23 +103,23 @@ class YamlFile:
             return None
 
 
-def read_text(path: Path, what: str, error_type: type[KitError] = DataError, where: str = "") -> str:
+def read_text(path: Path, kind: str, error_type: type[KitError] = DataError, where: str = "") -> str:
     """Read the UTF-8 text of a file; arguments and errors as in `read_yaml`."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise error_type(f"{where or path}: cannot be read ({error.strerror}); give the path of a {what}.") from error
+        raise error_type(f"{where or path}: cannot be read ({error.strerror}); give the path of a {kind}.") from error
     except UnicodeDecodeError as error:
         raise error_type(f"{where or path}: not UTF-8 text ({error.reason}); save it as UTF-8.") from error
 
 
 def read_yaml(
-    path: Path, what: str, error_type: type[KitError] = DataError, *, where: str = "", as_text: bool = False
+    path: Path, kind: str, error_type: type[KitError] = DataError, *, where: str = "", as_text: bool = False
 ) -> YamlFile:
     """Read a YAML or JSON file.
 
     Args:
-        what: type of the file, for messages, such as `task file`.
+        kind: type of the file, for messages, such as `task file`.
         where: the file, as error messages name it; default: the path.
         as_text: read every scalar except null as text.
 
@@ -127,10 +127,10 @@ def read_yaml(
         KitError: an error of `error_type`; the file is missing, is not UTF-8 or is not YAML.
     """
     where = where or str(path)
-    return parse_yaml(read_text(path, what, error_type, where), what, error_type, where=where, as_text=as_text)
+    return parse_yaml(read_text(path, kind, error_type, where), kind, error_type, where=where, as_text=as_text)
 
 
-def parse_yaml(text: str, what: str, error_type: type[KitError], *, where: str, as_text: bool = False) -> YamlFile:
+def parse_yaml(text: str, kind: str, error_type: type[KitError], *, where: str, as_text: bool = False) -> YamlFile:
     """Parse the text of a YAML or JSON file; arguments and errors as in `read_yaml`."""
     yaml: Any = YAML()
     if as_text:
@@ -144,7 +144,7 @@ def parse_yaml(text: str, what: str, error_type: type[KitError], *, where: str, 
     except YAMLError as error:
         raise error_type(f"{where}: not valid YAML ({str(error).splitlines()[0]}); save it as plain text.") from error
     except RecursionError as error:
-        raise error_type(f"{where}: is nested too deeply to be a {what}; flatten it.") from error
+        raise error_type(f"{where}: is nested too deeply to be a {kind}; flatten it.") from error
 
 
 _adapter = lru_cache(TypeAdapter)  # building one is slow

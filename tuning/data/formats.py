@@ -44,8 +44,8 @@ def detect_format(path: Path) -> FileFormat:
     for where, value in read_raw_rows(path, container):
         with _position(where):
             row = parse_json(value) if isinstance(value, bytes) else value
-        if (schema := detect_row_format(row)) is not None:
-            return FileFormat(container, schema)
+        if (row_format := detect_row_format(row)) is not None:
+            return FileFormat(container, row_format)
         keys = f"its keys are {', '.join(map(str, row)) or 'none'}" if isinstance(row, dict) else "it is not an object"
         raise DataError(
             f"{where}: unknown row format ({keys}); write messages, conversation (XTuner), conversations "
@@ -69,10 +69,11 @@ def read_rows(
     file_format = detect_format(path)
     notes = notes if notes is not None else ReadNotes()
     notes.file_format = file_format
+    row_format = file_format.row_format
 
     @lru_cache(maxsize=_CACHED_ROWS)
     def read_line(line: bytes) -> tuple[Conversation | None, ReadNotes]:
-        return read_row(parse_json(line), file_format.schema)
+        return read_row(parse_json(line), row_format)
 
     @lru_cache(maxsize=_CACHED_ROWS)
     def first_equal(conversation: Conversation) -> Conversation:
@@ -83,9 +84,7 @@ def read_rows(
         with _position(where):
             if repair is not None:
                 value = repair(number, parse_json(value) if isinstance(value, bytes) else value)
-            conversation, row_notes = (
-                read_line(value) if isinstance(value, bytes) else read_row(value, file_format.schema)
-            )
+            conversation, row_notes = read_line(value) if isinstance(value, bytes) else read_row(value, row_format)
         notes.add(row_notes)
         if conversation is not None:
             empty = False
@@ -94,7 +93,9 @@ def read_rows(
         raise DataError(f"{path}: no row has an answer; add at least one conversation.")
 
 
-def write_rows(path: Path, rows: Iterable[SourceRow | Conversation], schema: RowFormat, container: Container) -> int:
+def write_rows(
+    path: Path, rows: Iterable[SourceRow | Conversation], row_format: RowFormat, container: Container
+) -> int:
     """Write conversations as a dataset file, atomically; return the number of rows.
 
     Args:
@@ -111,10 +112,10 @@ def write_rows(path: Path, rows: Iterable[SourceRow | Conversation], schema: Row
         for count, row in enumerate(rows, 1):
             source = row if isinstance(row, SourceRow) else SourceRow(f"{path}, row {count}", row)
             with _position(source.where):
-                value = write_row(source.conversation, schema, count)
+                value = write_row(source.conversation, row_format, count)
             yield value
 
-    write_raw_rows(path, written(), container, COLUMNS[schema])
+    write_raw_rows(path, written(), container, COLUMNS[row_format])
     return count
 
 

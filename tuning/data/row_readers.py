@@ -34,7 +34,7 @@ class FileFormat:
     """The format of a dataset file: its container and its row format."""
 
     container: Container
-    schema: RowFormat
+    row_format: RowFormat
 
 
 @dataclass(slots=True)
@@ -70,25 +70,25 @@ def detect_row_format(row: Any) -> RowFormat | None:
     if not isinstance(row, dict):
         return None
     present = {key for key, value in row.items() if value is not None}
-    for schema, (main_key, *_) in _KEYS.items():
+    for row_format, (main_key, *_) in _KEYS.items():
         if main_key in present:
-            return "llava" if schema == "sharegpt" and present & {"image", "images"} else schema
+            return "llava" if row_format == "sharegpt" and present & {"image", "images"} else row_format
     return None
 
 
-def read_row(row: Any, schema: RowFormat) -> tuple[Conversation | None, ReadNotes]:
+def read_row(row: Any, row_format: RowFormat) -> tuple[Conversation | None, ReadNotes]:
     """Convert one row to a conversation; None if the row is marked as having no answer.
 
     Args:
-        schema: row format of the file; every row must have it.
+        row_format: row format of the file; every row must have it.
 
     Raises:
         RowError: the field that is wrong, and the fix.
     """
-    _check_schema(row, schema)
+    _check_row_format(row, row_format)
     notes = ReadNotes(rows=1)
-    _note_unknown_keys(row, _KEYS[schema], "", notes)
-    match schema:
+    _note_unknown_keys(row, _KEYS[row_format], "", notes)
+    match row_format:
         case "messages":
             turns = _messages(row, notes)
         case "xtuner":
@@ -102,21 +102,19 @@ def read_row(row: Any, schema: RowFormat) -> tuple[Conversation | None, ReadNote
             turns = _sharegpt(row, notes)
         case "oasst":
             turns = _oasst(row)
-    images = _images(row) if "image" in _KEYS[schema] else ()
+    images = _images(row) if "image" in _KEYS[row_format] else ()
     return _build_conversation(list(turns), images, notes.changes), notes
 
 
-def _check_schema(row: Any, schema: RowFormat) -> None:
+def _check_row_format(row: Any, row_format: RowFormat) -> None:
     if not isinstance(row, dict):
-        raise RowError(
-            f"the row is {_json_type(row)}, not an object with keys; write it in one of the known row formats."
-        )
+        raise RowError(f"the row is {_json_type(row)}, not an object with keys; write it in a known row format.")
     detected = detect_row_format(row)
-    if detected == schema or {detected, schema} == {"sharegpt", "llava"}:
+    if detected == row_format or {detected, row_format} == {"sharegpt", "llava"}:
         return
     if detected is None:
-        raise RowError(f"the row has no {_KEYS[schema][0]}, but the file's first row has; add it or delete the row.")
-    raise RowError(f"this is a row of {detected}, but the file's first row is {schema}; use one format per file.")
+        raise RowError(f"the row has no {_KEYS[row_format][0]}, unlike the file's first row; add it or delete the row.")
+    raise RowError(f"this is a row of {detected}, but the file's first row is {row_format}; use one format per file.")
 
 
 def _turn(role: Role, value: Any, field: str, loss: bool = True) -> _FieldTurn:

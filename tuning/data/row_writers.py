@@ -17,7 +17,7 @@ COLUMNS: dict[RowFormat, dict[str, Any]] = {
 """Keys of a written row and their types, as in `write_raw_rows`."""
 
 
-def write_row(conversation: Conversation, schema: RowFormat, number: int) -> dict[str, Any]:
+def write_row(conversation: Conversation, row_format: RowFormat, number: int) -> dict[str, Any]:
     """Convert one conversation to a row.
 
     Args:
@@ -26,11 +26,11 @@ def write_row(conversation: Conversation, schema: RowFormat, number: int) -> dic
     Raises:
         RowError: the format cannot represent the conversation.
     """
-    if conversation.images and schema not in ("messages", "llava"):
-        raise RowError(f"{schema} rows cannot contain pictures; write messages or llava.")
-    if schema not in ("messages", "xtuner") and not all(turn.loss for turn in conversation.turns):
-        raise RowError(f"{schema} rows cannot mark an answer as having no loss; write messages or xtuner.")
-    match schema:
+    if conversation.images and row_format not in ("messages", "llava"):
+        raise RowError(f"{row_format} rows cannot contain pictures; write messages or llava.")
+    if row_format not in ("messages", "xtuner") and not all(turn.loss for turn in conversation.turns):
+        raise RowError(f"{row_format} rows cannot mark an answer as having no loss; write messages or xtuner.")
+    match row_format:
         case "messages":
             return to_row(conversation)
         case "xtuner":

@@ -90,7 +90,7 @@ def inspect(
         for row in samples
     ]
     assert notes.file_format is not None
-    title = f"{file}: {notes.file_format.schema} rows as {notes.file_format.container}"
+    title = f"{file}: {notes.file_format.row_format} rows as {notes.file_format.container}"
     if html is not None:
         from tuning.atomic import write_atomically
 
@@ -108,7 +108,7 @@ def inspect(
     result = {
         "file": str(file),
         "container": notes.file_format.container,
-        "schema": notes.file_format.schema,
+        "schema": notes.file_format.row_format,
         "census": dataclasses.asdict(summary),
         "ignored": dict(notes.ignored),
         "changes": dict(notes.changes),

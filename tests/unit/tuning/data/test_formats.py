@@ -232,34 +232,34 @@ words = st.text(min_size=1, max_size=12).filter(
 
 
 @st.composite
-def conversations(draw: st.DrawFn, schema: RowFormat) -> Conversation:
+def conversations(draw: st.DrawFn, row_format: RowFormat) -> Conversation:
     spoken: list[Turn] = []
     images: list[str] = []
-    system_at = {"messages": 3, "xtuner": 3, "sharegpt": 3, "alpaca": 1, "llava": 0}[schema]
+    system_at = {"messages": 3, "xtuner": 3, "sharegpt": 3, "alpaca": 1, "llava": 0}[row_format]
     for index in range(draw(st.integers(1, 3))):
         if index < system_at and draw(st.booleans()):
             spoken.append(Turn("system", draw(words)))
         question = draw(words)
-        if schema in ("messages", "llava") and draw(st.booleans()):
+        if row_format in ("messages", "llava") and draw(st.booleans()):
             question = f"<image>\n{question.strip()}"
             images.append(draw(words))
         spoken.append(Turn("user", question))
-        loss = draw(st.booleans()) if index and schema in ("messages", "xtuner") else True
+        loss = draw(st.booleans()) if index and row_format in ("messages", "xtuner") else True
         spoken.append(Turn("assistant", draw(words), loss))
     return Conversation(tuple(spoken), tuple(images))
 
 
 @pytest.mark.parametrize("container", ["jsonl", "json", "parquet"])
-@pytest.mark.parametrize("schema", ["messages", "xtuner", "alpaca", "sharegpt", "llava"])
+@pytest.mark.parametrize("row_format", ["messages", "xtuner", "alpaca", "sharegpt", "llava"])
 def test_written_rows_read_back(
-    tmp_path_factory: pytest.TempPathFactory, schema: RowFormat, container: Container
+    tmp_path_factory: pytest.TempPathFactory, row_format: RowFormat, container: Container
 ) -> None:
     path = tmp_path_factory.mktemp("round") / "rows"
 
     @settings(max_examples=25, deadline=None)
-    @given(st.lists(conversations(schema), min_size=1, max_size=4))
+    @given(st.lists(conversations(row_format), min_size=1, max_size=4))
     def round_trip(rows: list[Conversation]) -> None:
-        assert write_rows(path, rows, schema, container) == len(rows)
+        assert write_rows(path, rows, row_format, container) == len(rows)
         assert detect_format(path).container == container
         assert read(path) == rows
 
@@ -276,7 +276,7 @@ def test_every_turn_of_xtuner_rows_has_the_loss_flag(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "conversation", "reason"),
+    ("row_format", "conversation", "reason"),
     [
         ("sharegpt", Conversation((*turns(("user", "a")), Turn("assistant", "b", loss=False))), "having no loss"),
         ("alpaca", Conversation((*turns(("user", "a")), Turn("assistant", "b", loss=False))), "having no loss"),
@@ -295,10 +295,10 @@ def test_every_turn_of_xtuner_rows_has_the_loss_flag(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_format_cannot_represent_is_refused_and_no_file_written(
-    tmp_path: Path, schema: RowFormat, conversation: Conversation, reason: str
+    tmp_path: Path, row_format: RowFormat, conversation: Conversation, reason: str
 ) -> None:
     with pytest.raises(DataError, match=reason) as refusal:
-        write_rows(tmp_path / "rows", [GOOD, conversation], schema, "jsonl")
+        write_rows(tmp_path / "rows", [GOOD, conversation], row_format, "jsonl")
     assert f"{tmp_path / 'rows'}, row 2: " in str(refusal.value)
     assert not list(tmp_path.iterdir())
 
