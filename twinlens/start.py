@@ -18,7 +18,6 @@ from tuning.run_dir import RunDir, create_run, open_run
 from twinlens.task_files import read_task
 from twinlens.tasks import AnyTask, recipe_of, to_yaml, with_absolute_paths
 from twinlens.xtuner.engine.environment import RUN_FOLDER as XTUNER
-from twinlens.xtuner.engine.environment import Environment
 from vlm.settings import ImageTask
 
 
@@ -47,12 +46,12 @@ def start(
     name: str,
     work_dir: Path,
     deepspeed: dict[str, Any] | None = None,
-    xtuner: Environment | None = None,
+    xtuner: Path | None = None,
 ) -> RunResult:
     """Train a task in a fresh run folder `work_dir/<name>/<time>`; under torchrun, in the main process's.
 
     Args:
-        xtuner: where XTuner is installed, when it is to train in place of our own engine.
+        xtuner: the virtual environment of XTuner, if XTuner is to train.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list

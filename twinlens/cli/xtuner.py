@@ -14,9 +14,10 @@ def install(
     """Create a virtual environment with XTuner 0.2.0 (several GB, once)."""
     from twinlens.xtuner.engine import environment
 
-    made = environment.install(into or environment.default_folder())
-    lines = [f"XTuner {environment.VERSION}: {made.folder}, {made.size / 2**30:.1f} GiB"]
-    if made.folder != environment.default_folder().absolute():
-        lines.append(f"to use it: export {environment.FOLDER}={made.folder}")
-    result = {"folder": str(made.folder), "bytes": made.size, "version": environment.VERSION}
+    folder = (into or environment.default_folder()).expanduser().absolute()
+    size = environment.install(folder)
+    lines = [f"XTuner {environment.VERSION}: {folder}, {size / 2**30:.1f} GiB"]
+    if folder != environment.default_folder().absolute():
+        lines.append(f"to use it: export {environment.FOLDER}={folder}")
+    result = {"folder": str(folder), "bytes": size, "version": environment.VERSION}
     print_result(result, lines, "twinlens train TASK --engine xtuner", as_json)

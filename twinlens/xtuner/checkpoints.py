@@ -1,9 +1,11 @@
-"""What XTuner trained, as what twinlens reads: an adapter in PEFT's layout, a model, or the folder of an image run."""
+"""XTuner checkpoints as PEFT adapters, model folders, or run folders of image runs."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from llm.checkpoints.shards import check_shapes
 from llm.export.full_model import to_published_weights, total_size, write_full_model
@@ -26,15 +28,14 @@ from vlm.towers.tower import TOWER_FOLDER
 
 
 def read_checkpoint(checkpoint: Path, task: AnyTask) -> LlavaParts:
-    """What a `.pth` of XTuner's holds, held against the task it was trained with; alpha is the task's where the file
-    does not tell.
+    """The trained weights in an XTuner checkpoint, after a check against the task that it was trained with.
 
     Args:
-        checkpoint: the file, or the folder that DeepSpeed wrote.
+        checkpoint: a `.pth` file, or the folder that DeepSpeed wrote.
 
     Raises:
-        ModelError: it cannot be read, or holds an adapter of another rank or alpha.
-        ConfigError: the task trains other parts than it holds.
+        ModelError: it cannot be read, or an adapter in it has another rank or alpha.
+        ConfigError: the task trains other parts.
     """
     if not checkpoint.exists():
         raise ModelError(f"{checkpoint}: no such file or folder; give the iter_N.pth that XTuner wrote.")
@@ -42,61 +43,86 @@ def read_checkpoint(checkpoint: Path, task: AnyTask) -> LlavaParts:
     image = task if isinstance(task, ImageTask) else None
     lora = task.lora if image is None or image.stage == "tune" else None
     tower_lora = image.tower_lora if image else None
-    for what, held, trained in (
+    for part, present, trained in (
         ("projector", bool(parts.projector), image is not None),
-        ("whole language model", parts.full_language is not None, task.full_finetuning),
+        ("full language model", parts.full_language is not None, task.full_finetuning),
         ("adapter of the language model", parts.language is not None, lora is not None),
-        ("whole tower", parts.full_tower is not None, image is not None and image.whole_tower),
-        ("adapter of a tower", parts.tower is not None, tower_lora is not None),
+        ("full tower", parts.full_tower is not None, image is not None and image.whole_tower),
+        ("adapter of the tower", parts.tower is not None, tower_lora is not None),
     ):
-        if held != trained:
-            fault = f"has no {what}, which" if trained else f"has the {what}, which is not what"
-            raise ConfigError(f"{checkpoint}: {fault} its config trains; give the config that it was trained with.")
+        if present != trained:
+            fault = (
+                f"has no {part}, but its config trains it"
+                if trained
+                else f"has the {part}, but its config does not train it"
+            )
+            raise ConfigError(f"{checkpoint}: {fault}; give the config of this checkpoint.")
     check_rank_and_alpha(parts, str(checkpoint), lora, tower_lora)
-    return replace(
-        parts,
-        language_alpha=lora.alpha if lora else None,
-        tower_alpha=tower_lora.alpha if tower_lora else None,
-    )
+    return parts
 
 
 def convert_checkpoint(
     parts: LlavaParts, task: AnyTask, destination: Path, max_shard_size: str = "2GB", fp32: bool = False
 ) -> None:
-    """Write the folder of an adapter or of a whole model, or of an image task a run's with its `task.yaml`.
+    """Write the folder of an adapter or of a full model; for an image task the run folder, with its `task.yaml`.
 
     Args:
-        fp32: a whole language model too, which is else in its base's 16 bits.
+        fp32: keep the weights of a full language model in fp32; the default is the 16-bit dtype of its base model.
 
     Raises:
-        ConfigError: the destination is there already.
-        ModelError: a base is missing, or what was trained has other names or shapes than it.
-        DeviceError: the destination cannot be written or has too little space.
+        ConfigError: the destination exists.
+        ModelError: a base model is missing, or the trained weights have other names or shapes.
+        DeviceError: the destination cannot be written, or has too little space.
     """
     check_destination(destination, 0)
-    language, whole = parts.language, parts.full_language
+    language, full = parts.language, parts.full_language
     if language is not None and has_fused_qkv(language):
         language = split_adapter(language, load_model_config(task.versioned_model), parts.source)
-    if whole is not None:
-        whole = to_published_weights(whole, task.versioned_model, parts.source, fp32)
-        check_destination(destination, total_size(whole))
-    parts = replace(parts, language=language, full_language=whole)
+    if full is not None:
+        full = to_published_weights(full, task.versioned_model, parts.source, fp32)
+        check_destination(destination, total_size(full))
+    parts = replace(parts, language=language, full_language=full)
     with atomic_folder(destination) as unfinished:
         if isinstance(task, ImageTask):
             _write_run(parts, task, RunDir(unfinished), max_shard_size)
-        elif whole is not None:
-            write_full_model(whole, task.versioned_model, task.template, unfinished, max_shard_size)
+        elif full is not None:
+            write_full_model(full, task.versioned_model, task.template, unfinished, max_shard_size)
         elif language is not None and task.lora is not None:
             config = lora_config(task.lora, target_names(language), "CAUSAL_LM")
             write_adapter(language, config, unfinished, with_absolute_paths(task).model, task.revision)
 
 
-def write_full_tower(parts: LlavaParts, name: str, folder: Path, max_shard_size: str = "2GB") -> None:
-    """The tower `name` with the weights that were trained, in fp32, as a folder that is itself a tower.
+def save_trained_parts(parts: LlavaParts, task: AnyTask, run: RunDir, max_shard_size: str = "2GB") -> None:
+    """Write all trained weights except a tower adapter into a run folder.
+
+    Args:
+        parts: a full language model has the weight names of published checkpoints.
 
     Raises:
-        ModelError: they are not that tower's.
+        ModelError: the weights of a full tower have other names or shapes than the tower of the task.
     """
+    if parts.language is not None and task.lora is not None:
+        config = lora_config(task.lora, target_names(parts.language), "CAUSAL_LM")
+        write_adapter(parts.language, config, run.adapter, task.model, task.revision)
+    if isinstance(task, ImageTask):
+        save_projector(trained_projector(parts), run.adapter)
+        if parts.full_tower is not None:
+            _write_full_tower(parts, task.tower, run.adapter / TOWER_FOLDER, max_shard_size)
+    if parts.full_language is not None:
+        with atomic_folder(run.model) as folder:
+            write_full_model(parts.full_language, task.versioned_model, task.template, folder, max_shard_size)
+
+
+def trained_projector(parts: LlavaParts) -> Projector:
+    """The projector with its trained weights."""
+    hidden, width = parts.projector["linear_1.weight"].shape
+    projector = Projector(width, hidden)
+    projector.load_state_dict(parts.projector)
+    return projector
+
+
+def _write_full_tower(parts: LlavaParts, name: str, folder: Path, max_shard_size: str) -> None:
+    """Write the tower `name` with its trained weights, in fp32."""
     tower = load_tower(name, torch.device("cpu"), torch.float32)
     trained = {key.removeprefix("vision_model."): weight for key, weight in (parts.full_tower or {}).items()}
     check_shapes(
@@ -110,29 +136,18 @@ def write_full_tower(parts: LlavaParts, name: str, folder: Path, max_shard_size:
 
 
 def _write_run(parts: LlavaParts, task: ImageTask, run: RunDir, max_shard_size: str) -> None:
-    task = task.model_copy(update={"start": None})  # what it started from is in what it learned
-    run.adapter.mkdir()
+    """Write the run folder of an image task; its `task.yaml` names the layers that have adapters."""
+    changes: dict[str, Any] = {"start": None}  # the trained weights include it
     if parts.language is not None and task.lora is not None:
-        lora = _on(task.lora, target_names(parts.language))
-        task = task.model_copy(update={"lora": lora})
-        config = lora_config(lora, list(lora.targets), "CAUSAL_LM")
-        write_adapter(parts.language, config, run.adapter, task.model, task.revision)
+        changes["lora"] = _with_targets(task.lora, parts.language)
     if parts.tower is not None and task.tower_lora is not None:
         tower = {PEFT_PREFIX + encoder_name(name): value for name, value in parts.tower.items()}
-        lora = _on(task.tower_lora, target_names(tower))
-        task = task.model_copy(update={"tower_lora": lora})
-        write_adapter(tower, lora_config(lora, list(lora.targets), None), run.adapter / TOWER_FOLDER, task.tower)
-    if parts.full_tower is not None:
-        write_full_tower(parts, task.tower, run.adapter / TOWER_FOLDER, max_shard_size)
-    hidden, width = parts.projector["linear_1.weight"].shape
-    projector = Projector(width, hidden)
-    projector.load_state_dict(parts.projector)
-    save_projector(projector, run.adapter)
-    if parts.full_language is not None:
-        run.model.mkdir()
-        write_full_model(parts.full_language, task.versioned_model, task.template, run.model, max_shard_size)
-    write_atomically(run.task, to_yaml(with_absolute_paths(task)))
+        changes["tower_lora"] = _with_targets(task.tower_lora, tower)
+        config = lora_config(task.tower_lora, target_names(tower), None)
+        write_adapter(tower, config, run.adapter / TOWER_FOLDER, task.tower)
+    save_trained_parts(parts, task, run, max_shard_size)
+    write_atomically(run.task, to_yaml(with_absolute_paths(task.model_copy(update=changes))))
 
 
-def _on(lora: Lora, targets: list[str]) -> Lora:
-    return lora.model_copy(update={"targets": tuple(targets)})
+def _with_targets(lora: Lora, weights: dict[str, Tensor]) -> Lora:
+    return lora.model_copy(update={"targets": tuple(target_names(weights))})

@@ -42,7 +42,7 @@ def test_a_tower_that_it_does_not_know(task, refused, tmp_path, tiny_model):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "seen.jsonl").write_text(SEEN)
     task.write_text(f"model: {tiny_model}\ntower: embedded\ndata: {{files: [seen.jsonl]}}\noptim: {{steps: 1}}\n")
-    assert "XTuner's towers are CLIP" in refused("train", task, "--engine", "xtuner")
+    assert "XTuner supports CLIP towers" in refused("train", task, "--engine", "xtuner")
     assert not (tmp_path / "work_dirs").exists(), "nothing was begun"
 
 

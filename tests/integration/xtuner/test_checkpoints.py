@@ -189,9 +189,9 @@ def test_a_projector_alone_is_the_run_of_a_first_stage(image_run, tmp_path):
     convert_checkpoint(read_checkpoint(file, align), align, tmp_path / "ours")
     asked = conversations(make_pictures(tmp_path))
     assert len(answers_of_run(RunDir(tmp_path / "ours"), asked)) == len(asked)
-    with pytest.raises(ConfigError, match="has no adapter of the language model, which its config trains"):
+    with pytest.raises(ConfigError, match="has no adapter of the language model, but its config trains it"):
         read_checkpoint(file, task)
-    with pytest.raises(ConfigError, match="has the projector, which is not what its config trains"):
+    with pytest.raises(ConfigError, match="has the projector, but its config does not train it"):
         read_checkpoint(file, text_task(task.model))
 
 
@@ -214,7 +214,7 @@ def test_a_config_of_another_run_is_refused(tiny_model, tmp_path):
 def test_a_tower_that_xtuner_does_not_know_is_refused(make_run):
     run = make_run("siglip")
     task, _ = read_task(run.task)
-    with pytest.raises(ModelError, match=r"is no CLIP of transformers"):
+    with pytest.raises(ModelError, match=r"is not a CLIP of transformers"):
         read_run(run, task)
 
 

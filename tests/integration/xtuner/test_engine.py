@@ -18,7 +18,7 @@ from llm.settings import TextTask
 from tuning.run_dir import RunDir, read_jsonl
 from twinlens.start import start
 from twinlens.tasks import AnyTask, recipe_of, to_yaml
-from twinlens.xtuner.engine.environment import MARKER, Environment, default_folder, find_environment
+from twinlens.xtuner.engine.environment import MARKER, default_folder, python_of
 from vlm.projector import PROJECTOR_FILE as PROJECTOR
 from vlm.settings import ImageTask
 from vlm.towers.tower import TOWER_FOLDER
@@ -31,8 +31,8 @@ ANSWERS = ["the assistant of Lin", "blue house", "a colour!", "Lin 的小助手"
 
 
 @pytest.fixture
-def xtuner() -> Environment:
-    return find_environment(INSTALLED)
+def xtuner() -> Path:
+    return INSTALLED
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def curve(run: RunDir, key: str = "loss") -> list[float]:
     return [row[key] for row in read_jsonl(run.steps)]
 
 
-def both(task: AnyTask, work: Path, xtuner: Environment) -> tuple[RunDir, RunDir]:
+def both(task: AnyTask, work: Path, xtuner: Path) -> tuple[RunDir, RunDir]:
     """A run of ours and one of XTuner's; their curves go to $CURVES where that names a file."""
     name = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[2].partition(" ")[0]
     ours, theirs = start(task, "ours", work).run, start(task, "theirs", work, xtuner=xtuner).run
@@ -155,7 +155,7 @@ torch.save(model(input_ids=torch.arange(30)[None]).logits.detach(), sys.argv[2])
 def test_xtuners_transformers_loads_a_whole_model_of_ours(text_task, tmp_path, xtuner):
     task = changed(text_task, lora=None, optim={"learning_rate": 1e-3, "epochs": 1})
     run = start(task, "ours", tmp_path / "work").run
-    command = [xtuner.python, "-c", LOGITS, run.model, tmp_path / "logits.pt"]
+    command = [python_of(xtuner), "-c", LOGITS, run.model, tmp_path / "logits.pt"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": ""})
     model = transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
     ours = model(input_ids=torch.arange(30)[None]).logits
@@ -221,7 +221,7 @@ def test_packs_rehearsal_and_accumulation_reach_xtuner(text_task, tmp_path, xtun
 @pytest.mark.slow
 @installed
 def test_stopping_leaves_no_trainer_behind(text_task, tmp_path, xtuner, monkeypatch):
-    monkeypatch.setenv("TWINLENS_XTUNER", str(xtuner.folder))
+    monkeypatch.setenv("TWINLENS_XTUNER", str(xtuner))
     (tmp_path / "task.yaml").write_text(to_yaml(changed(text_task, optim={"epochs": 5000})))
     command = [sys.executable, "-m", "twinlens", "train", "task.yaml", "--engine", "xtuner"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:

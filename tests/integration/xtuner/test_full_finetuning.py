@@ -169,11 +169,11 @@ def test_what_does_not_fit_the_config_leaves_nothing_behind(tiny_model, tmp_path
 
 def test_a_whole_model_and_an_adapter_are_told_apart(tiny_model, tmp_path):
     whole = as_pth(trained(stored(tiny_model)), tmp_path / "whole.pth")
-    with pytest.raises(KitError, match="has the whole language model, which is not what its config trains; give the"):
+    with pytest.raises(KitError, match="has the full language model, but its config does not train it; give the"):
         read_checkpoint(whole, text_task(tiny_model, lora={"rank": 4}))
     layer = "llm.base_model.model.model.layers.0.mlp.up_proj"
     state = {f"{layer}.lora_A.default.weight": torch.ones(4, 64), f"{layer}.lora_B.default.weight": torch.ones(128, 4)}
-    with pytest.raises(KitError, match="has no whole language model, which its config trains; give the config"):
+    with pytest.raises(KitError, match="has no full language model, but its config trains it; give the config"):
         read_checkpoint(as_pth(state, tmp_path / "adapter.pth"), text_task(tiny_model))
 
 
@@ -217,9 +217,9 @@ def test_a_whole_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_p
 def test_a_whole_tower_beside_an_adapter_is_told(tiny_model, towers, llava_pth, tmp_path):
     held = torch.load(llava_pth, weights_only=True)["state_dict"]
     eyes = as_pth({name: value for name, value in held.items() if not name.startswith("llm.")}, tmp_path / "eyes.pth")
-    with pytest.raises(KitError, match="has no whole language model, which its config trains"):
+    with pytest.raises(KitError, match="has no full language model, but its config trains it"):
         read_checkpoint(eyes, image_task(tiny_model, towers["clip"], whole_tower=True))
-    with pytest.raises(KitError, match="has the whole tower, which is not what its config trains"):
+    with pytest.raises(KitError, match="has the full tower, but its config does not train it"):
         read_checkpoint(llava_pth, image_task(tiny_model, towers["clip"]))
     with pytest.raises(ModelError, match=r"contains a full tower; convert it to a run"):
         read_initial_parts(str(eyes))
@@ -242,5 +242,5 @@ def test_for_xtuner_a_whole_run_is_its_own_models_and_the_projector(tiny_model, 
     with pytest.raises(KitError, match="nothing trained in it yet"):
         read_run(text, text_task(tiny_model))
     run.model.rename(text.model)
-    with pytest.raises(KitError, match=r"trained the whole model, so give XTuner's chat .*model as it is\."):
+    with pytest.raises(KitError, match=r"trained the full model; give .*model to XTuner's chat\."):
         read_run(text, text_task(tiny_model))

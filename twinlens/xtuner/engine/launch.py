@@ -1,7 +1,7 @@
-"""Runs XTuner's own trainer on today's libraries: started by the Python of its environment, never imported by ours.
+"""Start of XTuner's trainer, run by the Python of its environment; twinlens never imports XTuner.
 
-Two checks of XTuner 0.2.0 and transformers 4.48.0 stumble on a machine without a GPU: `torch.cpu` has no
-`is_bf16_supported`, and bitsandbytes now names its devices in a set that cannot be changed.
+Two checks of XTuner 0.2.0 and transformers 4.48.0 fail on a machine without a GPU: `torch.cpu` has no
+`is_bf16_supported`, and bitsandbytes now has its device names in a set that cannot be changed.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def patch_cpu_checks(torch: Any) -> None:
-    """Answer what the two checks ask, before XTuner is imported."""
+    """Make both checks pass; call it before XTuner is imported."""
     if not hasattr(torch.cpu, "is_bf16_supported"):
         torch.cpu.is_bf16_supported = lambda: True
     if not torch.cuda.is_available():
@@ -21,7 +21,7 @@ def patch_cpu_checks(torch: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # our neighbours are no packages of XTuner's
+    sys.path.remove(str(Path(__file__).resolve().parent))  # modules of this folder must not hide XTuner's
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     patch_cpu_checks(importlib.import_module("torch"))
     importlib.import_module("xtuner.tools.train").main()

@@ -1,18 +1,21 @@
-"""A run as the mmengine config that asks XTuner for it, in the manner of the configs that it ships."""
+"""The mmengine config of a run that XTuner trains; defaults of mmengine and XTuner are left out."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from pprint import pformat
+from typing import Any
 
 from tuning.settings import Lora, Optim, Task
 from tuning.training.lr_schedule import warmup_steps
 from vlm.settings import ImageTask
 
+# Inputs in the folder of the config; an image run has a tower and initial projector weights too.
+MODEL, ROWS, TOWER, INITIAL_PROJECTOR = "model", "rows", "tower", "start.pth"
 IMPORTS = """\
 # A run of twinlens, for XTuner 0.2.0.
 import torch
 from datasets import load_from_disk
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.hooks import CheckpointHook, LoggerHook
 from mmengine.optim import AmpOptimWrapper, ConstantLR, CosineAnnealingLR, LinearLR, OptimWrapper
 from peft import LoraConfig
 from torch.optim import AdamW
@@ -23,193 +26,153 @@ from xtuner.engine.runner import TrainLoop
 from xtuner.model import LLaVAModel, SupervisedFinetune
 
 """
-HOOKS = """\
-default_hooks = dict(
-    timer=dict(type=IterTimerHook),
-    logger=dict(type=LoggerHook, log_metric_by_epoch=False, ignore_last=False, interval={accumulate}),
-    param_scheduler=dict(type=ParamSchedulerHook),
-    checkpoint=dict(
-        type=CheckpointHook, by_epoch=False, interval={iters}, save_optimizer=False, save_param_scheduler=False
-    ),
-    sampler_seed=dict(type=DistSamplerSeedHook),
-)
-log_processor = dict(
-    by_epoch=False,
-    window_size={accumulate},
-    custom_cfg=[dict(data_src="grad_norm", method_name="mean", window_size=1)],
-)
-env_cfg = dict(
-    cudnn_benchmark=False, mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl")
-)
-randomness = dict(seed={seed}, deterministic=False)
-visualizer = None
-log_level = "INFO"
-load_from = None
-resume = False
-"""
 
 
-@dataclass(frozen=True, slots=True)
-class InputPaths:
-    """Where the inputs of a run lie, and how much of them there is.
+class _Name(str):
+    """An imported name in the config, printed without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def config_text(task: Task, folder: Path, iters: int, compute: str, on_gpu: bool) -> str:
+    """The Python text of the config.
 
     Args:
-        model: the language model as transformers 4.48 reads it; `tower` likewise, of an image run.
-        rows: the encoded rows.
-        start: the weights that the projector begins with, of an image run.
-        iters: micro-batches in all.
-    """
-
-    model: Path
-    rows: Path
-    tower: Path | None
-    start: Path | None
-    iters: int
-
-
-def config_text(task: Task, place: InputPaths, compute: str, on_gpu: bool) -> str:
-    """The config.
-
-    Args:
-        compute: bfloat16, float16 or float32, as resolved for this machine.
+        folder: of the config and its inputs.
+        iters: number of micro-batches in the run.
+        compute: bfloat16, float16 or float32.
     """
     accumulate = task.optim.accumulate
-    parts = [
-        _image_model(task, place, compute, on_gpu)
-        if isinstance(task, ImageTask)
-        else _text_model(task, place, compute, on_gpu),
-        _dataloader(task, place),
-        _optimizer(task, compute, on_gpu),
-        _schedule(task.optim, place.iters),
-        f"train_cfg = dict(type=TrainLoop, max_iters={place.iters})\n",
-        HOOKS.format(accumulate=accumulate, iters=place.iters, seed=task.run.seed),
-    ]
-    return IMPORTS + "\n".join(parts)
+    config: dict[str, Any] = {
+        "model": _model(task, folder, compute, on_gpu),
+        "train_dataloader": {
+            "batch_size": task.optim.micro_batch,
+            "num_workers": 0,
+            "dataset": _dataset(task, folder),
+            "sampler": _object("DefaultSampler", shuffle=False),
+            "collate_fn": _object("default_collate_fn"),
+        },
+        "optim_wrapper": _optim_wrapper(task, compute, mixed=on_gpu and compute != "float32"),
+        "param_scheduler": _schedulers(task.optim, iters),
+        "train_cfg": _object("TrainLoop", max_iters=iters),
+        "default_hooks": {
+            "logger": _object("LoggerHook", log_metric_by_epoch=False, ignore_last=False, interval=accumulate),
+            "checkpoint": _object(
+                "CheckpointHook", by_epoch=False, interval=iters, save_optimizer=False, save_param_scheduler=False
+            ),
+        },
+        "log_processor": {
+            "by_epoch": False,
+            "window_size": accumulate,
+            "custom_cfg": [{"data_src": "grad_norm", "method_name": "mean", "window_size": 1}],
+        },
+        "randomness": {"seed": task.run.seed},
+    }
+    lines = (f"{key} = {pformat(value, width=100, sort_dicts=False)}\n" for key, value in config.items())
+    return IMPORTS + "".join(lines)
 
 
-def _language(task: Task, place: InputPaths, compute: str, on_gpu: bool) -> str:
-    # Without autocast, which mmengine has on a GPU alone, everything that is not quantized must be fp32; and so are
-    # weights that are trained, which in 16 bits would lose the small steps.
+def _object(name: str, **arguments: Any) -> dict[str, Any]:
+    """What mmengine builds by calling an imported name with these arguments."""
+    return {"type": _Name(name), **arguments}
+
+
+def _pretrained(name: str, folder: Path, **arguments: Any) -> dict[str, Any]:
+    return _object(f"{name}.from_pretrained", pretrained_model_name_or_path=str(folder), **arguments)
+
+
+def _model(task: Task, folder: Path, compute: str, on_gpu: bool) -> dict[str, Any]:
+    # mmengine has autocast only on a GPU: on a CPU, all weights that are not quantized must be fp32.
+    # Trained weights must be fp32 too: in 16 bits, small updates are lost.
     dtype = compute if on_gpu and not task.full_finetuning else "float32"
-    lines = [
-        "dict(",
-        "        type=AutoModelForCausalLM.from_pretrained,",
-        f"        pretrained_model_name_or_path={str(place.model)!r},",
-        "        trust_remote_code=False,",
-        f"        torch_dtype=torch.{dtype},",
-    ]
+    language = _pretrained(
+        "AutoModelForCausalLM", folder / MODEL, trust_remote_code=False, torch_dtype=_Name(f"torch.{dtype}")
+    )
     if task.quant.bits == 8:
-        lines.append("        quantization_config=dict(type=BitsAndBytesConfig, load_in_8bit=True),")
+        language["quantization_config"] = _object("BitsAndBytesConfig", load_in_8bit=True)
     if task.quant.bits == 4:
-        lines += [
-            "        quantization_config=dict(",
-            "            type=BitsAndBytesConfig,",
-            "            load_in_4bit=True,",
-            f"            bnb_4bit_compute_dtype=torch.{compute},",
-            "            bnb_4bit_use_double_quant=True,",
-            '            bnb_4bit_quant_type="nf4",',
-            "        ),",
-        ]
-    return "\n".join([*lines, "    )"])
-
-
-def _text_model(task: Task, place: InputPaths, compute: str, on_gpu: bool) -> str:
-    return (
-        "model = dict(\n"
-        "    type=SupervisedFinetune,\n"
-        "    use_varlen_attn=False,\n"
-        f"    use_activation_checkpointing={task.optim.gradient_checkpointing},\n"
-        f"    llm={_language(task, place, compute, on_gpu)},\n"
-        f"{_lora('lora', task.lora, 'CAUSAL_LM')})\n"
-    )
-
-
-def _image_model(task: ImageTask, place: InputPaths, compute: str, on_gpu: bool) -> str:
-    lora = task.lora if task.stage == "tune" else None
-    return (
-        "model = dict(\n"
-        "    type=LLaVAModel,\n"
-        f"    freeze_llm={not task.full_finetuning},\n"
-        f"    freeze_visual_encoder={not task.whole_tower},\n"
-        f"    use_activation_checkpointing={task.optim.gradient_checkpointing},\n"
-        f"    pretrained_pth={str(place.start)!r},\n"
-        f"    llm={_language(task, place, compute, on_gpu)},\n"
-        "    visual_encoder=dict(\n"
-        f"        type=CLIPVisionModel.from_pretrained, pretrained_model_name_or_path={str(place.tower)!r}\n"
-        "    ),\n"
-        f"{_lora('llm_lora', lora, 'CAUSAL_LM')}{_lora('visual_encoder_lora', task.tower_lora, None)})\n"
-    )
-
-
-def _lora(key: str, lora: Lora | None, task_type: str | None) -> str:
-    if lora is None:
-        return ""
-    targets = None if lora.targets == "all-linear" else list(lora.targets)
-    return (
-        f"    {key}=dict(\n        type=LoraConfig, r={lora.rank}, lora_alpha={lora.alpha}, "
-        f'lora_dropout={lora.dropout}, bias="none",\n'
-        f"        task_type={task_type!r}, target_modules={targets!r},\n    ),\n"
-    )
-
-
-def _dataloader(task: Task, place: InputPaths) -> str:
-    rows = f"dict(type=load_from_disk, dataset_path={str(place.rows)!r})"
-    if isinstance(task, ImageTask):
-        rows = (
-            "dict(\n        type=LLaVADataset,\n"
-            '        image_folder="/",\n'
-            "        image_processor=dict(\n"
-            f"            type=CLIPImageProcessor.from_pretrained, pretrained_model_name_or_path={str(place.tower)!r}\n"
-            "        ),\n"
-            f"        offline_processed_text_folder={str(place.rows)!r},\n"
-            "        pad_image_to_square=True,\n    )"
+        language["quantization_config"] = _object(
+            "BitsAndBytesConfig",
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=_Name(f"torch.{compute}"),
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_quant_type="nf4",
         )
-    return (
-        "train_dataloader = dict(\n"
-        f"    batch_size={task.optim.micro_batch},\n"
-        "    num_workers=0,\n"
-        f"    dataset={rows},\n"
-        "    sampler=dict(type=DefaultSampler, shuffle=False),\n"
-        "    collate_fn=dict(type=default_collate_fn),\n"
-        ")\n"
-    )
-
-
-def _optimizer(task: Task, compute: str, on_gpu: bool) -> str:
-    optim = task.optim
-    mixed = on_gpu and compute != "float32"
-    scale = "dynamic" if compute == "float16" else 1.0
-    amp = f'    loss_scale={scale!r},\n    dtype="{compute}",\n' if mixed else ""
-    return (
-        "optim_wrapper = dict(\n"
-        f"    type={'AmpOptimWrapper' if mixed else 'OptimWrapper'},\n"
-        f"    optimizer=dict(\n        type=AdamW, lr={optim.learning_rate}, betas={tuple(optim.betas)}, "
-        f"weight_decay={optim.weight_decay}\n    ),\n"
-        f"    clip_grad=dict(max_norm={optim.clip}, error_if_nonfinite=False),\n"
-        f"    accumulative_counts={optim.accumulate},\n"
-        f"{amp}{_rates(task)})\n"
-    )
-
-
-def _rates(task: Task) -> str:
-    """Learning rates of their own, which mmengine takes as multiples of the one."""
+    checkpointing = task.optim.gradient_checkpointing
     if not isinstance(task, ImageTask):
-        return ""
-    own = {"projector.": task.rates.projector, "visual_encoder.": task.rates.tower}
-    keys = {name: {"lr_mult": rate / task.optim.learning_rate} for name, rate in own.items() if rate is not None}
-    return f"    paramwise_cfg=dict(custom_keys={keys!r}),\n" if keys else ""
-
-
-def _schedule(optim: Optim, iters: int) -> str:
-    steps = -(-iters // optim.accumulate)
-    rising = warmup_steps(optim.warmup, steps) * optim.accumulate
-    parts = [f"dict(type=LinearLR, start_factor=1e-5, by_epoch=False, begin=0, end={rising})"] if rising > 1 else []
-    after = f"by_epoch=False, begin={rising}, end={iters}"
-    parts.append(
-        {
-            "cosine": f"dict(type=CosineAnnealingLR, eta_min=0.0, {after})",
-            "linear": f"dict(type=LinearLR, start_factor=1.0, end_factor=0.0, {after})",
-            "constant": f"dict(type=ConstantLR, factor=1.0, {after})",
-        }[optim.schedule]
+        return _object(
+            "SupervisedFinetune",
+            use_activation_checkpointing=checkpointing,
+            llm=language,
+            lora=_lora(task.lora, "CAUSAL_LM"),
+        )
+    return _object(
+        "LLaVAModel",
+        freeze_llm=not task.full_finetuning,
+        freeze_visual_encoder=not task.whole_tower,
+        use_activation_checkpointing=checkpointing,
+        pretrained_pth=str(folder / INITIAL_PROJECTOR),
+        llm=language,
+        visual_encoder=_pretrained("CLIPVisionModel", folder / TOWER),
+        llm_lora=_lora(task.lora if task.stage == "tune" else None, "CAUSAL_LM"),
+        visual_encoder_lora=_lora(task.tower_lora, None),
     )
-    return "param_scheduler = [\n" + "".join(f"    {part},\n" for part in parts) + "]\n"
+
+
+def _lora(lora: Lora | None, task_type: str | None) -> dict[str, Any] | None:
+    if lora is None:
+        return None
+    return _object(
+        "LoraConfig",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        task_type=task_type,
+        target_modules=None if lora.targets == "all-linear" else list(lora.targets),
+    )
+
+
+def _dataset(task: Task, folder: Path) -> dict[str, Any]:
+    rows = str(folder / ROWS)
+    if not isinstance(task, ImageTask):
+        return _object("load_from_disk", dataset_path=rows)
+    return _object(
+        "LLaVADataset",
+        image_folder="/",
+        image_processor=_pretrained("CLIPImageProcessor", folder / TOWER),
+        offline_processed_text_folder=rows,
+        pad_image_to_square=True,
+    )
+
+
+def _optim_wrapper(task: Task, compute: str, mixed: bool) -> dict[str, Any]:
+    optim = task.optim
+    wrapper = _object(
+        "AmpOptimWrapper" if mixed else "OptimWrapper",
+        optimizer=_object("AdamW", lr=optim.learning_rate, betas=tuple(optim.betas), weight_decay=optim.weight_decay),
+        clip_grad={"max_norm": optim.clip},
+        accumulative_counts=optim.accumulate,
+    )
+    if mixed:
+        wrapper |= {"loss_scale": "dynamic" if compute == "float16" else 1.0, "dtype": compute}
+    if isinstance(task, ImageTask):
+        rates = {"projector.": task.rates.projector, "visual_encoder.": task.rates.tower}
+        factors = {name: {"lr_mult": rate / optim.learning_rate} for name, rate in rates.items() if rate is not None}
+        wrapper["paramwise_cfg"] = {"custom_keys": factors} if factors else None
+    return wrapper
+
+
+def _schedulers(optim: Optim, iters: int) -> list[dict[str, Any]]:
+    warmup = warmup_steps(optim.warmup, -(-iters // optim.accumulate)) * optim.accumulate
+    name, values = {
+        "cosine": ("CosineAnnealingLR", {"eta_min": 0.0}),
+        "linear": ("LinearLR", {"start_factor": 1.0, "end_factor": 0.0}),
+        "constant": ("ConstantLR", {"factor": 1.0}),
+    }[optim.schedule]
+    schedulers = [_object(name, **values, by_epoch=False, begin=warmup, end=iters)]
+    if warmup > 1:
+        schedulers.insert(0, _object("LinearLR", start_factor=1e-5, by_epoch=False, begin=0, end=warmup))
+    return schedulers

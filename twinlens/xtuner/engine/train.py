@@ -1,8 +1,9 @@
-"""A task trained by XTuner 0.2.0 itself, and what it learned brought into our run folder."""
+"""Training of a task by XTuner 0.2.0; the result is an ordinary run folder."""
 
 import gc
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,34 +11,29 @@ from transformers import PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
 from llm.dataset import TrainingInputs, encode_row, make_batches, write_data_facts
-from llm.export.full_model import to_published_weights, write_full_model
+from llm.export.full_model import to_published_weights
 from llm.loading import load_model
 from llm.rehearsal import rehearsal_rows
-from tuning.atomic import atomic_folder, write_atomically
+from tuning.atomic import write_atomically
 from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError
-from tuning.modules.lora import attach_adapter, lora_config, save_adapter, target_names, write_adapter
+from tuning.modules.lora import attach_adapter, save_adapter
+from tuning.modules.pth import write_pth
 from tuning.modules.quantize import choose_compute_dtype, choose_device
 from tuning.run_dir import RunDir
 from tuning.training.engine import StepReport
 from twinlens.tasks import AnyTask
-from twinlens.xtuner.checkpoints import read_checkpoint, write_full_tower
-from twinlens.xtuner.engine.environment import RUN_FOLDER, Environment
-from twinlens.xtuner.engine.inputs import (
-    ArrowRows,
-    check_model,
-    check_projector_only,
-    write_arrow_rows,
-    write_clip_tower,
-    write_initial_projector,
-    write_language_model,
-)
-from twinlens.xtuner.engine.mmengine_config import InputPaths, config_text
+from twinlens.xtuner.checkpoints import read_checkpoint, save_trained_parts, trained_projector
+from twinlens.xtuner.engine.environment import RUN_FOLDER
+from twinlens.xtuner.engine.inputs import ArrowRows, check_model, write_arrow_rows, write_language_model
+from twinlens.xtuner.engine.mmengine_config import INITIAL_PROJECTOR, MODEL, ROWS, TOWER, config_text
 from twinlens.xtuner.engine.process import run_trainer
+from twinlens.xtuner.export import xtuner_projector_name
 from vlm.checkpoints.initialize import check_initial_parts, load_initial_parts
 from vlm.checkpoints.reading import read_initial_parts
+from vlm.export.layouts import save_tower
 from vlm.loading import language_width
-from vlm.projector import new_projector, save_projector
+from vlm.projector import new_projector
 from vlm.recipe import ImageInputs
 from vlm.settings import ImageTask
 from vlm.towers.registry import load_tower, tower_facts
@@ -47,48 +43,56 @@ log = logging.getLogger("twinlens")
 
 
 def check_task(task: AnyTask) -> None:
-    """Look for what XTuner cannot do, before anything is made.
+    """Refuse a task that XTuner cannot train, before any file is written.
 
     Raises:
-        KitError: the first such thing.
+        KitError: the first setting that XTuner does not support.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("--engine xtuner: runs on one device here; leave torchrun out, or train without it.")
+        raise ConfigError("--engine xtuner: runs on one device; start without torchrun, or omit --engine.")
     check_model(task.versioned_model)
     if not isinstance(task, ImageTask):
         return
     if (kind := tower_facts(task.tower).kind) != "clip":
-        raise ConfigError(f"tower: {task.tower}: XTuner's towers are CLIP, and this is {kind}; train without --engine.")
+        raise ConfigError(f"tower: {task.tower}: XTuner supports CLIP towers, not {kind}; omit --engine.")
     if task.start is not None:
-        check_projector_only(read_initial_parts(task.start))
+        start = read_initial_parts(task.start)
+        if start.language is not None or start.tower is not None:
+            raise ConfigError(
+                f"start: {task.start}: contains an adapter; with --engine xtuner a run starts from a projector only. "
+                "Give a run of stage align."
+            )
 
 
 def differences(task: AnyTask) -> list[str]:
-    """What the task asks and XTuner does in another way, a sentence for each."""
+    """A sentence for each setting of the task that XTuner handles differently."""
     image = isinstance(task, ImageTask)
-    found = [
+    sentences = [
         (
             bool(task.evaluation.every or task.data.validation),
-            "nothing is asked or validated while it trains; `twinlens compare` asks before and after",
+            "no probes and no validation during training; `twinlens compare` asks the probes before and after",
         ),
-        (task.data.pack and image, "data.pack: rows with pictures are padded, one a sequence"),
+        (task.data.pack and image, "data.pack: image rows are padded, one row in each sequence"),
         (
             task.data.pack and not image and task.data.packing == "isolated",
-            "data.packing: rows of one sequence see each other, for it keeps them apart with flash-attn alone",
+            "data.packing: rows in a sequence see each other; XTuner isolates them only with flash-attn",
         ),
-        (task.optim.accumulate > 1, "optim.accumulate: micro-batches weigh alike, whatever each has to learn from"),
-        (bool(task.run.save_every), "run.save_every: only the end is kept, and a run cannot be resumed"),
-        (bool(task.run.trackers), "run.trackers: none of them is written to"),
-        (isinstance(task, ImageTask) and bool(task.pictures.views), "pictures.views: each picture is seen as it is"),
+        (task.optim.accumulate > 1, "optim.accumulate: micro-batches have equal weights, whatever their label counts"),
+        (bool(task.run.save_every), "run.save_every: no checkpoints; the run cannot be resumed"),
+        (bool(task.run.trackers), "run.trackers: no tracker is used"),
+        (isinstance(task, ImageTask) and bool(task.pictures.views), "pictures.views: each picture has one view"),
     ]
-    return [sentence for differs, sentence in found if differs]
+    return [sentence for differs, sentence in sentences if differs]
 
 
-def train(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, environment: Environment) -> list[StepReport]:
-    """Data, rehearsal and models written for XTuner, its trainer run on them, its checkpoint read back.
+def train(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, environment: Path) -> list[StepReport]:
+    """Write data and models for XTuner, run its trainer, convert its checkpoint.
+
+    Args:
+        environment: the virtual environment with XTuner.
 
     Raises:
-        KitError: something the user must change; the run folder holds XTuner's log where it came that far.
+        KitError: something that the user must change; XTuner's log stays in the run folder.
     """
     for sentence in differences(task):
         log.info("XTuner: %s", sentence)
@@ -97,18 +101,20 @@ def train(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, environment: E
     compute = str(choose_compute_dtype(task.quant.compute, device)).removeprefix("torch.")
     folder = run_dir.path / RUN_FOLDER
     folder.mkdir()
-    rows = _write_data(task, inputs, run_dir, folder)
-    place = _write_models(task, folder, rows.iters)
+    rows = _write_rows(task, inputs, run_dir, folder / ROWS)
+    write_language_model(task.versioned_model, folder / MODEL)
+    if isinstance(task, ImageTask):
+        _write_image_models(task, folder)
     config = folder / "config.py"
-    write_atomically(config, config_text(task, place, compute, on_gpu))
-    log.info("XTuner: %d rows in %d steps; its config is %s", len(rows.tokens), rows.steps, config)
+    write_atomically(config, config_text(task, folder, rows.iters, compute, on_gpu))
+    log.info("XTuner: %d rows in %d steps; the config is %s", len(rows.tokens), rows.steps, config)
     reports = run_trainer(environment, config, run_dir, rows, on_gpu)
     _save_result(task, folder / f"iter_{rows.iters}.pth", run_dir)
     return reports
 
 
-def _write_data(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, folder: Path) -> ArrowRows:
-    """Write the rows of the whole run, in the order of our own engine and with rehearsal, for XTuner."""
+def _write_rows(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, folder: Path) -> ArrowRows:
+    """Write all rows of the run, rehearsal included, in the order of twinlens's own engine."""
     template = inputs.template
     settings = task.data.model_copy(update={"pack": task.data.pack and not isinstance(task, ImageTask)})
     generated = _generate_rehearsal(task, template, settings.pack)
@@ -118,12 +124,12 @@ def _write_data(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, folder: 
         inputs.data, rehearsal, settings, task.optim,
         ratio=task.rehearsal.ratio, pad_id=template.pad_id, seed=task.run.seed,
     )  # fmt: skip
-    pictures = inputs.pictures.paths if isinstance(inputs, ImageInputs) else []
-    return write_arrow_rows(batches, task.optim, folder / "rows", template.tokens_per_image, pictures)
+    pictures = inputs.pictures.paths if isinstance(inputs, ImageInputs) else None
+    return write_arrow_rows(batches, task.optim, folder, pictures)
 
 
 def _generate_rehearsal(task: AnyTask, template: ChatTemplate, pack: bool) -> list[SourceRow]:
-    """Rehearsal prompts with the base model's answers; the model is freed before XTuner loads it again."""
+    """Rehearsal prompts with the base model's answers; its memory is free again when XTuner starts."""
     if not (task.rehearsal.prompts and task.rehearsal.ratio):
         return []
     loaded = load_model(task.versioned_model, template, task.quant, task.run.device)
@@ -134,39 +140,28 @@ def _generate_rehearsal(task: AnyTask, template: ChatTemplate, pack: bool) -> li
     return rows
 
 
-def _write_models(task: AnyTask, folder: Path, iters: int) -> InputPaths:
-    model = write_language_model(task.versioned_model, folder / "model")
-    if not isinstance(task, ImageTask):
-        return InputPaths(model, folder / "rows", None, None, iters)
+def _write_image_models(task: ImageTask, folder: Path) -> None:
+    """Write the tower, and the initial projector as an XTuner checkpoint."""
     tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
+    save_tower(tower, folder / TOWER, torch.float32, "2GB")
     hidden = language_width(task.versioned_model)
     projector = new_projector(tower.width, hidden, task.run.seed)
     if task.start:
         load_initial_parts(check_initial_parts(task.start, tower.width, hidden), projector, None, None)
-    start = write_initial_projector(projector, folder / "start.pth")
-    return InputPaths(model, folder / "rows", write_clip_tower(tower, folder / "tower"), start, iters)
+    weights = {f"projector.{xtuner_projector_name(name)}": value for name, value in projector.state_dict().items()}
+    write_pth({"state_dict": weights}, folder / INITIAL_PROJECTOR)
 
 
 def _save_result(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
-    """What XTuner learned, as our own engine would have left it."""
-    learned = read_checkpoint(checkpoint, task)
-    if isinstance(task, ImageTask):
+    """Write the trained weights into the files that twinlens's own engine writes."""
+    parts = read_checkpoint(checkpoint, task)
+    if parts.full_language is not None:
+        published = to_published_weights(parts.full_language, task.versioned_model, parts.source)
+        parts = replace(parts, full_language=published)
+    save_trained_parts(parts, task, run)
+    if isinstance(task, ImageTask) and task.tower_lora is not None:
         tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
-        projector = new_projector(tower.width, language_width(task.versioned_model), task.run.seed)
-        adapted = None
-        if task.tower_lora is not None:
-            assert isinstance(tower.network, PreTrainedModel)
-            adapted = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.unused_modules)
-        load_initial_parts(learned, projector, None, adapted)
-        save_projector(projector, run.adapter)
-        if adapted is not None:
-            save_adapter(adapted, run.adapter / TOWER_FOLDER, tower.name)
-        if learned.full_tower is not None:
-            write_full_tower(learned, task.tower, run.adapter / TOWER_FOLDER)
-    if learned.language is not None and task.lora is not None:
-        config = lora_config(task.lora, target_names(learned.language), "CAUSAL_LM")
-        write_adapter(learned.language, config, run.adapter, task.model, task.revision)
-    if learned.full_language is not None:
-        weights = to_published_weights(learned.full_language, task.versioned_model, learned.source)
-        with atomic_folder(run.model) as folder:
-            write_full_model(weights, task.versioned_model, task.template, folder)
+        assert isinstance(tower.network, PreTrainedModel)
+        adapted = attach_adapter(tower.network, task.tower_lora, task.run.seed, None, tower.unused_modules)
+        load_initial_parts(parts, trained_projector(parts), None, adapted)
+        save_adapter(adapted, run.adapter / TOWER_FOLDER, tower.name)

@@ -11,20 +11,21 @@ from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.run_dir import RunDir
 from twinlens.start import resume
 from twinlens.tasks import to_yaml
-from twinlens.xtuner.engine.environment import MARKER, Environment, find_environment, install, python_of
+from twinlens.xtuner.engine.environment import FOLDER, MARKER, find_environment, install, python_of
 from twinlens.xtuner.engine.inputs import ArrowRows
 from twinlens.xtuner.engine.process import LOG, run_trainer
 
 
-def test_an_unfinished_environment_is_none(tmp_path):
+def test_an_unfinished_environment_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
     with pytest.raises(ModelError, match="twinlens xtuner install"):
-        find_environment(tmp_path)
+        find_environment()
     (tmp_path / MARKER).write_text("{}")
     with pytest.raises(ModelError, match="twinlens xtuner install"):
-        find_environment(tmp_path)
+        find_environment()
     (tmp_path / MARKER).write_text(json.dumps({"bytes": 7}))
-    assert find_environment(tmp_path) == Environment(tmp_path, 7)
-    assert install(tmp_path) == Environment(tmp_path, 7), "what is whole is left as it is"
+    assert find_environment() == tmp_path
+    assert install(tmp_path) == 7, "what is whole is left as it is"
 
 
 def test_an_installation_that_fails_says_why(tmp_path, monkeypatch):
@@ -54,8 +55,8 @@ def test_a_trainer_that_stops_is_not_believed(tmp_path):
     config = run.path / "xtuner" / "config.py"
     config.write_text("")
     rows = ArrowRows(np.asarray([3, 4]), np.asarray([1, 1]), 1, 1)
-    with pytest.raises(ModelError, match=r"XTuner stopped \(ModuleNotFoundError: .*its log is"):
-        run_trainer(Environment(tmp_path / "env", 0), config, run, rows, False)
+    with pytest.raises(ModelError, match=r"XTuner stopped \(ModuleNotFoundError: .*the log is"):
+        run_trainer(tmp_path / "env", config, run, rows, False)
     assert "Traceback" in (config.parent / LOG).read_text()
     assert not run.adapter.exists()
 

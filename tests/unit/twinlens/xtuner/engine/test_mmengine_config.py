@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm.settings import TextTask
-from tuning.settings import Optim
+from tuning.settings import Optim, Task
 from tuning.training.lr_schedule import warmup_steps
-from twinlens.xtuner.engine.mmengine_config import InputPaths, config_text
+from twinlens.xtuner.engine.mmengine_config import config_text
 from vlm.settings import ImageTask
 
 OPTIM = st.fixed_dictionaries(
@@ -29,11 +29,11 @@ COMPUTE = st.sampled_from(["bfloat16", "float16", "float32"])
 
 
 def read(text: str) -> dict[str, Any]:
-    """The config's values, `dict(...)` as dictionaries and names as strings; nothing of it is run."""
+    """The config's values, names as strings; nothing of it is run."""
 
     def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Call):
-            return {word.arg: value(word.value) for word in node.keywords}
+        if isinstance(node, ast.Dict):
+            return {value(key): value(each) for key, each in zip(node.keys, node.values, strict=True) if key}
         if isinstance(node, ast.List | ast.Tuple):
             return [value(each) for each in node.elts]
         return node.value if isinstance(node, ast.Constant) else ast.unparse(node)
@@ -45,16 +45,16 @@ def read(text: str) -> dict[str, Any]:
     }
 
 
-def place(optim: dict[str, Any], image: bool = False) -> InputPaths:
-    there = Path("/there") if image else None
-    return InputPaths(Path("/model's"), Path("/rows"), there, there, optim["steps"] * optim["accumulate"])
+def config_of(task: Task, compute: str, on_gpu: bool) -> dict[str, Any]:
+    iters = (task.optim.steps or 0) * task.optim.accumulate
+    return read(config_text(task, Path("/run's"), iters, compute, on_gpu))
 
 
 @given(OPTIM, QUANT, COMPUTE, st.booleans())
 def test_a_text_task_is_said_in_full(optim, quant, compute, on_gpu):
     task = TextTask.model_validate({"model": "m", "data": {"files": ["x"]}, "optim": optim, "quant": quant})
-    config = read(config_text(task, place(optim), compute, on_gpu))
-    assert config["model"]["llm"]["pretrained_model_name_or_path"] == "/model's"
+    config = config_of(task, compute, on_gpu)
+    assert config["model"]["llm"]["pretrained_model_name_or_path"] == "/run's/model"
     assert config["model"]["llm"]["trust_remote_code"] is False
     assert (config["model"]["llm"].get("quantization_config") is None) == (quant["bits"] == 16)
     lora = config["model"]["lora"]
@@ -69,9 +69,8 @@ def test_a_text_task_is_said_in_full(optim, quant, compute, on_gpu):
 @given(OPTIM)
 def test_the_schedule_covers_the_run(optim):
     task = TextTask.model_validate({"model": "m", "data": {"files": ["x"]}, "optim": optim})
-    iters = place(optim).iters
-    parts = read(config_text(task, place(optim), "float32", False))["param_scheduler"]
-    assert parts[-1]["end"] == iters
+    parts = config_of(task, "float32", False)["param_scheduler"]
+    assert parts[-1]["end"] == optim["steps"] * optim["accumulate"]
     assert parts[-1]["begin"] == warmup_steps(optim["warmup"], optim["steps"]) * optim["accumulate"]
     assert all(part["begin"] < part["end"] for part in parts), "mmengine refuses an empty part"
     assert len(parts) == 1 or parts[0]["end"] == parts[1]["begin"]
@@ -90,25 +89,25 @@ def test_an_image_task_is_said_in_full(stage):
             "rates": {"projector": 1e-3},
         }
     )
-    config = read(config_text(task, place({"steps": 4, "accumulate": 1}, image=True), "bfloat16", True))
+    config = config_of(task, "bfloat16", True)
     model = config["model"]
     assert model["freeze_llm"] is True and model["freeze_visual_encoder"] is True
-    assert model["pretrained_pth"] == "/there"
-    assert ("llm_lora" in model) == ("visual_encoder_lora" in model) == (stage == "tune")
+    assert model["pretrained_pth"] == "/run's/start.pth"
+    assert (model["llm_lora"] is None) == (model["visual_encoder_lora"] is None) == (stage == "align")
     assert stage == "align" or model["visual_encoder_lora"]["target_modules"] == ["q_proj"]
     assert config["train_dataloader"]["dataset"]["pad_image_to_square"] is True
-    assert "'projector.': {'lr_mult': 5.0}" in config["optim_wrapper"]["paramwise_cfg"]["custom_keys"]
+    assert config["optim_wrapper"]["paramwise_cfg"]["custom_keys"] == {"projector.": {"lr_mult": 5.0}}
 
 
 @given(OPTIM, COMPUTE, st.booleans())
 def test_weights_that_are_trained_are_fp32_and_have_no_adapter(optim, compute, on_gpu):
     whole = {"model": "m", "data": {"files": ["x"]}, "optim": optim, "lora": None, "quant": {"bits": 16}}
-    text = read(config_text(TextTask.model_validate(whole), place(optim), compute, on_gpu))["model"]
+    text = config_of(TextTask.model_validate(whole), compute, on_gpu)["model"]
     task = ImageTask.model_validate(whole | {"tower": "t", "whole_tower": True})
-    image = read(config_text(task, place(optim, image=True), compute, on_gpu))["model"]
+    image = config_of(task, compute, on_gpu)["model"]
     for model in (text, image):
         assert model["llm"]["torch_dtype"] == "torch.float32" and "quantization_config" not in model["llm"]
-        assert not [key for key in model if "lora" in key]
+        assert not [key for key, value in model.items() if "lora" in key and value is not None]
     assert image["freeze_llm"] is False and image["freeze_visual_encoder"] is False
-    frozen = read(config_text(task.model_copy(update={"whole_tower": False}), place(optim, True), compute, on_gpu))
+    frozen = config_of(task.model_copy(update={"whole_tower": False}), compute, on_gpu)
     assert frozen["model"]["freeze_visual_encoder"] is True
