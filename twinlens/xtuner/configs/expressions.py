@@ -1,4 +1,4 @@
-"""Values of Python expressions in a config, computed from the syntax tree: nothing is imported, nothing runs."""
+"""Evaluation of the Python expressions in a config, from the syntax tree: no import, no execution."""
 
 # pyright: reportMatchNotExhaustive=false, reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -9,6 +9,7 @@ import posixpath
 import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 MAX_TEXT = 20_000  # characters
@@ -35,12 +36,12 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Unevaluated:
-    """An expression or statement whose value is not known unless the config runs.
+    """An expression or statement whose value is known only when the config runs.
 
     Args:
         source: its first line.
-        where: `config.py, line 7`.
-        missing: a name in it that has no value anywhere above.
+        where: its place, such as `config.py, line 7`.
+        missing: a name in it that has no value.
     """
 
     source: str
@@ -57,20 +58,48 @@ class Scope:
     values: dict[str, Any]
 
     def unevaluated(self, node: ast.AST, missing: str | None = None) -> Unevaluated:
-        """Mark a piece of the config as not evaluated."""
+        """Mark a node as not evaluated."""
         number = getattr(node, "lineno", 1)
         return Unevaluated(self.lines[number - 1].strip()[:200], f"{self.file}, line {number}", missing)
 
 
 class _DependsOn(Exception):
-    """The expression needs another one that is not evaluated."""
+    """The expression depends on one that is not evaluated."""
 
     def __init__(self, cause: Unevaluated) -> None:
         self.cause = cause
 
 
+_OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Is: operator.eq,
+    ast.IsNot: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "os.path.join": posixpath.join,
+    "builtins.str": str,
+    "builtins.int": int,
+    "builtins.float": float,
+}
+
+
 def evaluate(node: ast.expr, scope: Scope) -> Any:
-    """The value of an expression, or `Unevaluated`; elements of a list or dict can be `Unevaluated` one by one."""
+    """The value of an expression, or `Unevaluated`; single elements of a list or dict can be `Unevaluated` too."""
     try:
         return _value(node, scope)
     except _DependsOn as error:
@@ -84,7 +113,11 @@ def _value(node: ast.expr, scope: Scope) -> Any:
         case ast.Constant(value=value):
             return _bounded(value)
         case ast.Name(id=name):
-            return _named(node, name, scope)
+            if name in scope.values:
+                return _evaluated(scope.values[name])
+            if hasattr(builtins, name):
+                return Reference(f"builtins.{name}")
+            raise _DependsOn(scope.unevaluated(node, missing=name))
         case ast.List(elts=elements):
             return _elements(elements, scope)
         case ast.Tuple(elts=elements):
@@ -97,7 +130,7 @@ def _value(node: ast.expr, scope: Scope) -> Any:
         case ast.Subscript(value=base, slice=index):
             return _element(_value(base, scope), _value(index, scope))
         case ast.UnaryOp(op=sign, operand=operand):
-            return _UNARY[type(sign)](_expect(_value(operand, scope), Scalar))
+            return _OPERATORS[type(sign)](_expect(_value(operand, scope), Scalar))
         case ast.BinOp(left=left, op=sign, right=right):
             return _binary(sign, _value(left, scope), _value(right, scope))
         case ast.BoolOp(op=sign, values=values):
@@ -109,7 +142,7 @@ def _value(node: ast.expr, scope: Scope) -> Any:
             return value
         case ast.Compare(left=left, ops=[sign], comparators=[right]):
             sides = (_expect(_value(side, scope), Scalar | Reference) for side in (left, right))
-            return _COMPARISONS[type(sign)](*sides)
+            return _OPERATORS[type(sign)](*sides)
         case ast.IfExp(test=test, body=yes, orelse=no):
             return _value(yes if _value(test, scope) else no, scope)
         case ast.JoinedStr(values=pieces):
@@ -121,14 +154,6 @@ def _value(node: ast.expr, scope: Scope) -> Any:
     raise TypeError
 
 
-def _named(node: ast.expr, name: str, scope: Scope) -> Any:
-    if name in scope.values:
-        return _evaluated(scope.values[name])
-    if hasattr(builtins, name):
-        return Reference(f"builtins.{name}")
-    raise _DependsOn(scope.unevaluated(node, missing=name))
-
-
 def _evaluated(value: Any) -> Any:
     if isinstance(value, Unevaluated):
         raise _DependsOn(value)
@@ -136,23 +161,18 @@ def _evaluated(value: Any) -> Any:
 
 
 def _expect(value: Any, kind: Any) -> Any:
-    """The value if it is of that type. Operations on scalars take no time; those on containers might."""
+    """The value if it has this type. Operations on scalars are fast; operations on containers can be slow."""
     if not isinstance(value, kind):
         raise TypeError
     return value
 
 
 def _bounded(value: Any) -> Any:
-    """The value if it is of a plain type and not too large."""
-    match value:
-        case int():
-            allowed = abs(value) < MAX_INT
-        case str():
-            allowed = len(value) <= MAX_TEXT
-        case list() | tuple() | dict():
-            allowed = len(value) <= MAX_ELEMENTS
-        case _:
-            allowed = value is None or isinstance(value, float)
+    """The value if it has a plain type and is not too large."""
+    if isinstance(value, str | list | tuple | dict):
+        allowed = len(value) <= (MAX_TEXT if isinstance(value, str) else MAX_ELEMENTS)
+    else:
+        allowed = value is None or isinstance(value, float) or (isinstance(value, int) and abs(value) < MAX_INT)
     if not allowed:
         raise ValueError
     return value
@@ -176,7 +196,7 @@ def _elements(nodes: list[ast.expr], scope: Scope) -> list[Any]:
 
 
 def _dictionary(keys: list[ast.expr | None], values: list[ast.expr], scope: Scope) -> dict[Any, Any]:
-    """A dict; the value of a missing key is a dict to unpack."""
+    """A dict; a value without a key is a dict to unpack."""
     result: dict[Any, Any] = {}
     for key, value in zip(keys, values, strict=True):
         if key is None:
@@ -190,45 +210,13 @@ def _element(base: Any, key: Any) -> Any:
     return _evaluated(_expect(base, dict | list | tuple | str)[_expect(key, Scalar)])
 
 
-_UNARY: Mapping[type[ast.unaryop], Callable[[Any], Any]] = {
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-    ast.Not: operator.not_,
-}
-_ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
-_COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Is: operator.eq,
-    ast.IsNot: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
-_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
-    "os.path.join": posixpath.join,
-    "builtins.str": str,
-    "builtins.int": int,
-    "builtins.float": float,
-}
-
-
 def _binary(sign: ast.operator, left: Any, right: Any) -> Any:
     concatenates = isinstance(sign, ast.Add) and type(left) is type(right)
     for side in (left, right):
         _expect(side, int | float | str | list | tuple if concatenates else int | float)
     if isinstance(sign, ast.Pow) and (abs(right) > 64 or abs(left) > 2**20):
         raise ValueError
-    return _bounded(_ARITHMETIC[type(sign)](left, right))
+    return _bounded(_OPERATORS[type(sign)](left, right))
 
 
 def _call(node: ast.Call, scope: Scope) -> Any:
@@ -251,17 +239,14 @@ def _call(node: ast.Call, scope: Scope) -> Any:
 
 def _format(text: str, node: ast.Call, scope: Scope) -> str:
     """`text.format(...)` with plain `{}`, `{0}` and `{name}`: no widths, no attributes, no conversions."""
-    arguments = [_value(argument, scope) for argument in node.args]
-    keywords = {keyword.arg: _value(keyword.value, scope) for keyword in node.keywords}
-    position = 0
+    arguments = {str(position): _value(argument, scope) for position, argument in enumerate(node.args)}
+    arguments |= {str(keyword.arg): _value(keyword.value, scope) for keyword in node.keywords}
+    positions = count()
     pieces: list[Any] = []
     for literal, field, width, conversion in string.Formatter().parse(text):
-        pieces.append(literal)
-        if field is None:
-            continue
-        if width or conversion or None in keywords:
+        if width or conversion:
             raise ValueError
-        if not field:
-            field, position = str(position), position + 1
-        pieces.append(arguments[int(field)] if field.isdecimal() else keywords[field])
+        pieces.append(literal)
+        if field is not None:
+            pieces.append(arguments[field or str(next(positions))])
     return _joined(pieces)

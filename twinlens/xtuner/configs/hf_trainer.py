@@ -9,13 +9,13 @@ ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf")
 
 
 def map_trainer_training(tree: ConfigTree, quantized: bool) -> dict[str, Any]:
-    """`optim` and `run`; missing values have the defaults of TrainingArguments, and steps are optimizer steps.
+    """`optim` and `run`; missing values have the defaults of TrainingArguments.
 
     Args:
-        quantized: whether an adapter is trained on quantized weights, for which PEFT turns checkpointing on.
+        quantized: whether the base weights are quantized, because PEFT then turns gradient checkpointing on.
     """
     if (trainer := tree.short_name("trainer")) not in (None, "Trainer"):
-        tree.note("trainer", f"{trainer}; it is trained as Trainer would")
+        tree.note("trainer", f"{trainer}; training follows Trainer")
     return {"optim": _optim(tree, quantized), "run": _run(tree)}
 
 
@@ -25,7 +25,7 @@ def _optim(tree: ConfigTree, quantized: bool) -> dict[str, Any]:
     if tree.get(f"{ARGUMENTS}.fp16", False):
         tree.note(f"{ARGUMENTS}.fp16", "quant.compute decides: bf16 where the device supports it")
     if (clip := tree.number(f"{ARGUMENTS}.max_grad_norm", 1.0)) <= 0:
-        tree.note(f"{ARGUMENTS}.max_grad_norm", "Trainer does not clip gradients; here they are clipped to a norm of 1")
+        tree.note(f"{ARGUMENTS}.max_grad_norm", "Trainer does not clip gradients; twinlens clips to a norm of 1")
         clip = 1.0
     epochs = tree.get(f"{ARGUMENTS}.num_train_epochs", 3)
     steps = tree.number(f"{ARGUMENTS}.max_steps", -1)
@@ -43,12 +43,12 @@ def _optim(tree: ConfigTree, quantized: bool) -> dict[str, Any]:
 
 
 def _schedule(tree: ConfigTree, steps: float) -> dict[str, Any]:
-    """Warm-up and schedule; `steps` is not positive for a run counted in epochs."""
+    """Warm-up and schedule; `steps` is 0 or less if the run is in epochs."""
     path = f"{ARGUMENTS}.lr_scheduler_type"
     scheduler = (tree.short_name(path) or "linear").lower()
     schedule = scheduler.removesuffix("_with_warmup")
     if schedule not in ("linear", "cosine", "constant"):
-        tree.note(path, f"{scheduler}: this schedule does not exist here; cosine is used")
+        tree.note(path, f"{scheduler}; cosine is used")
         schedule = "cosine"
     warmup_steps, warmup = tree.number(f"{ARGUMENTS}.warmup_steps", 0), tree.number(f"{ARGUMENTS}.warmup_ratio", 0)
     if scheduler == "constant":
@@ -56,7 +56,7 @@ def _schedule(tree: ConfigTree, steps: float) -> dict[str, Any]:
     elif warmup_steps > 0 and steps > 0:
         warmup = round(warmup_steps / steps, 6)
     elif warmup_steps > 0:
-        tree.note(f"{ARGUMENTS}.warmup_steps", f"{warmup_steps} steps of a run counted in epochs; optim.warmup is 0.03")
+        tree.note(f"{ARGUMENTS}.warmup_steps", f"{warmup_steps} steps in a run of epochs; optim.warmup is 0.03")
         warmup = 0.03
     return {"warmup": warmup, "schedule": schedule}
 
@@ -69,9 +69,9 @@ def _run(tree: ConfigTree) -> dict[str, Any]:
         run["save_every"] = every
     elif strategy != "no":
         key, value = ("save_steps", every) if strategy == "steps" else ("save_strategy", strategy)
-        tree.note(f"{ARGUMENTS}.{key}", f"{describe(value)}; set run.save_every in steps")
+        tree.note(f"{ARGUMENTS}.{key}", f"{describe(value)}; set run.save_every, in steps")
     if (keep := tree.number(f"{ARGUMENTS}.save_total_limit", 0)) > 0:
         run["keep"] = keep
     else:
-        tree.note(f"{ARGUMENTS}.save_total_limit", "keeps every checkpoint; set run.keep for more than the last two")
+        tree.note(f"{ARGUMENTS}.save_total_limit", "Trainer keeps all checkpoints; twinlens keeps run.keep of them")
     return run

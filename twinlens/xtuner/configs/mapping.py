@@ -1,4 +1,4 @@
-"""An XTuner config becomes the document of a task, and a line for each thing that does not carry over as it stands."""
+"""Mapping of an XTuner config to the document of a task, with a line for each difference."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 
@@ -11,18 +11,18 @@ from twinlens.xtuner.configs.data import image_data, picture_folder, template_of
 from twinlens.xtuner.configs.hf_trainer import map_trainer_training
 from twinlens.xtuner.configs.reader import read_xtuner_config
 from twinlens.xtuner.configs.schedule import map_training
-from twinlens.xtuner.configs.scope import task_kind, trains_language, trains_tower
+from twinlens.xtuner.configs.scope import is_trained, task_kind
 from twinlens.xtuner.configs.tree import TRAINER_CONFIG, ConfigTree, describe
 from twinlens.xtuner.configs.unmapped import unmapped_lines
 
 
 @dataclass(frozen=True, slots=True)
 class MappedConfig:
-    """What a config comes to.
+    """Result of the mapping.
 
     Args:
-        document: a task's tree, as a YAML file would hold it.
-        differences: a line for each thing that does not carry over as it stands, by its key.
+        document: a task as a YAML file contains it.
+        differences: a line for each setting that does not carry over unchanged, with its path.
     """
 
     document: dict[str, Any]
@@ -30,10 +30,10 @@ class MappedConfig:
 
 
 def map_config(file: Path) -> MappedConfig:
-    """Read a config file and map it.
+    """Read a config file and map it to a task.
 
     Raises:
-        ConfigError: it cannot be read, or trains what twinlens does not; says what it is.
+        ConfigError: it cannot be read, or twinlens does not support its kind of training.
     """
     config = read_xtuner_config(file)
     tree = ConfigTree(config)
@@ -43,38 +43,38 @@ def map_config(file: Path) -> MappedConfig:
 
 
 def _text(tree: ConfigTree) -> dict[str, Any]:
-    quant = _quant(tree)
-    lora = _adapter(tree, tree.kind.lora, quant)
+    bits = _quantization_bits(tree)
+    lora = _language_lora(tree, tree.kind.lora, bits)
     by_trainer = tree.kind is TRAINER_CONFIG
     return {
         "model": _model(tree, tree.kind.language),
         "template": template_of(tree),
-        "quant": quant,
+        "quant": {"bits": bits},
         "lora": lora,
         "data": text_data(tree),
-        **(map_trainer_training(tree, quantized=quant["bits"] < 16) if by_trainer else map_training(tree)),
+        **(map_trainer_training(tree, quantized=bits < 16) if by_trainer else map_training(tree)),
     }
 
 
 def _image(tree: ConfigTree) -> dict[str, Any]:
-    tower, quant = _model(tree, "model.visual_encoder"), _quant(tree)
-    tunes = trains_language(tree)
+    tower, bits = _model(tree, "model.visual_encoder"), _quantization_bits(tree)
+    tunes = is_trained(tree, "llm")
     document = {
         "stage": "tune" if tunes else "align",
         "model": _model(tree, tree.kind.language),
         "template": template_of(tree),
         "tower": tower,
         "start": tree.text("model.pretrained_pth"),
-        "quant": quant,
+        "quant": {"bits": bits},
         "data": image_data(tree, tower),
         "pictures": {"folder": picture_folder(tree)},
         **map_training(tree),
     }
     if tunes:
-        document["lora"] = _adapter(tree, "model.llm_lora", quant)
+        document["lora"] = _language_lora(tree, "model.llm_lora", bits)
     if tree.has("model.visual_encoder_lora"):
         document["tower_lora"] = _lora(tree, "model.visual_encoder_lora")
-    elif trains_tower(tree):
+    elif is_trained(tree, "visual_encoder"):
         document["whole_tower"] = True
     return document
 
@@ -87,30 +87,31 @@ def _model(tree: ConfigTree, part: str) -> str:
     return name
 
 
-def _quant(tree: ConfigTree) -> dict[str, Any]:
+def _quantization_bits(tree: ConfigTree) -> int:
+    """Bits of the language model's weights: 4, 8 or 16."""
     language = tree.kind.language
     path = f"{language}.quantization_config"
-    four = tree.get(f"{path}.load_in_4bit", False) or tree.get(f"{language}.load_in_4bit", False)
-    eight = tree.get(f"{path}.load_in_8bit", False) or tree.get(f"{language}.load_in_8bit", False)
-    if four:
-        if (kind := tree.get(f"{path}.bnb_4bit_quant_type", "nf4")) != "nf4":
-            tree.note(f"{path}.bnb_4bit_quant_type", f"{describe(kind)}; nf4 is used")
-        return {"bits": 4}
-    return {"bits": 8 if eight else 16}
+    four, eight = (
+        tree.get(f"{path}.load_in_{bits}bit", False) or tree.get(f"{language}.load_in_{bits}bit", False)
+        for bits in (4, 8)
+    )
+    if four and (kind := tree.get(f"{path}.bnb_4bit_quant_type", "nf4")) != "nf4":
+        tree.note(f"{path}.bnb_4bit_quant_type", f"{describe(kind)}; nf4 is used")
+    return 4 if four else 8 if eight else 16
 
 
-def _adapter(tree: ConfigTree, path: str, quant: dict[str, Any]) -> dict[str, Any] | None:
-    """The language model's adapter; None where every weight is trained."""
+def _language_lora(tree: ConfigTree, path: str, bits: int) -> dict[str, Any] | None:
+    """LoRA settings of the language model; None for full fine-tuning."""
     if tree.has(path):
         return _lora(tree, path)
-    if (bits := quant["bits"]) < 16:
+    if bits < 16:
         raise tree.error(
-            f"has no {path} and {bits}-bit weights, which cannot be trained in XTuner either; give it a LoRA, or take "
-            "the quantization out"
+            f"has no {path} and {bits}-bit weights, which XTuner cannot train either; add a LoRA, or remove the "
+            "quantization"
         )
-    stored = f"{tree.kind.language}.torch_dtype"
-    if (kind := tree.short_name(stored)) not in (None, "float32"):
-        tree.note(stored, f"{kind}; weights that are trained are float32 until they are saved")
+    dtype = f"{tree.kind.language}.torch_dtype"
+    if (kind := tree.short_name(dtype)) not in (None, "float32"):
+        tree.note(dtype, f"{kind}; trained weights are float32 until they are saved")
     return None
 
 
@@ -119,7 +120,7 @@ def _lora(tree: ConfigTree, path: str) -> dict[str, Any]:
         tree.note(f"{path}.type", f"{kind or 'none'}; a LoRA is trained")
     if (bias := tree.get(f"{path}.bias", "none")) != "none":
         tree.note(f"{path}.bias", f"{describe(bias)}; biases are not trained")
-    # PEFT's own defaults where the config says nothing.
+    # Missing values have PEFT's defaults.
     lora = {
         "rank": tree.get(f"{path}.r", 8),
         "alpha": tree.get(f"{path}.lora_alpha", 8),
@@ -130,5 +131,5 @@ def _lora(tree: ConfigTree, path: str) -> dict[str, Any]:
         split = (name for target in targets for name in TARGET_MODULES.get(str(target), (str(target),)))
         lora["targets"] = list(dict.fromkeys(split))
     elif targets not in (None, "all-linear"):
-        tree.note(f"{path}.target_modules", f"{describe(targets)} is a pattern; every linear layer is adapted")
+        tree.note(f"{path}.target_modules", f"{describe(targets)} is a pattern; every linear layer gets an adapter")
     return lora

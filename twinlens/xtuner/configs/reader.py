@@ -1,7 +1,7 @@
-"""XTuner's config files, read without running them: assignments are evaluated, other statements are skipped and listed.
+"""Reader of XTuner config files: it evaluates assignments, lists other statements, and runs no code.
 
-Values are plain: numbers, texts, None, lists, tuples, dicts, `Reference` for imported objects, and `Unevaluated` for
-what is not known unless the file runs.
+Values are numbers, texts, None, lists, tuples, dicts, `Reference` for imported objects, and `Unevaluated` for values
+that are known only when the file runs.
 """
 
 # pyright: reportMatchNotExhaustive=false, reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -16,7 +16,7 @@ from tuning.errors import ConfigError
 from twinlens.xtuner.configs.expressions import Reference, Scope, Unevaluated, evaluate
 
 MAX_FILE_BYTES = 1 << 20
-MAX_NODES = 50_000  # of the syntax tree; the longest config of XTuner has some two thousand
+MAX_NODES = 50_000  # of the syntax tree; the longest config of XTuner has about 2,000
 _READ_BASE = Reference("mmengine.config.read_base")
 
 
@@ -26,7 +26,7 @@ class XTunerConfig:
 
     Args:
         values: by name, in the order of the file.
-        skipped: statements that were not run, such as calls and loops.
+        skipped: statements that were not evaluated, such as calls and loops.
     """
 
     file: Path
@@ -35,21 +35,20 @@ class XTunerConfig:
 
 
 def read_xtuner_config(file: Path) -> XTunerConfig:
-    """Read a config, and the files that it imports through `with read_base():`.
+    """Read a config and the base files that it imports in `with read_base():`.
 
     Raises:
-        ConfigError: the file cannot be read, is not Python, is too large or too deeply nested, or imports a base file
-            that does not exist.
+        ConfigError: a file is missing, is not Python, is too large or too deeply nested.
     """
     reader = _Reader()
     values = reader.read(file, ())
     if "_base_" in values:
-        raise ConfigError(f"{file}: `_base_` is the older way to import a base; write `with read_base():` imports.")
+        raise ConfigError(f"{file}: `_base_` is not supported; import the base in `with read_base():`.")
     return XTunerConfig(file, values, tuple(reader.skipped))
 
 
 class _Reader:
-    """Reads a config and its bases, each file once."""
+    """Reads a config and its base files, each file once."""
 
     def __init__(self) -> None:
         self.skipped: list[Unevaluated] = []
@@ -63,26 +62,24 @@ class _Reader:
             try:
                 tree, source = _parse(file)
                 scope = Scope(str(file), source.split("\n"), {})
-                self._run(tree.body, scope, (*importers, path))
+                self._evaluate(tree.body, scope, (*importers, path))
             except (RecursionError, MemoryError) as error:
                 raise ConfigError(
-                    f"{file}: nested too deeply to be a config; give the file that XTuner trains with."
+                    f"{file}: nested too deeply for a config; give the file that XTuner trains."
                 ) from error
             self._files[path] = scope.values
         return self._files[path]
 
-    def _run(self, statements: list[ast.stmt], scope: Scope, importers: tuple[Path, ...]) -> None:
+    def _evaluate(self, statements: list[ast.stmt], scope: Scope, importers: tuple[Path, ...]) -> None:
         for statement in statements:
             match statement:
                 case ast.Assign(targets=targets, value=value):
-                    result = _assigned(value, scope)
-                    for target in targets:
-                        _bind(target, result, scope)
+                    _assign(targets, value, scope)
                 case ast.AnnAssign(target=target, value=ast.expr() as value):
-                    _bind(target, _assigned(value, scope), scope)
+                    _assign([target], value, scope)
                 case ast.AugAssign(target=target, op=sign, value=value):
-                    result = ast.copy_location(ast.BinOp(left=target, op=sign, right=value), statement)
-                    _bind(target, _assigned(result, scope), scope)
+                    result = ast.BinOp(left=target, op=sign, right=value)
+                    _assign([target], ast.copy_location(result, statement), scope)
                 case ast.Import(names=names):
                     for name in names:
                         module = name.name if name.asname else name.name.partition(".")[0]
@@ -96,7 +93,7 @@ class _Reader:
                 case ast.If(test=test, body=yes, orelse=no) if not isinstance(
                     decision := evaluate(test, scope), Unevaluated
                 ):
-                    self._run(yes if decision else no, scope, importers)
+                    self._evaluate(yes if decision else no, scope, importers)
                 case ast.With(items=[ast.withitem(context_expr=ast.Call(func=call, args=[]))], body=body) if (
                     evaluate(call, scope) == _READ_BASE
                 ):
@@ -105,7 +102,7 @@ class _Reader:
                     pass
                 case ast.Expr(value=ast.Constant()) | ast.Pass():
                     pass
-                case _:  # names that it may assign or change are not known any more
+                case _:  # the names that it may change become unevaluated
                     skipped = scope.unevaluated(statement)
                     self.skipped.append(skipped)
                     scope.values.update(dict.fromkeys(_changed_names(statement), skipped))
@@ -116,9 +113,7 @@ class _Reader:
                 continue
             where = f"{scope.file}, line {statement.lineno}"
             if not isinstance(statement, ast.ImportFrom) or not statement.level or not statement.module:
-                raise ConfigError(
-                    f"{where}: read_base takes only `from .file import ...`; copy the values into this file."
-                )
+                raise ConfigError(f"{where}: read_base supports only `from .file import ...`; copy the values instead.")
             parents = importers[-1].parents
             folder = parents[min(statement.level, len(parents)) - 1]
             base = folder.joinpath(*statement.module.split(".")).with_suffix(".py")
@@ -136,31 +131,27 @@ class _Reader:
 
 def _parse(file: Path) -> tuple[ast.Module, str]:
     """The syntax tree of a file, and its text."""
+    too_large = ConfigError(f"{file}: too large for a config; give the file that XTuner trains.")
     try:
         if file.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(
-                f"{file}: over {MAX_FILE_BYTES >> 20} MiB, too large for a config; give the file that XTuner trains "
-                "with."
-            )
+            raise too_large
         source = file.read_text(encoding="utf-8")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in the texts of a config
+            warnings.simplefilter("ignore")  # invalid escapes in texts
             tree = ast.parse(source)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}); give the path of a config.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text ({error.reason}); save it as UTF-8.") from error
     except SyntaxError as error:
         raise ConfigError(f"{file}, line {error.lineno or 1}: not valid Python ({error.msg}); fix it.") from error
     except ValueError as error:
-        raise ConfigError(f"{file}: not Python text ({error}); give a config file.") from error
+        raise ConfigError(f"{file}: not Python text in UTF-8 ({error}); give a config file in UTF-8.") from error
     if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
-        raise ConfigError(f"{file}: far longer than a config; give the file that XTuner trains with.")
+        raise too_large
     return tree, source
 
 
-def _assigned(node: ast.expr, scope: Scope) -> Any:
-    """The value of an expression; names that a skipped call or `:=` in it may have changed become unevaluated."""
+def _assign(targets: list[ast.expr], node: ast.expr, scope: Scope) -> None:
+    """Assign an expression; names that a method call or `:=` in it may change become unevaluated."""
     value = evaluate(node, scope)
     for part in ast.walk(node):
         match part:
@@ -170,7 +161,8 @@ def _assigned(node: ast.expr, scope: Scope) -> Any:
                 for name in _root(base):
                     if isinstance(scope.values.get(name), dict | list):
                         scope.values[name] = scope.unevaluated(part)
-    return value
+    for target in targets:
+        _bind(target, value, scope)
 
 
 def _bind(target: ast.expr, value: Any, scope: Scope) -> None:
@@ -194,7 +186,7 @@ def _bind(target: ast.expr, value: Any, scope: Scope) -> None:
 
 
 def _update(call: ast.Call, scope: Scope) -> bool:
-    """Do `something.update(...)`, the usual way to change an imported base; False for any other call."""
+    """Evaluate `name.update(...)`, the usual change of an imported base; False for any other call."""
     if not isinstance(call.func, ast.Attribute) or call.func.attr != "update":
         return False
     owner = evaluate(call.func.value, scope)
@@ -207,7 +199,7 @@ def _update(call: ast.Call, scope: Scope) -> bool:
 
 
 def _changed_names(node: ast.AST) -> set[str]:
-    """Names that a piece of the config binds, deletes, or calls a method of."""
+    """Names that a node assigns, deletes, or calls a method of."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
     names: set[str] = set()
@@ -227,7 +219,7 @@ def _changed_names(node: ast.AST) -> set[str]:
 
 
 def _root(node: ast.expr) -> set[str]:
-    """The name that a chain of attributes and subscripts begins with."""
+    """The first name in a chain of attributes and subscripts."""
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return {node.id} if isinstance(node, ast.Name) else set()

@@ -1,4 +1,4 @@
-"""Values of a config by path; records which were read, so that the others can be listed."""
+"""Config values by path; it records which values are read, so that the others can be listed."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ CHAT_HOOK = "custom_hooks.EvaluateChatHook"
 
 @dataclass(frozen=True, slots=True)
 class ConfigKind:
-    """Where the parts of a kind of config are.
+    """Paths of the parts of a kind of config.
 
     Args:
-        names: the top-level names that are read; any other name is a variable that is used in one of these.
+        names: the top-level names that are settings; other names are variables that these settings use.
         language: path of the language model.
         lora: path of its adapter.
         dataset: path of the training dataset.
@@ -35,7 +35,7 @@ class ConfigKind:
     dataset: str
 
 
-# For mmengine's runner.
+# For mmengine's Runner.
 MMENGINE_CONFIG = ConfigKind(
     names=(
         *("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks"),
@@ -59,7 +59,8 @@ TRAINER_CONFIG = ConfigKind(
 class ConfigTree:
     """The values of a config by path, such as `model.llm.quantization_config.load_in_4bit`.
 
-    Dicts in a list are addressed by their type: `custom_hooks.EvaluateChatHook.every_n_iters`, a second one by `#2`.
+    A dict in a list has its type as key: `custom_hooks.EvaluateChatHook.every_n_iters`; a second dict of that type has
+    the suffix `#2`.
     """
 
     def __init__(self, config: XTunerConfig) -> None:
@@ -75,7 +76,7 @@ class ConfigTree:
                     self._leaves.update(_leaves(name, config.values[name], count()))
         except RecursionError as error:
             raise self.error(
-                "nested too deeply, or too long, to be a config; give the file that XTuner trains with"
+                "is too long or too deeply nested for a config; give the file that XTuner trains"
             ) from error
 
     def error(self, sentence: str) -> ConfigError:
@@ -94,36 +95,29 @@ class ConfigTree:
         """The keys directly below a path, in order.
 
         Raises:
-            ConfigError: the value there is not known unless the config runs.
+            ConfigError: the value at the path or above it is unevaluated.
         """
-        self._check_evaluated(path)
+        for prefix in accumulate(path.split("."), "{}.{}".format):
+            if isinstance(value := self._leaves.get(prefix), Unevaluated):
+                fault = f"{path} is not known without running `{value.source}`; write its value there"
+                if value.missing:
+                    fault = f"{value.missing} has no value, and {path} needs it; assign a value"
+                raise ConfigError(f"{value.where}: {fault}.")
         start = len(path) + 1
         names = (leaf[start:].partition(".")[0] for leaf in self._leaves if leaf.startswith(f"{path}."))
         return list(dict.fromkeys(names))
 
     def get(self, path: str, default: Any = None) -> Any:
-        """The value at a path, or the default if there is none or None.
+        """The value at a path; the default if the value is missing or None.
 
         Raises:
-            ConfigError: the value is not known unless the config runs, or is a group of values.
+            ConfigError: the value is unevaluated, or a dict.
         """
         self._used.add(path)
         if self.keys(path):
             raise self.error(f"{path} is a group of values; write one value")
         value = self._leaves.get(path)
         return default if value is None else value
-
-    def _check_evaluated(self, path: str) -> None:
-        """Refuse a path that is, or is below, an unevaluated value."""
-        parts = path.split(".")
-        for length in range(1, len(parts) + 1):
-            value = self._leaves.get(".".join(parts[:length]))
-            if isinstance(value, Unevaluated):
-                if value.missing:
-                    raise ConfigError(f"{value.where}: {value.missing} has no value, and {path} needs it; give it one.")
-                raise ConfigError(
-                    f"{value.where}: {path} is not known without running `{value.source}`; write its value there."
-                )
 
     def number(self, path: str, default: float) -> float:
         """The finite number at a path.
@@ -133,7 +127,7 @@ class ConfigTree:
         """
         value = self.get(path, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self.error(f"{path} is {describe(value)}, not a number; write one")
+            raise self.error(f"{path} is {describe(value)}, not a number; write a number")
         return value
 
     def text(self, path: str) -> str | None:
@@ -144,11 +138,11 @@ class ConfigTree:
         """
         value = self.get(path)
         if value is not None and not isinstance(value, str):
-            raise self.error(f"{path} is {describe(value)}, not a text; write one in quotes")
+            raise self.error(f"{path} is {describe(value)}, not a text; write a text in quotes")
         return value
 
     def short_name(self, path: str) -> str | None:
-        """The last part of an imported or quoted name at a path; any other value as `describe` has it."""
+        """The last part of an imported or quoted name at a path; any other value as `describe` shows it."""
         self._used.add(path)
         value = self._leaves.get(path)
         return value.rpartition(".")[2] if isinstance(value, str) else None if value is None else describe(value)
@@ -164,7 +158,7 @@ class ConfigTree:
 
 
 def describe(value: Any) -> str:
-    """A value in a few words, for a message."""
+    """A short description of a value, for messages."""
     if isinstance(value, Reference):
         return value.last
     if isinstance(value, Unevaluated):

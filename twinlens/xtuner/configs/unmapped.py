@@ -1,60 +1,59 @@
-"""Values of an XTuner config without a counterpart in a task: one line for each that changes the result of training."""
+"""Settings of an XTuner config without a counterpart in a task, one line for each that changes training."""
 
 from fnmatch import fnmatchcase
 
 from twinlens.xtuner.configs.tree import CHAT_HOOK, ConfigTree, describe
 
-# Paths, and what to tell about them.
-UNMAPPED = {
-    f"{CHAT_HOOK}.evaluation_inputs": "XTuner samples answers to them; here evaluation.probes are asked and scored",
-    f"{CHAT_HOOK}.evaluation_images": "XTuner samples answers about it; a probe names its own picture",
-    f"{CHAT_HOOK}.system": "XTuner uses it for samples only, not in training; `system` here is for both",
-    "val_dataloader*": "XTuner validates during training; here evaluation.probes are asked and scored",
-    "visualizer*": "name trackers in run.trackers",
-    "resume": "use `twinlens train --resume RUN` to resume a run",
-    "load_from": "training starts from the model as it is",
-    "work_dir": "give --work-dir",
-    "training_args.output_dir": "give --work-dir",
-    "training_args.deepspeed*": "give --deepspeed",
-    "training_args.report_to": "name trackers in run.trackers",
-    "training_args.resume_from_checkpoint": "use `twinlens train --resume RUN` to resume a run",
-    "training_args.do_eval": "XTuner validates during training; here evaluation.probes are asked and scored",
+# Sentences for the user, with the path patterns that they explain.
+EXPLANATIONS = {
+    "XTuner samples answers to them; twinlens asks and scores evaluation.probes": f"{CHAT_HOOK}.evaluation_inputs",
+    "XTuner samples answers about it; a probe names its own picture": f"{CHAT_HOOK}.evaluation_images",
+    "XTuner uses it only for samples, not in training; a task uses `system` for both": f"{CHAT_HOOK}.system",
+    "XTuner validates during training; twinlens asks and scores evaluation.probes": "val_dataloader* "
+    "training_args.do_eval",
+    "name trackers in run.trackers": "visualizer* training_args.report_to",
+    "use `twinlens train --resume RUN` to resume a run": "resume training_args.resume_from_checkpoint",
+    "training starts from the unchanged model": "load_from",
+    "give --work-dir": "work_dir training_args.output_dir",
+    "give --deepspeed": "training_args.deepspeed*",
 }
-# Paths that do not change the result of training.
-IGNORED = (
-    *(f"{CHAT_HOOK}.type", f"{CHAT_HOOK}.prompt_template*"),
-    f"{CHAT_HOOK}.instruction",  # of XTuner 0.1: a piece of the template
-    *("custom_hooks.*.tokenizer.*", "custom_hooks.*.image_processor.*", "custom_hooks.DatasetInfoHook.*"),
-    *("custom_hooks.ThroughputHook.*", "custom_hooks.VarlenAttnArgsToMessageHubHook.*"),
-    *("train_data*.tokenizer.*", "train_data*.image_processor.*", "train_data*.remove_unused_columns"),
-    *("train_data*.shuffle_before_pack", "train_data*.use_varlen_attn", "train_data*.bot_name"),
-    *("train_data*.dataset_cfg.file_type", "train_dataloader.dataset*.seed", "train_dataloader.num_workers"),
-    *("train_dataloader.pin_memory", "train_dataloader.collate_fn.*", "train_dataloader.sampler.*"),
-    *("train_dataloader.batch_sampler.*", "train_dataloader.persistent_workers", "val_*", "test_*"),
-    *("model.use_varlen_attn", "model*.trust_remote_code", "model*.torch_dtype", "model*.attn_implementation"),
-    *("model.llm*.type", "model*.quantization_config.type", "model*.quantization_config.llm_int8_*"),
-    *("model*.quantization_config.bnb_4bit_*", "model.visual_encoder.type", "*lora.task_type"),
-    *("optim_wrapper.type", "optim_wrapper.loss_scale", "optim_wrapper.clip_grad.error_if_nonfinite"),
-    *("param_scheduler*.begin", "param_scheduler*.end", "param_scheduler*.by_epoch", "param_scheduler*.start_factor"),
-    *("param_scheduler*.convert_to_iter_based", "param_scheduler*.T_max"),
-    *("train_cfg.type", "train_cfg.by_epoch", "train_cfg.val_interval", "default_hooks.checkpoint.type"),
-    *("default_hooks.timer.*", "default_hooks.logger.*", "default_hooks.param_scheduler.*"),
-    *("default_hooks.sampler_seed.*", "randomness.deterministic", "env_cfg.*", "log_level", "log_processor.*"),
-    *("training_args.eval*", "training_args.per_device_eval_batch_size", "training_args.type"),
-    *("training_args.do_train", "training_args.bf16", "training_args.tf32", "training_args.log*"),
-    *("training_args.run_name", "training_args.disable_tqdm", "training_args.overwrite_output_dir"),
-    *("training_args.remove_unused_columns", "training_args.dataloader_num_workers", "training_args.ddp_*"),
-    *("training_args.dataloader_pin_memory", "training_args.gradient_checkpointing_kwargs*"),
+EXPLAINED = {pattern: sentence for sentence, patterns in EXPLANATIONS.items() for pattern in patterns.split()}
+# Patterns of settings that do not change the result of training, by the path in front of them.
+IGNORED = {
+    CHAT_HOOK: "type prompt_template* instruction",  # instruction: of XTuner 0.1, a part of the template
+    "custom_hooks.*": "tokenizer.* image_processor.*",
+    "custom_hooks": "DatasetInfoHook.* ThroughputHook.* VarlenAttnArgsToMessageHubHook.*",
+    "train_data*": "tokenizer.* image_processor.* remove_unused_columns shuffle_before_pack use_varlen_attn bot_name",
+    "train_data*.dataset_cfg": "file_type",
+    "train_dataloader.dataset*": "seed",
+    "train_dataloader": "num_workers pin_memory collate_fn.* sampler.* batch_sampler.* persistent_workers",
+    "model": "use_varlen_attn llm*.type visual_encoder.type",
+    "model*": "trust_remote_code torch_dtype attn_implementation",
+    "model*.quantization_config": "type llm_int8_* bnb_4bit_*",
+    "*lora": "task_type",
+    "optim_wrapper": "type loss_scale clip_grad.error_if_nonfinite",
+    "param_scheduler*": "begin end by_epoch start_factor convert_to_iter_based T_max",
+    "train_cfg": "type by_epoch val_interval",
+    "default_hooks": "checkpoint.type timer.* logger.* param_scheduler.* sampler_seed.*",
+    "randomness": "deterministic",
+    "training_args": "type do_train bf16 tf32 log* eval* run_name disable_tqdm overwrite_output_dir ddp_* "
+    "per_device_eval_batch_size remove_unused_columns dataloader_num_workers dataloader_pin_memory "
+    "gradient_checkpointing_kwargs*",
+}
+PATTERNS = (
+    *EXPLAINED,
+    *(f"{path}.{name}" for path, names in IGNORED.items() for name in names.split()),
+    *("val_*", "test_*", "env_cfg.*", "log_level", "log_processor.*"),
 )
 
 
 def unmapped_lines(tree: ConfigTree) -> list[str]:
-    """A line for each value that the mapping did not read, except those that do not change the result of training."""
+    """A line for each value that the mapping did not read and that changes the result of training."""
     lines: dict[str, None] = {}
     for path, value in tree.unused():
-        pattern = next((pattern for pattern in (*UNMAPPED, *IGNORED) if fnmatchcase(path, pattern)), None)
+        pattern = next((pattern for pattern in PATTERNS if fnmatchcase(path, pattern)), None)
         if pattern is None:
-            lines[f"{path}: {describe(value)}; has no counterpart here"] = None
-        elif pattern in UNMAPPED and value not in ("", False):
-            lines[f"{pattern.rstrip('*')}: {UNMAPPED[pattern]}"] = None
+            lines[f"{path}: {describe(value)}; has no counterpart in a task"] = None
+        elif pattern in EXPLAINED and value not in ("", False):
+            lines[f"{pattern.rstrip('*')}: {EXPLAINED[pattern]}"] = None
     return list(lines)

@@ -101,21 +101,15 @@ def _model(task: Task, folder: Path, compute: str, on_gpu: bool) -> dict[str, An
             bnb_4bit_use_double_quant=True,
             bnb_4bit_quant_type="nf4",
         )
-    checkpointing = task.optim.gradient_checkpointing
+    common = {"llm": language, "use_activation_checkpointing": task.optim.gradient_checkpointing}
     if not isinstance(task, ImageTask):
-        return _object(
-            "SupervisedFinetune",
-            use_activation_checkpointing=checkpointing,
-            llm=language,
-            lora=_lora(task.lora, "CAUSAL_LM"),
-        )
+        return _object("SupervisedFinetune", **common, lora=_lora(task.lora, "CAUSAL_LM"))
     return _object(
         "LLaVAModel",
+        **common,
         freeze_llm=not task.full_finetuning,
         freeze_visual_encoder=not task.whole_tower,
-        use_activation_checkpointing=checkpointing,
         pretrained_pth=str(folder / INITIAL_PROJECTOR),
-        llm=language,
         visual_encoder=_pretrained("CLIPVisionModel", folder / TOWER),
         llm_lora=_lora(task.lora if task.stage == "tune" else None, "CAUSAL_LM"),
         visual_encoder_lora=_lora(task.tower_lora, None),

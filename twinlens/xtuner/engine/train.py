@@ -67,22 +67,20 @@ def check_task(task: AnyTask) -> None:
 def differences(task: AnyTask) -> list[str]:
     """A sentence for each setting of the task that XTuner handles differently."""
     image = isinstance(task, ImageTask)
-    sentences = [
-        (
-            bool(task.evaluation.every or task.data.validation),
-            "no probes and no validation during training; `twinlens compare` asks the probes before and after",
+    unlike = {
+        "evaluation.every, data.validation: nothing is evaluated during training; run `twinlens compare` after it": (
+            task.evaluation.every or task.data.validation
         ),
-        (task.data.pack and image, "data.pack: image rows are padded, one row in each sequence"),
-        (
-            task.data.pack and not image and task.data.packing == "isolated",
-            "data.packing: rows in a sequence see each other; XTuner isolates them only with flash-attn",
+        "data.pack: image rows are padded, one row in each sequence": task.data.pack and image,
+        "data.packing: rows in a sequence see each other; XTuner isolates them only with flash-attn": (
+            task.data.pack and not image and task.data.packing == "isolated"
         ),
-        (task.optim.accumulate > 1, "optim.accumulate: micro-batches have equal weights, whatever their label counts"),
-        (bool(task.run.save_every), "run.save_every: no checkpoints; the run cannot be resumed"),
-        (bool(task.run.trackers), "run.trackers: no tracker is used"),
-        (isinstance(task, ImageTask) and bool(task.pictures.views), "pictures.views: each picture has one view"),
-    ]
-    return [sentence for differs, sentence in sentences if differs]
+        "optim.accumulate: micro-batches have equal weights, whatever their label counts": task.optim.accumulate > 1,
+        "run.save_every: no checkpoints; the run cannot be resumed": task.run.save_every,
+        "run.trackers: no tracker is used": task.run.trackers,
+        "pictures.views: each picture has one view": isinstance(task, ImageTask) and task.pictures.views,
+    }
+    return [sentence for sentence, applies in unlike.items() if applies]
 
 
 def train(task: AnyTask, inputs: TrainingInputs, run_dir: RunDir, environment: Path) -> list[StepReport]:

@@ -55,7 +55,7 @@ custom_hooks[0].update(prompt_template=PROMPT_TEMPLATE.internlm_chat)
     assert [
         line
         for line in found.differences
-        if line.startswith("train_dataloader.dataset.dataset_cfg.min_length: shorter")
+        if line.startswith("train_dataloader.dataset.dataset_cfg.min_length: XTuner drops shorter")
     ]
 
 

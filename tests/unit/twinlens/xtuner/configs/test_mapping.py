@@ -200,7 +200,7 @@ def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("x = 1\n", "no config that trains"),
+        ("x = 1\n", "not a config that trains"),
         (TEXT + "model = dict(type='DPO')\n", "preferences"),
         (TEXT + "model = dict(type='ORPO')\n", "preferences"),
         (TEXT + "model = dict(type='RewardModel')\n", "reward model"),
@@ -211,7 +211,7 @@ def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
         (TRAINER + "lora = None\n", "no lora and 4-bit weights"),
         (IMAGE + "model.update(freeze_llm=False, llm_lora=None)\n", "no model.llm_lora and 4-bit weights"),
         (TEXT + "train_dataset.update(dataset_map_fn='xtuner.dataset.map_fns.pretrain_map_fn')\n", "raw text"),
-        (TEXT + "train_dataset.update(do_dataset_tokenization=False)\n", "tokens already"),
+        (TEXT + "train_dataset.update(do_dataset_tokenization=False)\n", "tokenized rows"),
         (TEXT + "train_dataset.update(type='build_packed_dataset')\n", "no dataset of XTuner"),
         (TEXT + "train_dataset.update(type='OwnDataset')\n", "OwnDataset"),
         (INTERN_REPO + "train_dataloader['dataset']['dataset_cfg'].update(folder=None)\n", "folder is None"),
