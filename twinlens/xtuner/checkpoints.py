@@ -85,31 +85,32 @@ def convert_checkpoint(
     with atomic_folder(destination) as unfinished:
         if isinstance(task, ImageTask):
             _write_run(parts, task, RunDir(unfinished), max_shard_size)
-        elif full is not None:
-            write_full_model(full, task.versioned_model, task.template, unfinished, max_shard_size)
-        elif language is not None and task.lora is not None:
-            config = lora_config(task.lora, target_names(language), "CAUSAL_LM")
-            write_adapter(language, config, unfinished, with_absolute_paths(task).model, task.revision)
+        else:
+            save_trained_parts(parts, with_absolute_paths(task), unfinished, unfinished, max_shard_size)
 
 
-def save_trained_parts(parts: LlavaParts, task: AnyTask, run: RunDir, max_shard_size: str = "2GB") -> None:
-    """Write all trained weights except a tower adapter into a run folder.
+def save_trained_parts(
+    parts: LlavaParts, task: AnyTask, adapter: Path, model: Path, max_shard_size: str = "2GB"
+) -> None:
+    """Write all trained weights except a tower adapter.
 
     Args:
         parts: a full language model has the weight names of published checkpoints.
+        adapter: folder for adapter, projector and full tower.
+        model: folder for a full language model.
 
     Raises:
         ModelError: the weights of a full tower have other names or shapes than the tower of the task.
     """
     if parts.language is not None and task.lora is not None:
         config = lora_config(task.lora, target_names(parts.language), "CAUSAL_LM")
-        write_adapter(parts.language, config, run.adapter, task.model, task.revision)
+        write_adapter(parts.language, config, adapter, task.model, task.revision)
     if isinstance(task, ImageTask):
-        save_projector(trained_projector(parts), run.adapter)
+        save_projector(trained_projector(parts), adapter)
         if parts.full_tower is not None:
-            _write_full_tower(parts, task.tower, run.adapter / TOWER_FOLDER, max_shard_size)
+            _write_full_tower(parts, task.tower, adapter / TOWER_FOLDER, max_shard_size)
     if parts.full_language is not None:
-        with atomic_folder(run.model) as folder:
+        with atomic_folder(model) as folder:
             write_full_model(parts.full_language, task.versioned_model, task.template, folder, max_shard_size)
 
 
@@ -145,7 +146,7 @@ def _write_run(parts: LlavaParts, task: ImageTask, run: RunDir, max_shard_size: 
         changes["tower_lora"] = _with_targets(task.tower_lora, tower)
         config = lora_config(task.tower_lora, target_names(tower), None)
         write_adapter(tower, config, run.adapter / TOWER_FOLDER, task.tower)
-    save_trained_parts(parts, task, run, max_shard_size)
+    save_trained_parts(parts, task, run.adapter, run.model, max_shard_size)
     write_atomically(run.task, to_yaml(with_absolute_paths(task.model_copy(update=changes))))
 
 

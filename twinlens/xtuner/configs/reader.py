@@ -64,9 +64,7 @@ class _Reader:
                 scope = Scope(str(file), source.split("\n"), {})
                 self._evaluate(tree.body, scope, (*importers, path))
             except (RecursionError, MemoryError) as error:
-                raise ConfigError(
-                    f"{file}: nested too deeply for a config; give the file that XTuner trains."
-                ) from error
+                raise ConfigError(f"{file}: nested too deeply for a config; give another file.") from error
             self._files[path] = scope.values
         return self._files[path]
 

@@ -23,7 +23,7 @@ class ConfigKind:
     """Paths of the parts of a kind of config.
 
     Args:
-        names: the top-level names that are settings; other names are variables that these settings use.
+        names: the top-level names that can change training; other names are variables, tests and logs.
         language: path of the language model.
         lora: path of its adapter.
         dataset: path of the training dataset.
@@ -40,8 +40,7 @@ MMENGINE_CONFIG = ConfigKind(
     names=(
         *("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "custom_hooks"),
         *("default_hooks", "randomness", "load_from", "resume", "visualizer", "work_dir", "data_preprocessor"),
-        *("strategy", "auto_scale_lr", "val_dataloader", "val_evaluator", "val_cfg", "test_dataloader"),
-        *("test_evaluator", "test_cfg", "env_cfg", "log_level", "log_processor", "sequence_parallel_size", "framework"),
+        *("strategy", "auto_scale_lr", "val_dataloader", "sequence_parallel_size", "framework"),
     ),
     language="model.llm",
     lora="model.lora",

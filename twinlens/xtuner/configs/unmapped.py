@@ -40,11 +40,7 @@ IGNORED = {
     "per_device_eval_batch_size remove_unused_columns dataloader_num_workers dataloader_pin_memory "
     "gradient_checkpointing_kwargs*",
 }
-PATTERNS = (
-    *EXPLAINED,
-    *(f"{path}.{name}" for path, names in IGNORED.items() for name in names.split()),
-    *("val_*", "test_*", "env_cfg.*", "log_level", "log_processor.*"),
-)
+PATTERNS = (*EXPLAINED, *(f"{path}.{name}" for path, names in IGNORED.items() for name in names.split()))
 
 
 def unmapped_lines(tree: ConfigTree) -> list[str]:

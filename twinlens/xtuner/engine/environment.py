@@ -78,9 +78,7 @@ def install(folder: Path) -> int:
         with FileLock(f"{folder}.lock"):
             return _installed_bytes(folder) or _install(folder)
     except OSError as error:
-        raise DeviceError(
-            f"{folder}: cannot be written ({error.strerror}); give another folder with --into."
-        ) from error
+        raise DeviceError(f"{folder}: not writable ({error.strerror}); give another folder with --into.") from error
 
 
 def _installed_bytes(folder: Path) -> int | None:
@@ -102,11 +100,12 @@ def _install(folder: Path) -> int:
             "give another folder with --into."
         )
     pip = [str(python_of(folder)), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
-    torch = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("torch", "torchvision")]
+    torch = (f"{name}=={metadata.version(name).partition('+')[0]}" for name in ("torch", "torchvision"))
+    packages = [*torch, *REQUIREMENTS]
     steps = (
         ("virtual environment", [_python(), "-m", "venv", str(folder)]),
         (f"XTuner {VERSION}", [*pip, "--no-deps", f"xtuner=={VERSION}"]),
-        ("torch and XTuner's requirements", [*pip, *torch, *REQUIREMENTS]),
+        ("torch and XTuner's requirements", [*pip, *packages]),
         ("import test", [str(python_of(folder)), "-c", TEST]),
     )
     with ProgressBar("installing", len(steps)) as counter:
@@ -115,12 +114,7 @@ def _install(folder: Path) -> int:
             _run(command, lambda line: counter.advance(0, line))
             counter.advance(1)
     size = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    facts = {
-        "xtuner": VERSION,
-        "needs": [*torch, *REQUIREMENTS],
-        "bytes": size,
-        "made": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
+    facts = {"xtuner": VERSION, "needs": packages, "bytes": size, "made": time.strftime("%Y-%m-%d %H:%M:%S")}
     write_atomically(folder / MARKER, json.dumps(facts, indent=2) + "\n")
     return size
 

@@ -156,7 +156,7 @@ def _save_result(task: AnyTask, checkpoint: Path, run: RunDir) -> None:
     if parts.full_language is not None:
         published = to_published_weights(parts.full_language, task.versioned_model, parts.source)
         parts = replace(parts, full_language=published)
-    save_trained_parts(parts, task, run)
+    save_trained_parts(parts, task, run.adapter, run.model)
     if isinstance(task, ImageTask) and task.tower_lora is not None:
         tower = load_tower(task.tower, torch.device("cpu"), torch.float32)
         assert isinstance(tower.network, PreTrainedModel)
