@@ -1,4 +1,4 @@
-"""Configs as XTuner's people write them: its keys and its manner, with as little in them as trains."""
+"""Small configs in the style of XTuner's own."""
 
 TEXT = """
 import torch
@@ -97,7 +97,7 @@ train_dataloader = dict(
 """
 )
 
-# Handed to transformers' Trainer: parts stand at the top, and counts are of optimizer steps.
+# For transformers' Trainer: parts are top-level names, and counts are optimizer steps.
 TRAINER = """
 import torch
 from datasets import load_dataset
@@ -152,7 +152,7 @@ train_dataset = dict(
 )
 """
 
-# Every weight, on the folders that InternLM's own training has.
+# Full fine-tuning, on folders for InternLM's own trainer.
 INTERN_REPO = (
     TEXT
     + """

@@ -1,4 +1,4 @@
-"""`train --engine xtuner` as a person meets it who has no XTuner, or a task that it cannot train."""
+"""Errors of `train --engine xtuner`: XTuner is missing, or cannot train the task."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SEEN = (
 
 @pytest.fixture
 def task(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A text task, and an environment that says it is whole."""
+    """A text task, and an environment that is marked as complete."""
     (tmp_path / "rows.jsonl").write_text(ROW)
     (tmp_path / "task.yaml").write_text(f"model: {tiny_model}\ndata: {{files: [rows.jsonl]}}\noptim: {{steps: 1}}\n")
     (tmp_path / "xtuner").mkdir()
@@ -25,25 +25,25 @@ def task(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path / "task.yaml"
 
 
-def test_without_xtuner_it_says_how_to_have_it(task, refused, monkeypatch, tmp_path):
+def test_without_xtuner_the_error_names_the_install_command(task, refused, monkeypatch, tmp_path):
     monkeypatch.setenv(FOLDER, str(tmp_path / "nowhere"))
     assert "run `twinlens xtuner install`" in refused("train", task, "--engine", "xtuner")
 
 
 @pytest.mark.parametrize("other", [["--deepspeed", "zero2"], ["--resume", "run"]])
-def test_what_it_does_not_go_with(task, refused, other):
+def test_unsupported_options(task, refused, other):
     words = [task] if other[0] == "--deepspeed" else []
     assert "supports neither" in refused("train", *words, *other, "--engine", "xtuner")
 
 
-def test_a_tower_that_it_does_not_know(task, refused, tmp_path, tiny_model):
+def test_an_unsupported_tower(task, refused, tmp_path, tiny_model):
     from PIL import Image
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "seen.jsonl").write_text(SEEN)
     task.write_text(f"model: {tiny_model}\ntower: embedded\ndata: {{files: [seen.jsonl]}}\noptim: {{steps: 1}}\n")
     assert "XTuner supports CLIP towers" in refused("train", task, "--engine", "xtuner")
-    assert not (tmp_path / "work_dirs").exists(), "nothing was begun"
+    assert not (tmp_path / "work_dirs").exists(), "no run was created"
 
 
 def test_several_processes(task, refused, monkeypatch):

@@ -1,4 +1,4 @@
-"""The verbs on a config of XTuner's, as one of its people uses them."""
+"""The verbs on XTuner configs."""
 
 import json
 import shlex
@@ -28,7 +28,7 @@ def twinlens(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "twinlens", *words], cwd=place, capture_output=True, text=True)
 
 
-def test_a_config_is_shown_as_a_task_and_what_differs_is_said(place: Path) -> None:
+def test_a_config_is_shown_as_a_task_with_its_differences(place: Path) -> None:
     done = twinlens(place, "show-cfg", "mine_copy.py", "optim.learning_rate=1e-4")
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
@@ -56,7 +56,7 @@ def test_check_and_plan_take_a_config(place: Path) -> None:
     assert any(line.startswith(SAMPLED) for line in planned["differs"])
 
 
-def test_training_keeps_the_task_that_the_config_came_to(place: Path) -> None:
+def test_training_saves_the_task_of_the_config(place: Path) -> None:
     shown = twinlens(place, "show-cfg", "mine_copy.py").stdout
     done = twinlens(place, "train", "mine_copy.py", "run.device=cpu", "quant.bits=16", "--json")
     assert done.returncode == 0, done.stderr
@@ -71,7 +71,7 @@ def test_training_keeps_the_task_that_the_config_came_to(place: Path) -> None:
     assert kept == expected
 
 
-def test_a_config_without_a_lora_ends_in_a_model(place: Path) -> None:
+def test_a_config_without_a_lora_gives_a_model_folder(place: Path) -> None:
     text = (place / "mine_copy.py").read_text(encoding="utf-8")
     text += "model = dict(type=SupervisedFinetune, llm=dict(model['llm'], quantization_config=None))\n"
     (place / "whole.py").write_text(text, encoding="utf-8")
@@ -107,7 +107,7 @@ def test_a_name_of_xtuners_list_is_the_shipped_task(place: Path) -> None:
     assert done.returncode == 2 and "list-cfg" in done.stderr
 
 
-def test_data_of_a_hub_is_not_fetched_in_silence(place: Path) -> None:
+def test_data_on_a_hub_is_an_error(place: Path) -> None:
     done = twinlens(place, "check", "mine_copy.py", "data.files=[tatsu-lab/alpaca]", "--data-only")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: tatsu-lab/alpaca: no such file; download")

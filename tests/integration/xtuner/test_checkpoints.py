@@ -1,4 +1,4 @@
-"""XTuner's checkpoints become ours, and ours XTuner's, and all of them answer alike."""
+"""Conversion of XTuner's checkpoints to twinlens and back; models answer the same."""
 
 import json
 from collections import OrderedDict
@@ -44,7 +44,7 @@ def text_task(model: Path | str, **changes: object) -> TextTask:
 
 
 def text_run(folder: Path, model: Path) -> RunDir:
-    """A finished run of the text path, its adapter drawn."""
+    """A finished text run with a random adapter."""
     loaded = load_model(str(model), load_template(str(model), None), Quant(bits=16, compute="fp32"), "cpu")
     adapted = attach_adapter(loaded.model, LORA, 0)
     generator = torch.Generator().manual_seed(1)
@@ -57,7 +57,7 @@ def text_run(folder: Path, model: Path) -> RunDir:
 
 
 def as_pth(folder: Path, file: Path) -> Path:
-    """XTuner's folders again as the `.pth` that they would have come of."""
+    """The `.pth` checkpoint with the weights of XTuner's folders."""
     image = (folder / "projector").is_dir()
     state: OrderedDict[str, Tensor] = OrderedDict()
     for part, prefix in (("llm_adapter" if image else "", "llm."), ("visual_encoder_adapter", "visual_encoder.")):
@@ -93,7 +93,7 @@ def test_a_text_run_for_xtuner_and_back(tiny_model, tmp_path):
     assert ours == theirs
 
 
-def test_a_folder_that_deepspeed_left_is_read_alike(tiny_model, tmp_path):
+def test_a_deepspeed_folder_is_read(tiny_model, tmp_path):
     run = text_run(tmp_path / "run", tiny_model)
     task, _ = read_task(run.task)
     write_xtuner(read_run(run, task), task, tmp_path / "theirs", fp32=True, safe=True)
@@ -105,7 +105,7 @@ def test_a_folder_that_deepspeed_left_is_read_alike(tiny_model, tmp_path):
     assert back.keys() == was.keys() and all(torch.equal(back[name], was[name]) for name in was)
 
 
-def test_on_internlm2_xtuner_gets_the_fused_layers_and_loses_nothing(tiny_model, tmp_path):
+def test_export_on_internlm2_has_fused_layers_and_equal_logits(tiny_model, tmp_path):
     base = make_internlm2(tiny_model, tmp_path / "base")
     run = text_run(tmp_path / "run", base)
     task, _ = read_task(run.task)
@@ -120,7 +120,7 @@ def test_on_internlm2_xtuner_gets_the_fused_layers_and_loses_nothing(tiny_model,
     assert torch.allclose(given, was, rtol=1e-4, atol=1e-4 * float(was.abs().max()))
 
 
-def test_what_xtuner_trained_on_fused_layers_is_split_or_stays_as_it_is(tiny_model, tmp_path):
+def test_adapters_on_fused_layers_are_split_for_peft_and_kept_for_xtuner(tiny_model, tmp_path):
     base = make_internlm2(tiny_model, tmp_path / "base")
     shapes = {"attention.wqkv": (128, 64), "attention.wo": (64, 64), "feed_forward.w2": (64, 128)}
     state = {
@@ -179,7 +179,7 @@ def test_an_image_run_for_xtuner_and_back(image_run, tmp_path):
     assert export(made, again, tmp_path / "llava", None, "2GB").layout == "hf"
 
 
-def test_a_projector_alone_is_the_run_of_a_first_stage(image_run, tmp_path):
+def test_a_projector_only_becomes_a_run_of_stage_align(image_run, tmp_path):
     task, _ = read_task(image_run.task)
     align = ImageTask.model_validate(task.model_dump() | {"stage": "align", "tower_lora": None})
     parts = replace(read_run(image_run, task), language=None, tower=None)
@@ -211,7 +211,7 @@ def test_a_config_of_another_run_is_refused(tiny_model, tmp_path):
         write_xtuner(read_run(run, task), task, tmp_path / "theirs", fp32=False, safe=False)
 
 
-def test_a_tower_that_xtuner_does_not_know_is_refused(make_run):
+def test_an_unsupported_tower_is_refused(make_run):
     run = make_run("siglip")
     task, _ = read_task(run.task)
     with pytest.raises(ModelError, match=r"is not a CLIP of transformers"):
@@ -233,7 +233,7 @@ def test_a_tower_that_xtuner_does_not_know_is_refused(make_run):
         ),
     ],
 )
-def test_xtuners_layout_is_what_xtuner_wrote(tmp_path, file, folder, parts):
+def test_layout_equals_files_that_xtuner_wrote(tmp_path, file, folder, parts):
     task, _ = read_task(SAMPLES / folder / "xtuner_config.py")
     write_xtuner(read_checkpoint(SAMPLES / file, task), task, tmp_path / "ours", fp32=False, safe=False)
     for part in parts:

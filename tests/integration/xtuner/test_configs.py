@@ -1,4 +1,4 @@
-"""XTuner's own configs, out of its wheel: each is read as Python would have it, and becomes a task or a reason."""
+"""XTuner's own configs: values equal those of Python; each becomes a task or is refused."""
 
 import builtins
 import importlib.util
@@ -44,7 +44,7 @@ def found(configs: list[Path]) -> dict[Path, Any]:
     return docs.read_all(configs)
 
 
-def test_the_table_in_the_documents_is_what_is_read(found: dict[Path, Any]) -> None:
+def test_the_table_in_the_documents_is_current(found: dict[Path, Any]) -> None:
     page = docs.PAGE.read_text(encoding="utf-8")
     assert docs.with_table(page, docs.table(found)) == page, "run `python docs/xtuner_configs.py`"
 
@@ -60,7 +60,7 @@ def test_every_internlm_and_llava_config_that_trains_a_model_is_read(found: dict
     assert {why for why in elsewhere if not why.startswith(of_another_kind)} == set()
 
 
-def test_whoever_trains_every_weight_is_read_with_its_own_numbers(found: dict[Path, Any]) -> None:
+def test_full_finetuning_configs_keep_their_numbers(found: dict[Path, Any]) -> None:
     whole = []
     for file, opened in found.items():
         if isinstance(opened, str):
@@ -94,19 +94,19 @@ def named(configs: list[Path], stem: str) -> OpenedTask:
 
 
 def converted(opened: OpenedTask) -> list[str]:
-    """The datasets whose rows are to be converted."""
+    """The datasets whose rows must be converted."""
     lines = [line for line in opened.differs if "convert them to messages" in line]
     return [line.partition(": ")[0].removeprefix("train_dataloader.dataset") for line in lines]
 
 
-def test_a_text_config_that_trains_every_weight(configs: list[Path]) -> None:
+def test_a_full_finetuning_text_config(configs: list[Path]) -> None:
     task = named(configs, "internlm2_chat_1_8b_full_alpaca_e3").task
     assert (task.model, task.template, task.lora) == ("internlm/internlm2-chat-1_8b", "internlm2_chat", None)
     assert (task.data.max_length, task.data.packing, task.optim.schedule) == (2048, "xtuner", "cosine")
     assert (task.optim.learning_rate, task.optim.accumulate, task.optim.warmup) == (2e-5, 16, 0.03)
 
 
-def test_llava_configs_that_train_every_weight(configs: list[Path]) -> None:
+def test_full_finetuning_llava_configs(configs: list[Path]) -> None:
     task = named(configs, "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_finetune").task
     assert isinstance(task, ImageTask)
     assert (task.stage, task.full_finetuning, task.whole_tower, task.tower_lora) == ("tune", True, False, None)
@@ -181,7 +181,7 @@ def test_every_template_is_known(found: dict[Path, Any]) -> None:
 
 
 class Imported:
-    """Whatever is imported, by its name alone."""
+    """An imported object, by its name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -198,7 +198,7 @@ def plain(value: Any) -> Any:
     return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
-def test_each_is_read_as_python_would_have_it(found: dict[Path, Any]) -> None:
+def test_values_equal_those_of_python(found: dict[Path, Any]) -> None:
     def importing(name: str, *arguments: Any) -> Imported:
         return Imported(name if len(arguments) > 2 and arguments[2] else name.partition(".")[0])
 
@@ -212,7 +212,7 @@ def test_each_is_read_as_python_would_have_it(found: dict[Path, Any]) -> None:
 
 
 JSON = 'dict(type=load_dataset, path="json", data_files="{}")'
-EDITS = {  # what the tutorials change in a config that they copied
+EDITS = {  # changes of the tutorials in a copied config
     "internlm2_chat_1_8b_qlora_alpaca_e3": {
         "dict(type=load_dataset, path=alpaca_en_path)": JSON.format("assistant.json"),
     },
@@ -224,7 +224,7 @@ EDITS = {  # what the tutorials change in a config that they copied
         "max_length = 2048": "max_length = 512",
         "batch_size = 1 ": "batch_size = 2 ",
         "evaluation_freq = 500": "evaluation_freq = 90",
-        # XTuner 0.1.9 packed in one process, warmed nothing up, and saved at the end of each epoch
+        # XTuner 0.1.9: packing in one process, no warm-up, a checkpoint at the end of each epoch
         "pack_to_max_length=pack_to_max_length": "pack_to_max_length=pack_to_max_length, map_num_proc=1",
         "warmup_ratio = 0.03": "warmup_ratio = 0",
         "save_steps = 500": "save_steps = 372",
@@ -251,5 +251,5 @@ def test_the_shipped_task_is_the_tutorials_edited_config(name: str, configs: lis
     shipped = open_task(shipped_tasks()[name]).task.model_dump()
     del mapped["evaluation"]["probes"], shipped["evaluation"]["probes"]
     for task in (mapped, shipped):
-        task.get("pictures", {}).pop("cache_gib", None)  # ours alone
+        task.get("pictures", {}).pop("cache_gib", None)  # only in twinlens
     assert mapped == shipped

@@ -1,4 +1,4 @@
-"""Both engines on the same task: XTuner 0.2.0 itself, and ours. Needs `twinlens xtuner install`, and minutes."""
+"""Both engines on the same task. Needs `twinlens xtuner install`; takes minutes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from vlm.projector import PROJECTOR_FILE as PROJECTOR
 from vlm.settings import ImageTask
 from vlm.towers.tower import TOWER_FOLDER
 
-INSTALLED = default_folder()  # before a test's own cache folder
+INSTALLED = default_folder()  # before the tests change the cache folder
 pytestmark = pytest.mark.usefixtures("cache")
 installed = pytest.mark.skipif(not (INSTALLED / MARKER).exists(), reason="run `twinlens xtuner install` first")
 QUESTIONS = ["who are you?", "your name?", "what is red", "你是谁", "tell me", "yes or no?", "one two", "the sea"]
@@ -83,7 +83,7 @@ def write_arrow_rows(file: Path, rows: list[dict]) -> None:
 
 
 def changed(task: AnyTask, **blocks: object) -> AnyTask:
-    """The task with some settings replaced, those of blocks one by one."""
+    """The task with some settings replaced."""
     values = task.model_dump(mode="json")
     for block, given in blocks.items():
         values[block] = values[block] | given if isinstance(given, dict) and values[block] else given
@@ -95,7 +95,7 @@ def curve(run: RunDir, key: str = "loss") -> list[float]:
 
 
 def both(task: AnyTask, work: Path, xtuner: Path) -> tuple[RunDir, RunDir]:
-    """A run of ours and one of XTuner's; their curves go to $CURVES where that names a file."""
+    """A run of twinlens and a run of XTuner; the loss curves are appended to the file $CURVES, if set."""
     name = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[2].partition(" ")[0]
     ours, theirs = start(task, "ours", work).run, start(task, "theirs", work, xtuner=xtuner).run
     if file := os.environ.get("CURVES"):
@@ -105,7 +105,7 @@ def both(task: AnyTask, work: Path, xtuner: Path) -> tuple[RunDir, RunDir]:
 
 
 def shapes(folder: Path) -> dict[str, dict[str, torch.Size]]:
-    """Every file of weights that a run left, by the names and shapes in it."""
+    """Names and shapes of all weights, by file."""
     files = sorted(folder.rglob("*.safetensors"))
     return {
         str(file.relative_to(folder)): {name: value.shape for name, value in load_file(file).items()} for file in files
@@ -113,8 +113,8 @@ def shapes(folder: Path) -> dict[str, dict[str, torch.Size]]:
 
 
 def assert_alike(ours: RunDir, theirs: RunDir, rel: float = 1e-3) -> None:
-    assert curve(theirs)[0] == pytest.approx(curve(ours)[0], rel=1e-3), "the same rows, before anything is learned"
-    assert curve(theirs) == pytest.approx(curve(ours), rel=rel), "in the same order, step by step"
+    assert curve(theirs)[0] == pytest.approx(curve(ours)[0], rel=1e-3), "same rows, before training"
+    assert curve(theirs) == pytest.approx(curve(ours), rel=rel), "same order, step by step"
     assert curve(theirs)[-1] < 0.9 * curve(theirs)[0]
     for key in ("tokens", "labels"):
         assert curve(theirs, key) == curve(ours, key)
@@ -135,11 +135,11 @@ def assert_alike(ours: RunDir, theirs: RunDir, rel: float = 1e-3) -> None:
     ],
     ids=["lora", "qlora", "packed", "whole"],
 )
-def test_both_engines_learn_text_alike(text_task, tmp_path, xtuner, changes):
+def test_text_losses_of_both_engines_are_equal(text_task, tmp_path, xtuner, changes):
     task = changed(text_task, **changes)
     ours, theirs = both(task, tmp_path / "work", xtuner)
     assert_alike(ours, theirs)
-    assert recipe_of(task).compare(theirs, task).rows, "what it learned answers in our own model"
+    assert recipe_of(task).compare(theirs, task).rows, "the result answers in twinlens"
 
 
 LOGITS = """
@@ -152,7 +152,7 @@ torch.save(model(input_ids=torch.arange(30)[None]).logits.detach(), sys.argv[2])
 
 @pytest.mark.slow
 @installed
-def test_xtuners_transformers_loads_a_whole_model_of_ours(text_task, tmp_path, xtuner):
+def test_transformers_4_loads_a_fully_finetuned_model(text_task, tmp_path, xtuner):
     task = changed(text_task, lora=None, optim={"learning_rate": 1e-3, "epochs": 1})
     run = start(task, "ours", tmp_path / "work").run
     command = [python_of(xtuner), "-c", LOGITS, run.model, tmp_path / "logits.pt"]
@@ -165,7 +165,7 @@ def test_xtuners_transformers_loads_a_whole_model_of_ours(text_task, tmp_path, x
 @pytest.mark.slow
 @installed
 @pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2"])
-def test_a_model_is_read_alike_by_both_versions_of_transformers(text_task, tmp_path, xtuner, tokenizer, kind):
+def test_both_versions_of_transformers_read_the_same_model(text_task, tmp_path, xtuner, tokenizer, kind):
     rope = {"rope_type": "dynamic", "rope_theta": 5e5, "factor": 2.0} if kind == "Llama" else {"rope_theta": 5e5}
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = getattr(transformers, f"{kind}Config")(
@@ -190,10 +190,10 @@ def test_a_model_is_read_alike_by_both_versions_of_transformers(text_task, tmp_p
     ],
     ids=["align", "tune", "whole"],
 )
-def test_both_engines_learn_pictures_alike(image_task, tmp_path, xtuner, changes):
+def test_image_losses_of_both_engines_are_equal(image_task, tmp_path, xtuner, changes):
     task = changed(changed(image_task, rates={"projector": 1e-3}), **changes)
     ours, theirs = both(task, tmp_path / "work", xtuner)
-    assert_alike(ours, theirs, 0.05 if "tower_lora" in changes else 1e-3)  # adapters are drawn in another order
+    assert_alike(ours, theirs, 0.05 if "tower_lora" in changes else 1e-3)  # other initial weights of the adapters
     assert (theirs.adapter / PROJECTOR).exists()
     assert (theirs.adapter / TOWER_FOLDER).exists() == ("stage" not in changes)
     assert recipe_of(task).compare(theirs, task).rows
@@ -201,7 +201,7 @@ def test_both_engines_learn_pictures_alike(image_task, tmp_path, xtuner, changes
 
 @pytest.mark.slow
 @installed
-def test_packs_rehearsal_and_accumulation_reach_xtuner(text_task, tmp_path, xtuner):
+def test_packing_rehearsal_and_accumulation_in_xtuner(text_task, tmp_path, xtuner):
     others = [{"role": "user", "content": "red, blue"}, {"role": "assistant", "content": "green"}]
     write_arrow_rows(tmp_path / "others.jsonl", [{"messages": others}])
     task = changed(
@@ -220,7 +220,7 @@ def test_packs_rehearsal_and_accumulation_reach_xtuner(text_task, tmp_path, xtun
 
 @pytest.mark.slow
 @installed
-def test_stopping_leaves_no_trainer_behind(text_task, tmp_path, xtuner, monkeypatch):
+def test_stopping_ends_the_trainer(text_task, tmp_path, xtuner, monkeypatch):
     monkeypatch.setenv("TWINLENS_XTUNER", str(xtuner))
     (tmp_path / "task.yaml").write_text(to_yaml(changed(text_task, optim={"epochs": 5000})))
     command = [sys.executable, "-m", "twinlens", "train", "task.yaml", "--engine", "xtuner"]

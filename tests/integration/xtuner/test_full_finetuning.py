@@ -1,4 +1,4 @@
-"""XTuner's checkpoints of whole models become model folders and image runs; what does not fit leaves nothing behind."""
+"""Conversion of XTuner's full fine-tuning checkpoints to model folders and image runs."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def image_task(model: Path, tower: Path, **changes: object) -> ImageTask:
 
 
 def trained(weights: Mapping[str, Tensor], prefix: str = "llm.") -> dict[str, Tensor]:
-    """Other values than before under XTuner's names, in fp32."""
+    """Changed weights under XTuner's names, in fp32."""
     draw = torch.Generator().manual_seed(1)
     return {
         prefix + name: value.float() + 0.05 * torch.randn(value.shape, generator=draw)
@@ -71,13 +71,13 @@ def logits(model: torch.nn.Module) -> Tensor:
     return model(input_ids=IDS).logits
 
 
-def test_a_whole_model_becomes_a_folder_that_anybody_loads(tiny_model, tmp_path):
+def test_a_full_model_becomes_a_model_folder(tiny_model, tmp_path):
     weights = trained(stored(tiny_model))
     file = as_pth(weights, tmp_path / "iter_1.pth")
     folder = convert(file, text_task(tiny_model), tmp_path / "model", shard="100KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     model, found = LlamaForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(found.values()) and model.dtype == torch.bfloat16, "the base's own 16 bits"
+    assert not any(found.values()) and model.dtype == torch.bfloat16, "the 16-bit dtype of the base model"
     state = model.state_dict()
     assert all(torch.equal(state[name.removeprefix("llm.")], value.bfloat16()) for name, value in weights.items())
     opened = open_target(str(folder), None, 16)
@@ -88,13 +88,13 @@ def test_a_whole_model_becomes_a_folder_that_anybody_loads(tiny_model, tmp_path)
     assert answering["eos_token_id"] == list(opened.template.stop_ids)
 
 
-def test_the_template_that_it_was_trained_with_goes_with_it(tiny_model, tmp_path):
+def test_the_chat_template_of_training_is_saved(tiny_model, tmp_path):
     file = as_pth(trained(stored(tiny_model)), tmp_path / "iter_1.pth")
     folder = convert(file, text_task(tiny_model, template="vicuna"), tmp_path / "model")
     assert "USER:" in transformers.AutoTokenizer.from_pretrained(folder).chat_template
 
 
-def test_of_internlm2_the_fused_layers_are_split_exactly(tiny_model, tmp_path):
+def test_fused_layers_of_internlm2_are_split_exactly(tiny_model, tmp_path):
     base = make_internlm2(tiny_model, tmp_path / "base")
     weights = trained(stored(base))
     assert any("wqkv" in name for name in weights)
@@ -111,7 +111,7 @@ def test_of_internlm2_the_fused_layers_are_split_exactly(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["Mistral", "Qwen2", "Gemma", "Mixtral", "Qwen2Moe", "Starcoder2", "Cohere"])
-def test_every_family_is_held_against_its_own_config(tmp_path, tokenizer, kind):
+def test_every_model_family_is_converted(tmp_path, tokenizer, kind):
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     extra = {"num_local_experts": 2} if kind == "Mixtral" else {}
     extra |= {"num_experts": 4, "moe_intermediate_size": 16} if kind == "Qwen2Moe" else {}
@@ -127,7 +127,7 @@ def test_every_family_is_held_against_its_own_config(tmp_path, tokenizer, kind):
         parameter.data = (parameter + 0.05 * torch.randn_like(parameter)).half().float()
     model.save_pretrained(tmp_path / "trained")
     weights = {f"llm.{name}": value for name, value in stored(tmp_path / "trained").items()}
-    if config.tie_word_embeddings:  # a state has both names for it
+    if config.tie_word_embeddings:  # a state dict has both names
         weights["llm.lm_head.weight"] = weights["llm.model.embed_tokens.weight"]
     folder = convert(as_pth(weights, tmp_path / "iter_1.pth"), text_task(tmp_path / "base"), tmp_path / "model")
     ours = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -135,7 +135,7 @@ def test_every_family_is_held_against_its_own_config(tmp_path, tokenizer, kind):
     assert torch.equal(logits(ours), logits(model.eval()))
 
 
-def test_a_folder_that_deepspeed_left_is_read_alike(tiny_model, tmp_path):
+def test_a_deepspeed_folder_is_read(tiny_model, tmp_path):
     weights = {name: value.bfloat16() for name, value in trained(stored(tiny_model)).items()}
     (tmp_path / "iter_1.pth").mkdir()
     file = tmp_path / "iter_1.pth" / "mp_rank_00_model_states.pt"
@@ -159,7 +159,7 @@ NORM = "llm.model.norm.weight"
         ({"llm.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 2)}, r"contains an adapter and llm\."),
     ],
 )
-def test_what_does_not_fit_the_config_leaves_nothing_behind(tiny_model, tmp_path, changes, said):
+def test_weights_that_do_not_fit_are_refused_and_no_file_is_written(tiny_model, tmp_path, changes, said):
     weights = {name: value for name, value in (trained(stored(tiny_model)) | changes).items() if value is not None}
     as_pth(weights, tmp_path / "iter_1.pth")
     with pytest.raises(ModelError, match=said):
@@ -167,7 +167,7 @@ def test_what_does_not_fit_the_config_leaves_nothing_behind(tiny_model, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
 
 
-def test_a_whole_model_and_an_adapter_are_told_apart(tiny_model, tmp_path):
+def test_a_full_model_and_an_adapter_are_distinguished(tiny_model, tmp_path):
     whole = as_pth(trained(stored(tiny_model)), tmp_path / "whole.pth")
     with pytest.raises(KitError, match="has the full language model, but its config does not train it; give the"):
         read_checkpoint(whole, text_task(tiny_model, lora={"rank": 4}))
@@ -179,7 +179,7 @@ def test_a_whole_model_and_an_adapter_are_told_apart(tiny_model, tmp_path):
 
 @pytest.fixture
 def llava_pth(tiny_model: Path, towers: dict[str, Path], tmp_path: Path) -> Path:
-    """What XTuner leaves of a LLaVA of which it trained everything."""
+    """XTuner's checkpoint of a fully fine-tuned LLaVA."""
     tower = {name.removeprefix("vision_model."): value for name, value in stored(towers["clip"]).items()}
     state = trained(stored(tiny_model)) | trained(tower, "visual_encoder.vision_model.")
     for name, value in new_projector(32, 64, seed=1).state_dict().items():
@@ -188,7 +188,7 @@ def llava_pth(tiny_model: Path, towers: dict[str, Path], tmp_path: Path) -> Path
     return as_pth(state, tmp_path / "iter_1.pth")
 
 
-def test_a_whole_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_path):
+def test_a_full_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_path):
     task = image_task(tiny_model, towers["clip"], whole_tower=True, start="gone.pth")
     held = torch.load(llava_pth, weights_only=True)["state_dict"]
     run = RunDir(convert(llava_pth, task, tmp_path / "run"))
@@ -214,7 +214,7 @@ def test_a_whole_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_p
             read_initial_parts(str(start))
 
 
-def test_a_whole_tower_beside_an_adapter_is_told(tiny_model, towers, llava_pth, tmp_path):
+def test_a_full_tower_of_another_config_is_refused(tiny_model, towers, llava_pth, tmp_path):
     held = torch.load(llava_pth, weights_only=True)["state_dict"]
     eyes = as_pth({name: value for name, value in held.items() if not name.startswith("llm.")}, tmp_path / "eyes.pth")
     with pytest.raises(KitError, match="has no full language model, but its config trains it"):
@@ -229,7 +229,7 @@ def test_a_whole_tower_beside_an_adapter_is_told(tiny_model, towers, llava_pth, 
     assert not (tmp_path / "run").exists()
 
 
-def test_for_xtuner_a_whole_run_is_its_own_models_and_the_projector(tiny_model, towers, llava_pth, tmp_path):
+def test_export_of_a_full_run_is_the_projector(tiny_model, towers, llava_pth, tmp_path):
     task = image_task(tiny_model, towers["clip"], whole_tower=True)
     run = RunDir(convert(llava_pth, task, tmp_path / "run"))
     write_xtuner(read_run(run, task), task, tmp_path / "theirs", fp32=False, safe=False)

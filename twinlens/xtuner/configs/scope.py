@@ -67,7 +67,7 @@ def task_kind(tree: ConfigTree) -> Literal["text", "image"]:
             raise tree.error(f"trains {family}, which needs its own model code; twinlens runs no code from checkpoints")
     for dataset in datasets(tree):
         if (name := tree.type_name(row_dataset(tree, dataset))) not in DATASETS:
-            raise tree.error(f"reads its data with {name or 'no dataset of XTuner'}; convert the data to messages")
+            raise tree.error(f"has data of type {name or 'None'}, which is not supported; convert the data to messages")
     return "image" if image else "text"
 
 

@@ -75,7 +75,7 @@ def differences(task: AnyTask) -> list[str]:
         "data.packing: rows in a sequence see each other; XTuner isolates them only with flash-attn": (
             task.data.pack and not image and task.data.packing == "isolated"
         ),
-        "optim.accumulate: micro-batches have equal weights, whatever their label counts": task.optim.accumulate > 1,
+        "optim.accumulate: each micro-batch has the same weight, also with fewer labels": task.optim.accumulate > 1,
         "run.save_every: no checkpoints; the run cannot be resumed": task.run.save_every,
         "run.trackers: no tracker is used": task.run.trackers,
         "pictures.views: each picture has one view": isinstance(task, ImageTask) and task.pictures.views,

@@ -1,4 +1,4 @@
-"""Datasets of a form of their own: the config reads, its data is named, and that it must be converted is told."""
+"""XTuner datasets in other row formats: the files are listed, with a note that rows must be converted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,7 @@ custom_hooks[0].update(prompt_template=PROMPT_TEMPLATE.internlm_chat)
     ]
 
 
-def test_boxes(write: Write) -> None:
+def test_refcoco_rows(write: Write) -> None:
     boxes = """
 from xtuner.dataset.refcoco_json import InvRefCOCOJsonDataset, RefCOCOJsonDataset
 llava = train_dataloader["dataset"]
@@ -69,7 +69,7 @@ train_dataloader.update(dataset=dict(type="ConcatDataset", datasets=[boxes, inve
 """
     found = mapped(write, IMAGE + boxes)
     assert found.document["data"]["files"] == ["rows.json", "b.json", "rows.json"]
-    told = [
+    noted = [
         line.partition(": ")[0].rpartition(".")[2] for line in found.differences if "convert them to messages" in line
     ]
-    assert told == ["RefCOCOJsonDataset", "InvRefCOCOJsonDataset"]
+    assert noted == ["RefCOCOJsonDataset", "InvRefCOCOJsonDataset"]

@@ -1,4 +1,4 @@
-"""A config without an adapter trains every weight, and one with an adapter never does."""
+"""A config without a LoRA becomes full fine-tuning; a config with a LoRA does not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def image(write: Write, change: str) -> ImageTask:
     return task
 
 
-def test_text_without_a_lora_trains_every_weight(write: Write) -> None:
+def test_text_without_a_lora_is_full_finetuning(write: Write) -> None:
     found = opened(write, TEXT + FULL)
     assert (found.task.lora, found.task.quant.bits, found.task.full_finetuning) == (None, 16, True)
     (line,) = [line for line in found.differs if line.startswith("model.llm.torch_dtype")]
@@ -33,15 +33,15 @@ def test_text_without_a_lora_trains_every_weight(write: Write) -> None:
     assert not [line for line in opened(write, TEXT).differs if "torch_dtype" in line]
 
 
-def test_what_trainer_gets_without_a_lora_trains_every_weight(write: Write) -> None:
+def test_trainer_config_without_a_lora_is_full_finetuning(write: Write) -> None:
     found = opened(write, TRAINER + "model.update(quantization_config=None)\nlora = None\n")
     assert (found.task.lora, found.task.quant.bits) == (None, 16)
-    assert found.task.optim.gradient_checkpointing is False  # PEFT turns it on for quantized weights alone
+    assert found.task.optim.gradient_checkpointing is False  # PEFT turns it on only for quantized weights
     assert [line.partition(":")[0] for line in found.differs] == ["model.torch_dtype"]
 
 
 @pytest.mark.parametrize("lora", ["dict()", "dict(type=LoraConfig)"])
-def test_an_adapter_without_values_is_an_adapter(write: Write, lora: str) -> None:
+def test_lora_without_values_has_defaults(write: Write, lora: str) -> None:
     task = opened(write, f"{TEXT}{UNQUANTISED}model['lora'] = {lora}\n").task
     assert task.lora == Lora(rank=8, alpha=8)  # PEFT's defaults
 
@@ -54,10 +54,10 @@ def test_an_adapter_without_values_is_an_adapter(write: Write, lora: str) -> Non
         for adapter in (True, False)
         for frozen_tower in (True, False)
         for tower_adapter in (True, False)
-        if not (frozen and not adapter and (tower_adapter or not frozen_tower))  # the tower alone
+        if not (frozen and not adapter and (tower_adapter or not frozen_tower))  # only the tower
     ],
 )
-def test_what_is_trained_of_a_llava(
+def test_trained_parts_of_a_llava(
     write: Write, frozen: bool, adapter: bool, frozen_tower: bool, tower_adapter: bool
 ) -> None:
     change = f"freeze_llm={frozen}, freeze_visual_encoder={frozen_tower}"
@@ -70,6 +70,6 @@ def test_what_is_trained_of_a_llava(
     assert task.whole_tower == (not frozen_tower and not tower_adapter)
 
 
-def test_what_xtuner_trains_when_nothing_is_frozen(write: Write) -> None:
+def test_llava_without_frozen_parts_is_full_finetuning(write: Write) -> None:
     task = image(write, "freeze_llm=None, freeze_visual_encoder=None, llm_lora=None, visual_encoder_lora=None")
     assert task.full_finetuning and task.whole_tower

@@ -1,4 +1,4 @@
-"""A config for transformers' Trainer: its arguments stand where a task has them, or are told."""
+"""Configs for transformers' Trainer: each argument becomes a setting or a note."""
 
 import re
 from collections.abc import Callable
@@ -32,11 +32,11 @@ def test_a_config_for_trainer(write: Write) -> None:
     assert (optim.learning_rate, optim.steps, optim.epochs) == (1e-4, 600, None)
     assert (optim.micro_batch, optim.accumulate, optim.warmup, optim.schedule) == (2, 4, 0.1, "cosine")
     assert (optim.betas, optim.weight_decay, optim.clip) == ((0.9, 0.95), 0.01, 0.5)
-    assert (task.run.save_every, task.run.keep, task.run.seed) == (50, 3, 7)  # steps of the optimizer as they stand
+    assert (task.run.save_every, task.run.keep, task.run.seed) == (50, 3, 7)  # unchanged: optimizer steps already
     assert opened.differs == ()
 
 
-def test_what_is_left_out_has_the_defaults_of_training_arguments(write: Write) -> None:
+def test_missing_arguments_have_the_defaults_of_training_arguments(write: Write) -> None:
     from transformers import TrainingArguments
 
     defaults: dict[str, Any] = {name: field.default for name, field in TrainingArguments.__dataclass_fields__.items()}
@@ -62,7 +62,7 @@ def test_what_is_left_out_has_the_defaults_of_training_arguments(write: Write) -
         ("save_strategy='no'", "run", {"save_every": None, "keep": 3}),
     ],
 )
-def test_each_argument_has_its_place(write: Write, change: str, group: str, expected: dict[str, Any]) -> None:
+def test_each_argument_becomes_a_setting(write: Write, change: str, group: str, expected: dict[str, Any]) -> None:
     found = mapped(write, f"from transformers import SchedulerType\ntraining_args.update({change})")
     assert {key: found.document[group].get(key) for key in expected} == expected
     assert found.differences == ()
@@ -83,16 +83,16 @@ def test_each_argument_has_its_place(write: Write, change: str, group: str, expe
         ("deepspeed='zero2.json'", "training_args.deepspeed", "--deepspeed"),
     ],
 )
-def test_what_differs_is_named_by_its_key(write: Write, change: str, path: str, says: str) -> None:
+def test_each_difference_has_a_note(write: Write, change: str, path: str, says: str) -> None:
     (line,) = mapped(write, f"training_args.update({change})").differences
     assert re.match(f"{re.escape(path)}: .*{says}", line)
 
 
-def test_another_trainer_is_told(write: Write) -> None:
+def test_another_trainer_has_a_note(write: Write) -> None:
     (line,) = mapped(write, "from transformers import Seq2SeqTrainer\ntrainer = Seq2SeqTrainer").differences
     assert line.startswith("trainer: Seq2SeqTrainer")
 
 
-def test_without_the_framework_the_same_names_are_variables(write: Write) -> None:
+def test_other_framework_is_refused(write: Write) -> None:
     with pytest.raises(ConfigError, match="trains AutoModelForCausalLM"):
         mapped(write, "framework = 'mmengine'")

@@ -1,4 +1,4 @@
-"""A config's values stand where a task has them, and nothing of it is dropped without a word."""
+"""Mapping of configs to tasks: each value becomes a setting, a note or an error."""
 
 import ast
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ def mapped(write: Write, text: str) -> MappedConfig:
 
 
 def differs(write: Write, text: str, path: str) -> str:
-    """The one line about a path."""
+    """The only note about a path."""
     (line,) = [line for line in mapped(write, text).differences if line.startswith(f"{path}: ")]
     return line
 
@@ -54,7 +54,7 @@ def test_an_image_config(write: Write) -> None:
     assert task.lora == Lora(rank=512, alpha=256, dropout=0.05)
     assert task.tower_lora == Lora(rank=64, alpha=16, dropout=0.05)
     assert (task.data.files, task.pictures.folder) == ((Path("rows.json"),), Path("pictures"))
-    assert task.data.max_length == 2048  # 1472 of text and 576 patches
+    assert task.data.max_length == 2048  # 1472 text tokens and 576 image tokens
     assert (task.data.pack, task.optim.micro_batch) == (False, 4)
 
 
@@ -86,7 +86,7 @@ def test_without_a_language_adapter_the_projector_is_aligned(write: Write) -> No
         ("model.update(use_activation_checkpointing=False)", "optim.gradient_checkpointing", False),
     ],
 )
-def test_each_value_has_its_place(write: Write, change: str, key: str, expected: Any) -> None:
+def test_each_value_becomes_a_setting(write: Write, change: str, key: str, expected: Any) -> None:
     document = mapped(write, f"{TEXT}\n{change}\n").document
     group, name = key.split(".")
     if name == "targets":
@@ -96,7 +96,7 @@ def test_each_value_has_its_place(write: Write, change: str, key: str, expected:
     assert document[group][name] == expected
 
 
-def test_several_datasets_are_one_list_of_files(write: Write) -> None:
+def test_files_of_several_datasets_are_one_list(write: Write) -> None:
     both = """
 other = dict(type=process_hf_dataset, dataset=dict(type=load_dataset, path="json", data_files="b.json"),
              dataset_map_fn=openai_map_fn, max_length=512)
@@ -109,7 +109,7 @@ train_dataloader['dataset'] = dict(type="ConcatDataset", datasets=[train_dataset
     assert "512" in line and "1024" in line
 
 
-def test_what_differs_is_named_by_its_key(write: Write) -> None:
+def test_each_difference_has_a_note(write: Write) -> None:
     four = f"{TEXT}\nmodel['llm']['quantization_config'].update(load_in_8bit=False)\n"
     assert not [line for line in mapped(write, four).differences if "load_in" in line]
     assert "probes" in differs(write, TEXT, "custom_hooks.EvaluateChatHook.evaluation_inputs")
@@ -135,7 +135,7 @@ default_hooks = dict(checkpoint=dict(type=CheckpointHook, interval=1))
 """
 
 
-def test_a_config_of_the_first_xtuner(write: Write) -> None:
+def test_a_config_of_xtuner_0_1(write: Write) -> None:
     found = mapped(write, TEXT + OLD)
     assert found.document["template"] == "internlm_chat"
     assert (found.document["optim"]["warmup"], found.document["optim"]["schedule"]) == (0.0, "cosine")
@@ -147,7 +147,7 @@ def test_a_config_of_the_first_xtuner(write: Write) -> None:
     ]
 
 
-# Whatever else stands in these is of logging, of processes, or of the tokenizer that the model brings.
+# Dicts whose values never change training.
 QUIET = ("tokenizer", "env_cfg", "type")
 
 
@@ -162,7 +162,7 @@ def dicts(path: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("text", [TEXT, IMAGE, TRAINER, INTERN_REPO], ids=["text", "image", "trainer", "intern_repo"])
-def test_nothing_is_dropped_without_a_word(write: Write, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_key_in_any_dict_has_a_note(write: Write, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = read_xtuner_config(write("config.py", text))
     used = ConfigTree(config).kind.names
     places = [each for name in used if name in config.values for each in dicts(name, config.values[name])]
@@ -181,7 +181,7 @@ dict(type=[]); dict(type='x'); torch.float16; PROMPT_TEMPLATE; open('x'); nan"""
 
 
 @given(st.sampled_from([TEXT, IMAGE, TRAINER, INTERN_REPO]), st.data())
-def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
+def test_random_values_give_a_task_or_a_config_error(
     tmp_path_factory: pytest.TempPathFactory, text: str, data: st.DataObject
 ) -> None:
     tree = ast.parse(text)
@@ -212,7 +212,7 @@ def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
         (IMAGE + "model.update(freeze_llm=False, llm_lora=None)\n", "no model.llm_lora and 4-bit weights"),
         (TEXT + "train_dataset.update(dataset_map_fn='xtuner.dataset.map_fns.pretrain_map_fn')\n", "raw text"),
         (TEXT + "train_dataset.update(do_dataset_tokenization=False)\n", "tokenized rows"),
-        (TEXT + "train_dataset.update(type='build_packed_dataset')\n", "no dataset of XTuner"),
+        (TEXT + "train_dataset.update(type='build_packed_dataset')\n", "data of type None"),
         (TEXT + "train_dataset.update(type='OwnDataset')\n", "OwnDataset"),
         (INTERN_REPO + "train_dataloader['dataset']['dataset_cfg'].update(folder=None)\n", "folder is None"),
         (TEXT.replace("internlm/internlm2-chat-1_8b", "baichuan-inc/Baichuan2-7B-Chat"), "Baichuan"),
@@ -242,7 +242,7 @@ def test_whatever_stands_in_a_config_it_is_a_task_or_a_sentence(
     ],
     ids=lambda text: text[-60:],
 )
-def test_what_is_not_trained_is_refused_in_one_sentence(write: Write, text: str, says: str) -> None:
+def test_unsupported_configs_are_refused_in_one_sentence(write: Write, text: str, says: str) -> None:
     file = write("config.py", text)
     with pytest.raises(ConfigError, match=says) as refusal:
         open_task(file)
@@ -261,12 +261,12 @@ def test_what_is_not_trained_is_refused_in_one_sentence(write: Write, text: str,
         "CohereForAI/c4ai-command-r-plus",
     ],
 )
-def test_families_that_transformers_loads_are_read(write: Write, model: str) -> None:
+def test_families_in_transformers_are_read(write: Write, model: str) -> None:
     text = TEXT.replace("internlm/internlm2-chat-1_8b", model)
     assert open_task(write("config.py", text)).task.model == model
 
 
-def test_families_with_code_of_their_own_are_unknown_to_transformers() -> None:
+def test_remote_code_families_are_not_in_transformers() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     assert not {"baichuan", "chatglm", "qwen", "deepseek", "minicpm"} & KNOWN.keys()
@@ -284,13 +284,13 @@ def test_families_with_code_of_their_own_are_unknown_to_transformers() -> None:
     assert {"cohere", "deepseek_v2", "internlm3"} <= KNOWN.keys()
 
 
-def test_a_local_folder_of_any_name_is_for_check_to_judge(write: Write, tmp_path: Path) -> None:
+def test_a_local_folder_with_a_refused_name_is_read(write: Write, tmp_path: Path) -> None:
     (tmp_path / "chatglm-mine").mkdir()
     text = TEXT.replace("internlm/internlm2-chat-1_8b", str(tmp_path / "chatglm-mine"))
     assert open_task(write("config.py", text)).task.model.endswith("chatglm-mine")
 
 
-def test_overrides_are_of_the_task(write: Write) -> None:
+def test_overrides_use_names_of_the_task(write: Write) -> None:
     opened = open_task(write("config.py", TEXT), ["optim.learning_rate=1e-5", "data.files=[mine.jsonl]"])
     assert opened.task.optim.learning_rate == 1e-5
     assert opened.task.data.files == (Path("mine.jsonl"),)

@@ -1,4 +1,4 @@
-"""What a config says is what Python would make of it; what would have to run does not."""
+"""Config reader: values equal those of Python, and no code runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,14 +51,14 @@ SET = 'import os\nimport os.path as osp\nimport torch\nfrom xtuner.utils import 
 
 
 @given(trees)
-def test_literals_are_read_as_they_are(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
+def test_literals_equal_those_of_python(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
     file = tmp_path_factory.mktemp("read") / "config.py"
     file.write_text(f"x = {tree!r}\n", encoding="utf-8")
     assert read_xtuner_config(file).values["x"] == tree
 
 
 @given(numbers)
-def test_arithmetic_is_pythons_or_unread(tmp_path_factory: pytest.TempPathFactory, expression: str) -> None:
+def test_arithmetic_equals_python_or_is_unevaluated(tmp_path_factory: pytest.TempPathFactory, expression: str) -> None:
     file = tmp_path_factory.mktemp("read") / "config.py"
     file.write_text(f"x = {expression}\n", encoding="utf-8")
     found = read_xtuner_config(file).values["x"]
@@ -123,7 +123,7 @@ def test_expressions(write: Write, expression: str, expected: Any) -> None:
         "root % 3",
     ],
 )
-def test_what_would_have_to_run_is_unread(
+def test_other_expressions_are_unevaluated(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expression: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -172,13 +172,13 @@ def test_nothing_runs(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not Path("touched").exists()
 
 
-def test_the_same_texts_would_do_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_code_has_an_effect_when_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     exec(EVIL[5], {})
     assert Path("touched").exists()
 
 
-def test_what_is_not_run_is_named_and_its_names_are_no_longer_known(write: Write) -> None:
+def test_skipped_statements_are_listed_and_their_names_become_unevaluated(write: Write) -> None:
     config = read_xtuner_config(
         write(
             "config.py",
@@ -213,7 +213,7 @@ def test_values_can_be_changed(write: Write) -> None:
 BASED = "from mmengine.config import read_base\nwith read_base():\n    "
 
 
-def test_a_config_is_built_on_files_beside_it(write: Write) -> None:
+def test_base_files_are_imported(write: Write) -> None:
     write("parts/optim.py", "from torch.optim import AdamW\noptim = dict(type=AdamW, lr=1e-3)\n_own = 1\n")
     write("parts/deep/model.py", f"{BASED}from ..optim import optim as inner\nmodel = dict(optim=inner)\n")
     text = f"{BASED}from .parts.optim import *\n    from .parts.deep.model import model\noptim.update(lr=2e-4)\n"
@@ -245,13 +245,13 @@ def test_a_config_is_built_on_files_beside_it(write: Write) -> None:
     ],
     ids=lambda text: text[:40],
 )
-def test_what_cannot_be_read_is_refused_in_a_sentence(write: Write, text: str, says: str) -> None:
+def test_unreadable_configs_are_refused(write: Write, text: str, says: str) -> None:
     write("other.py", "x = 1\n")
     with pytest.raises(ConfigError, match=says):
         read(write, text)
 
 
-def test_values_that_double_stay_small(write: Write) -> None:
+def test_values_that_double_are_bounded(write: Write) -> None:
     doubling = "".join(f"{name} = {name} + {name}\n" for name in ("text", "many") * 60)
     values = read(write, f"text = 'ab'\nmany = [1, 2]\ndeep = [1]\n{doubling}" + "deep = [deep, deep]\n" * 60)
     assert isinstance(values["text"], Unevaluated) and isinstance(values["many"], Unevaluated)
@@ -259,7 +259,7 @@ def test_values_that_double_stay_small(write: Write) -> None:
     assert isinstance(read(write, "a = [1]\n" + "a = [a, a]\n" * 60 + "b = a == a\n")["b"], Unevaluated)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.py"
     with pytest.raises(ConfigError, match="cannot be read"):
         read_xtuner_config(file)

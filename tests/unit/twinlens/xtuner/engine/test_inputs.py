@@ -1,4 +1,4 @@
-"""What XTuner is given: the rows of our own plan, and models that transformers 4.48 reads right."""
+"""Inputs of XTuner: rows equal those of twinlens's own engine; transformers 4.48 can read the models."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def written(folder: Path) -> list[dict]:
     micro_batch=st.integers(1, 5),
     accumulate=st.integers(1, 4),
 )
-def test_rows_are_the_micro_batches_of_our_own_engine(tmp_path_factory, lengths, packing, micro_batch, accumulate):
+def test_rows_equal_the_micro_batches_of_the_own_engine(tmp_path_factory, lengths, packing, micro_batch, accumulate):
     folder = tmp_path_factory.mktemp("rows") / "rows"
     ours = batches([sample(length, 100 * number) for number, length in enumerate(lengths)], packing, micro_batch, 2)
     optim = Optim(steps=1, micro_batch=micro_batch, accumulate=accumulate)
@@ -67,7 +67,7 @@ def test_rows_are_the_micro_batches_of_our_own_engine(tmp_path_factory, lengths,
             assert theirs[row]["input_ids"] == ids[:length].tolist() and not ids[length:].any()
             assert theirs[row]["labels"] == labels[:length].tolist()
         assert all(set(row["labels"]) == {IGNORE_INDEX} for row in theirs[len(batch.labels) :]), (
-            "what fills up is silent"
+            "filler rows have no labels"
         )
     counts = [rows.of_step(step) for step in range(rows.steps)]
     assert sum(iters for iters, _, _ in counts) == rows.iters
@@ -75,7 +75,7 @@ def test_rows_are_the_micro_batches_of_our_own_engine(tmp_path_factory, lengths,
     assert sum(labels for _, _, labels in counts) == sum(batch.num_labels for batch in ours.stream())
 
 
-def test_a_picture_takes_one_place(tmp_path):
+def test_a_picture_has_one_image_token(tmp_path):
     picture = tmp_path / "a.png"
     rows = write_arrow_rows(
         batches([sample(5, 100, 0), sample(3, 200)], None, 1), Optim(steps=1, accumulate=1), tmp_path / "rows",
@@ -95,7 +95,7 @@ def test_two_pictures_in_a_row_are_refused(tmp_path):
         write_arrow_rows(batches([both], None, 1), Optim(steps=1), tmp_path / "rows", [Path("a"), Path("b")])
 
 
-def test_a_config_is_said_in_both_ways(tmp_path, tiny_model):
+def test_a_config_has_the_keys_of_both_versions(tmp_path, tiny_model):
     source = tmp_path / "source"
     source.mkdir()
     values = json.loads((tiny_model / "config.json").read_text())
@@ -110,18 +110,18 @@ def test_a_config_is_said_in_both_ways(tmp_path, tiny_model):
     assert made["rope_theta"] == 1e6
     assert made["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
     assert made["torch_dtype"] == "bfloat16"
-    assert made["tie_word_embeddings"] is False, "what version 5 leaves out as a default of its own is said"
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"], "and no code"
+    assert made["tie_word_embeddings"] is False, "defaults of version 5 are written"
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"], "no code"
     assert "auto_map" not in made
 
 
-def test_a_tower_has_the_names_of_version_4(tmp_path):
+def test_a_tower_has_weight_names_of_version_4(tmp_path):
     tower = load_tower(str(make_towers(tmp_path / "towers")["clip"]), torch.device("cpu"), torch.float32)
     folder = tmp_path / "tower"
     save_tower(tower, folder, torch.float32, "2GB")
-    with safe_open(folder / "model.safetensors", "pt") as held:
-        assert all(name.startswith("vision_model.") for name in held.keys())  # noqa: SIM118
-        assert "vision_model.embeddings.class_embedding" in held.keys()  # noqa: SIM118
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        assert all(name.startswith("vision_model.") for name in weights.keys())  # noqa: SIM118
+        assert "vision_model.embeddings.class_embedding" in weights.keys()  # noqa: SIM118
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     assert settings["crop_size"] == {"height": 28, "width": 28} and settings["size"] == {"shortest_edge": 32}
     assert (settings["resample"], settings["do_center_crop"], settings["image_std"][0]) == (3, True, 0.26862954)

@@ -1,4 +1,4 @@
-"""The config that asks XTuner for a run: Python that says what the task says."""
+"""The mmengine config of a run has the values of the task."""
 
 import ast
 from pathlib import Path
@@ -29,7 +29,7 @@ COMPUTE = st.sampled_from(["bfloat16", "float16", "float32"])
 
 
 def read(text: str) -> dict[str, Any]:
-    """The config's values, names as strings; nothing of it is run."""
+    """The config's values, names as strings; the config is not run."""
 
     def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Dict):
@@ -51,7 +51,7 @@ def config_of(task: Task, compute: str, on_gpu: bool) -> dict[str, Any]:
 
 
 @given(OPTIM, QUANT, COMPUTE, st.booleans())
-def test_a_text_task_is_said_in_full(optim, quant, compute, on_gpu):
+def test_config_of_a_text_task(optim, quant, compute, on_gpu):
     task = TextTask.model_validate({"model": "m", "data": {"files": ["x"]}, "optim": optim, "quant": quant})
     config = config_of(task, compute, on_gpu)
     assert config["model"]["llm"]["pretrained_model_name_or_path"] == "/run's/model"
@@ -62,7 +62,9 @@ def test_a_text_task_is_said_in_full(optim, quant, compute, on_gpu):
     assert config["train_dataloader"]["batch_size"] == optim["micro_batch"]
     wrapper = config["optim_wrapper"]
     assert wrapper["accumulative_counts"] == optim["accumulate"]
-    assert (wrapper["type"] == "AmpOptimWrapper") == (on_gpu and compute != "float32"), "it has no autocast on a CPU"
+    assert (wrapper["type"] == "AmpOptimWrapper") == (on_gpu and compute != "float32"), (
+        "mmengine has no autocast on a CPU"
+    )
     assert on_gpu or config["model"]["llm"]["torch_dtype"] == "torch.float32"
 
 
@@ -77,7 +79,7 @@ def test_the_schedule_covers_the_run(optim):
 
 
 @pytest.mark.parametrize("stage", ["align", "tune"])
-def test_an_image_task_is_said_in_full(stage):
+def test_config_of_an_image_task(stage):
     task = ImageTask.model_validate(
         {
             "model": "m",
@@ -100,7 +102,7 @@ def test_an_image_task_is_said_in_full(stage):
 
 
 @given(OPTIM, COMPUTE, st.booleans())
-def test_weights_that_are_trained_are_fp32_and_have_no_adapter(optim, compute, on_gpu):
+def test_full_finetuning_has_fp32_weights_and_no_adapter(optim, compute, on_gpu):
     whole = {"model": "m", "data": {"files": ["x"]}, "optim": optim, "lora": None, "quant": {"bits": 16}}
     text = config_of(TextTask.model_validate(whole), compute, on_gpu)["model"]
     task = ImageTask.model_validate(whole | {"tower": "t", "whole_tower": True})
