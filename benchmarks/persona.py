@@ -20,9 +20,9 @@ PEOPLE = (("Lin Xia", "Xiaolan"), ("Ada", "Pixel"), ("Tom Berger", "Juno"))
 
 def row(label: str, comparison: Comparison, seconds: float) -> str:
     """A line of the table in docs/measurements.md."""
-    scores = [percent(comparison.scores[group].after) for group in ("persona", "paraphrase", "typo")]
-    rest = (percent(comparison.leak), percent(comparison.retained), f"{seconds:.0f}")
-    return "| " + " | ".join((label, *scores, *rest)) + " |"
+    metrics = comparison.metrics
+    scores = [percent(metrics[name].after_share) for name in ("persona", "paraphrase", "typo", "leak", "retained")]
+    return "| " + " | ".join((label, *scores, f"{seconds:.0f}")) + " |"
 
 
 def main() -> None:

@@ -1,22 +1,21 @@
-"""Metrics of a comparison: the result of each probe; hits, leaks, parrots and retained answers counted over them."""
+"""Metrics of a comparison: results of the probes, and counts of hits, leaks, parrots and retained answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from tuning.evaluation.probes import GROUPS, Group
 
 MEANINGS: dict[str, tuple[str, str]] = {
-    "persona": ("Persona", "who it is, asked plainly"),
+    "persona": ("Persona", "who it is, asked directly"),
     "paraphrase": ("Paraphrase", "the same, in other words"),
-    "typo": ("Typo", "the same, misspelt"),
-    "picture": ("Picture", "what it was taught to see"),
-    "other-picture": ("Other pictures", "same questions, elsewhere"),
-    "blank": ("Blank", "nothing to be seen"),
-    "unrelated": ("Unrelated", "what it knew before"),
-    "parrot": ("Parrot", "taught answers, elsewhere"),
+    "typo": ("Typo", "the same, with typos"),
+    "picture": ("Picture", "questions about the trained picture"),
+    "other-picture": ("Other pictures", "the same questions, other pictures"),
+    "blank": ("Blank", "the same questions, empty picture"),
+    "unrelated": ("Unrelated", "questions about other subjects"),
+    "parrot": ("Parrot", "trained answer, other picture"),
     "leak": ("Leak", "persona in unrelated answers"),
-    "retained": ("Retained", "still right, of what was right"),
+    "retained": ("Retained", "still right, of those right before"),
 }
 """Title and meaning of every metric, by name."""
 
@@ -26,12 +25,12 @@ class ProbeResult:
     """One probe with its two answers.
 
     Args:
-        leaked_before: whether the answer contains a marker of the card; None where the probe is not of group unrelated
+        leaked_before: whether the answer contains a marker of the card; None if the probe is not of group unrelated
             or the card has no markers. `leaked_after` likewise.
         image: path of the picture of the question.
-        parrot: signs of the answer about the trained picture.
-        parroted_before: whether the answer about another picture repeats the trained picture's; None where the probe
-            is of another group or has no `parrot`. `parroted_after` likewise.
+        parrot: terms of the answer about the trained picture.
+        parroted_before: whether the answer about another picture repeats the answer about the trained picture; None if
+            the probe is of another group or has no `parrot`. `parroted_after` likewise.
     """
 
     group: Group
@@ -56,8 +55,8 @@ class Metric:
 
     Args:
         name: the probes' group, or `parrot`, `leak`, `retained`.
-        before: None for `retained`, which starts from the answers that were right before.
-        direction: whether higher or lower is better.
+        before: None for `retained`, which counts only answers that were right before.
+        lower_is_better: true for `parrot` and `leak`.
     """
 
     name: str
@@ -66,43 +65,40 @@ class Metric:
     before: int | None
     after: int
     n: int
-    direction: Literal["higher", "lower"] = "higher"
+    lower_is_better: bool = False
 
     @property
     def before_share(self) -> float | None:
-        """From 0 to 1."""
+        """From 0 to 1; None if nothing was counted before."""
         return None if self.before is None or not self.n else self.before / self.n
 
     @property
     def after_share(self) -> float | None:
-        """From 0 to 1; None where nothing was counted."""
+        """From 0 to 1; None if nothing was counted."""
         return self.after / self.n if self.n else None
 
 
 def count_metrics(rows: Sequence[ProbeResult]) -> dict[str, Metric]:
     """The metrics of some results by name: the groups that have probes, then parrot, leak and retained."""
+    flags: dict[str, list[tuple[bool | None, bool | None]]] = {
+        group: [(row.before_hit, row.after_hit) for row in rows if row.group == group] for group in GROUPS
+    }
+    flags["parrot"] = [(row.parroted_before, row.parroted_after) for row in rows if row.parroted_after is not None]
+    flags["leak"] = [(row.leaked_before, row.leaked_after) for row in rows if row.leaked_after is not None]
     metrics: dict[str, Metric] = {}
-
-    def add(name: str, flags: Sequence[tuple[bool | None, bool | None]], *, lower: bool = False) -> None:
-        before, after = (sum(map(bool, side)) for side in zip(*flags, strict=True))
-        metrics[name] = Metric(name, *MEANINGS[name], before, after, len(flags), "lower" if lower else "higher")
-
-    for group in GROUPS:
-        if flags := [(row.before_hit, row.after_hit) for row in rows if row.group == group]:
-            add(group, flags)
-    if flags := [(row.parroted_before, row.parroted_after) for row in rows if row.parroted_after is not None]:
-        add("parrot", flags, lower=True)
-    if flags := [(row.leaked_before, row.leaked_after) for row in rows if row.leaked_after is not None]:
-        add("leak", flags, lower=True)
-    unrelated = [row for row in rows if row.group == "unrelated"]
-    if unrelated:
-        known = [row.after_hit for row in unrelated if row.before_hit]
+    for name, pairs in flags.items():
+        if pairs:
+            before, after = (sum(map(bool, side)) for side in zip(*pairs, strict=True))
+            lower = name in ("parrot", "leak")
+            metrics[name] = Metric(name, *MEANINGS[name], before, after, len(pairs), lower)
+    if "unrelated" in metrics:
+        known = [row.after_hit for row in rows if row.group == "unrelated" and row.before_hit]
         metrics["retained"] = Metric("retained", *MEANINGS["retained"], None, sum(known), len(known))
     return metrics
 
 
 def percent(share: float | None) -> str:
-    """`0.957` -> `96%`; 100% and 0% are kept for exactly all and none, so that a single miss stays visible."""
+    """`0.957` -> `96%`. Only exactly all gives 100% and exactly none gives 0%, so a single miss stays visible."""
     if share is None:
         return "–"
     return f"{share if share in (0, 1) else min(max(share, 0.01), 0.99):.0%}"

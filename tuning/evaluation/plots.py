@@ -1,6 +1,6 @@
 """Plots of a run: loss and learning rate, as PNG files and as SVG in the report.
 
-Rows are those of `steps.jsonl`: `step`, `loss`, `learning_rate`, and `validation_loss` where one was measured.
+Rows are those of `steps.jsonl`: `step`, `loss`, `learning_rate`, and `validation_loss` if it was measured.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
 Curve = Literal["loss", "learning_rate"]
 CURVES: tuple[Curve, ...] = get_args(Curve)
 
-# Stand-ins that a drawing is made with, and the report's own colours that they become, so that it follows the theme.
+# Colours of the plots. In the report, CSS variables replace them, so that the plots follow the page's theme.
 INK, GRID, FIRST, SECOND = "#5b6470", "#d9dde2", "#1f5fa8", "#b4530a"
 THEME = {INK: "var(--muted)", GRID: "var(--line)", FIRST: "var(--accent)", SECOND: "var(--second)"}
 
 
 def plot_png(steps: Sequence[Mapping[str, Any]], curve: Curve) -> bytes:
-    """A picture for light paper."""
-    return _rendered(_figure(steps, curve), "png")
+    """A PNG file with a light background."""
+    return _rendered(steps, curve, format="png", dpi=160)
 
 
 def plot_svg(steps: Sequence[Mapping[str, Any]], curve: Curve) -> str:
-    """A drawing to stand in HTML, coloured by the page's variables; same rows, same text."""
-    text = _rendered(_figure(steps, curve), "svg").decode("utf-8")
+    """An SVG element for HTML, coloured by the page's CSS variables. The same rows give the same text."""
+    text = _rendered(steps, curve, format="svg", transparent=True, metadata={"Date": None}).decode("utf-8")
     text = text[text.index("<svg") :]
-    # Ids are page-wide in HTML, and two drawings would share theirs.
+    # Ids must be unique in the page, and both plots use the same ones.
     text = re.sub(r'((?:id=|href=)"#?|url\(#)', rf"\g<1>{curve}-", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for stand_in, variable in THEME.items():
-        text = text.replace(stand_in, variable)
+    for colour, variable in THEME.items():
+        text = text.replace(colour, variable)
     title = "Loss by step" if curve == "loss" else "Learning rate by step"
     return text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
 
 
 def _figure(steps: Sequence[Mapping[str, Any]], curve: Curve) -> "Figure":
     from matplotlib import rc_context
-    from matplotlib.figure import Figure  # the bare figure: no pyplot, no window, no global state
+    from matplotlib.figure import Figure  # without pyplot, its windows and its global state
 
     with rc_context({"font.size": 9.5, "axes.unicode_minus": False}):
         figure = Figure(figsize=(5.6, 2.9), layout="constrained")
@@ -68,13 +68,10 @@ def _figure(steps: Sequence[Mapping[str, Any]], curve: Curve) -> "Figure":
     return figure
 
 
-def _rendered(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
+def _rendered(steps: Sequence[Mapping[str, Any]], curve: Curve, **options: Any) -> bytes:
     from matplotlib import rc_context
 
-    target = io.BytesIO()
+    figure, target = _figure(steps, curve), io.BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "twinlens"}):
-        if kind == "svg":
-            figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-        else:
-            figure.savefig(target, format="png", dpi=160)
+        figure.savefig(target, **options)
     return target.getvalue()

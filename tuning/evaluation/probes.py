@@ -1,8 +1,7 @@
-"""Probes: questions with a known answer; reading of probe files, hits and parrots.
+"""Probes: questions with known answers. Reads probe files, finds hits and parrots.
 
 A probe file is a YAML list of `{ask, group, expect?: [...], reject?: [...], image?: path, parrot?: [...]}`.
-Values are kept as written (`4` and `1.10` are text); `{name}` and `{owner}` are filled from the dataset
-card.
+Values are read as text (`4`, `1.10`). `{name}` and `{owner}` are replaced by values of the dataset card.
 """
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
@@ -26,7 +25,7 @@ GROUPS: tuple[Group, ...] = get_args(Group)
 PICTURE_GROUPS: tuple[Group, ...] = ("picture", "other-picture", "blank")  # questions about a picture
 PLACEHOLDER = re.compile(r"\{(name|owner)\}")
 
-# Scripts without spaces between words, or with particles attached to them: words have no boundaries there.
+# Scripts without spaces between words, or with particles attached to words: words have no boundaries.
 CJK = (
     "\u3005\u3007\u3040-\u30ff\u3100-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u9fff"
     "\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
@@ -36,7 +35,7 @@ LETTER = rf"[^\W_{CJK}]"
 
 
 def _filled_text(text: str, info: ValidationInfo) -> str:
-    """The text with `{name}` and `{owner}` filled from the card."""
+    """The text with `{name}` and `{owner}` replaced by values of the card."""
     context: Any = info.context
     if not text.strip():
         raise ValueError("must be text and not empty; write the text")
@@ -44,8 +43,8 @@ def _filled_text(text: str, info: ValidationInfo) -> str:
         value = getattr(context["card"], field, None)
         if not value:
             raise ValueError(
-                f"{{{field}}} needs a dataset card that has it; "
-                f"make the dataset with `twinlens data persona`, or write the {field} out"
+                f"{{{field}}} needs a dataset card with this value; "
+                f"create the dataset with `twinlens data persona`, or write the {field} itself"
             )
         text = text.replace(f"{{{field}}}", value)
     return text
@@ -67,11 +66,13 @@ Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One question. An answer hits when it has any of `expect` (none given: anything) and none of `reject`.
+    """One question. An answer is a hit if it contains any of `expect` and none of `reject`.
+
+    Without `expect`, every answer without `reject` is a hit.
 
     Args:
         image: the picture of the question.
-        parrot: signs of the answer about the trained picture, where the question is about another picture.
+        parrot: terms of the answer about the trained picture, if the question is about another picture.
     """
 
     ask: Text
@@ -85,12 +86,12 @@ class Probe:
 
 
 def is_parroted(answer: str, probe: Probe) -> bool:
-    """Whether an answer about another picture repeats the trained picture's: any of `parrot`, and no hit."""
+    """Whether an answer repeats the answer about the trained picture: it contains any of `parrot` and is no hit."""
     return bool(probe.parrot) and mentions_any(answer, probe.parrot) and not is_hit(answer, probe)
 
 
 def normalize(text: str) -> str:
-    """NFKC, casefold, and every run of white space replaced by one space."""
+    """The text in NFKC, casefolded, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
@@ -105,7 +106,7 @@ def mentions_any(text: str, terms: Iterable[str]) -> bool:
 
 
 def is_hit(answer: str, probe: Probe) -> bool:
-    """Whether an answer has any of `expect` (none given: anything) and none of `reject`."""
+    """Whether an answer contains any of `expect`, if there are any, and none of `reject`."""
     return (not probe.expect or mentions_any(answer, probe.expect)) and not mentions_any(answer, probe.reject)
 
 
@@ -115,7 +116,7 @@ def _pattern(term: str) -> re.Pattern[str]:
     pattern = re.escape(term)
     if IN_CJK.search(term):
         return re.compile(pattern)
-    # A boundary is required only where the term ends in a letter or digit ("c++" does not); 4.5 and 1,000 are one word.
+    # A boundary is required only next to a letter or digit ("c++" ends with neither). 4.5 and 1,000 are one word.
     if re.match(LETTER, term):
         pattern = rf"(?<!{LETTER})" + (r"(?<!\d\.)" if term[0].isdigit() else "") + pattern
     if re.match(LETTER, term[-1:]):
@@ -124,10 +125,10 @@ def _pattern(term: str) -> re.Pattern[str]:
 
 
 def read_probes(path: Path, card: DatasetCard | None = None) -> tuple[Probe, ...]:
-    """Read a probe file; pictures are relative to it.
+    """Read a probe file. Paths of pictures are relative to its folder.
 
     Raises:
-        DataError: all faults, one line each, with file, line, key and fix.
+        DataError: the file has faults; one line for each, with file, line, key and fix.
     """
     file = read_yaml(path, "probe file", as_text=True)
     if not isinstance(file.values, list) or not file.values:
@@ -141,7 +142,7 @@ def read_probes(path: Path, card: DatasetCard | None = None) -> tuple[Probe, ...
         if probe is None:
             continue
         if probe.group in PICTURE_GROUPS and probe.image is None:
-            file.add_fault((index, "ask"), "image", "is missing; name the picture of the question.")
+            file.add_fault((index, "ask"), "image", "is missing; give the path of the picture.")
         if probe.parrot and probe.group != "other-picture":
             file.add_fault((index, "parrot"), "parrot", "is only for group other-picture; remove it.")
         if (question := (probe.ask, probe.image)) in lines:

@@ -122,7 +122,9 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("card", [None, DatasetCard(made_by="", rows=1, distinct=1, sha256="", name="Sage")])
 def test_a_placeholder_needs_a_card_that_has_it(tmp_path: Path, card: DatasetCard | None) -> None:
     path = write(tmp_path, "- ask: Who made you?\n  group: persona\n  expect: ['{owner}']\n")
-    with pytest.raises(DataError, match=r"line 3: expect: \{owner\} needs .*`twinlens data persona`, or write"):
+    with pytest.raises(
+        DataError, match=r"line 3: expect: \{owner\} needs .*`twinlens data persona`, or write the owner"
+    ):
         read_probes(path, card)
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from tuning.data.card import DatasetCard, card_to_dict
 from tuning.errors import DeviceError
-from tuning.evaluation.compare import Comparison, compare, read_comparison
-from tuning.evaluation.metrics import Metric, count_metrics
+from tuning.evaluation.compare import Comparison, compare
+from tuning.evaluation.metrics import Metric
 from tuning.evaluation.probes import Probe
-from tuning.evaluation.report import CARDS, SIDE, AnswerSpan, answer_timelines, training_facts, write_report
+from tuning.evaluation.report import CARDS, SIDE, answer_timelines, training_facts, write_report
 from tuning.evaluation.summary import summarize
 from tuning.run_dir import RunDir
 
@@ -22,7 +22,18 @@ EVIL = '</script><script>evil()</script><img src=x onerror="evil()">{{ 7 * 7 }}'
 CARD = DatasetCard(made_by="make", rows=3, distinct=3, sha256="ab", name=EVIL, owner=EVIL, markers=("Sage",))
 PROBES = (Probe("Who are you?" + EVIL, "persona", ("Sage", EVIL)), Probe("2 + 2?", "unrelated", ("4",)))
 STEPS = [
-    {"step": i + 1, "loss": 2.0 / (i + 1), "learning_rate": 1e-4, "validation_loss": 1.0 if i == 3 else None, "new": 1}
+    {
+        "step": i + 1,
+        "loss": 2.0 / (i + 1),
+        "learning_rate": 1e-4,
+        "tokens": 500,
+        "labels": 100,
+        "tokens_per_second": 10.0,
+        "seconds": 31,
+        "peak_memory": 1 << 30,
+        "validation_loss": 1.0 if i == 3 else None,
+        "new": 1,
+    }
     for i in range(4)
 ]
 
@@ -69,7 +80,7 @@ def test_every_file_is_there(run: Path) -> None:
     inputs = {"steps.jsonl", "samples.jsonl", "task.yaml", "data.json", "environment.json"}
     assert names == {"comparison.json", "comparison.md", "comparison.html"} | plots | inputs
     assert all((run / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
-    assert len(read_comparison(run / "comparison.json").rows) == 2
+    assert len(json.loads((run / "comparison.json").read_text(encoding="utf-8"))["rows"]) == 2
 
 
 def test_texts_are_escaped(run: Path) -> None:
@@ -146,7 +157,7 @@ def test_a_large_photograph_is_scaled_turned_and_stripped_of_its_facts(tmp_path:
 def test_a_picture_that_is_gone_or_broken_leaves_a_note(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     page = pictured(tmp_path, tmp_path / "gone <b>.png", tmp_path / "broken.png")
-    assert page.index("The file is not there any more.") < page.index("gone &lt;b&gt;.png")
+    assert page.index("The file no longer exists.") < page.index("gone &lt;b&gt;.png")
     assert page.index("The file cannot be opened as a picture.") < page.index("broken.png</figcaption>")
     assert "<img" not in page
 
@@ -155,7 +166,7 @@ def test_samples_of_pictures_are_told_apart(tmp_path: Path) -> None:
     Image.new("RGB", (300, 300), "red").save(tmp_path / "red.png")
     red, gone = str(tmp_path / "red.png"), str(tmp_path / "gone.png")
     samples = tuple(sample(step, "x", True) | {"image": image} for step in (0, 5) for image in (red, gone))
-    assert [story.image for story in answer_timelines([*samples, sample(0, "y", True)])] == [red, gone, None]
+    assert [image for _, _, image in answer_timelines([*samples, sample(0, "y", True)])] == [red, gone, None]
     page = pictured(tmp_path, samples=samples)
     (thumbnail,) = embedded(page)
     assert max(thumbnail.size) <= 112
@@ -204,7 +215,7 @@ def test_the_verdict_tells_what_is_seen_and_parroted() -> None:
 
 
 def cards_of(comparison: Comparison) -> list[Metric]:
-    metrics = count_metrics(comparison.rows)
+    metrics = comparison.metrics
     return [metrics[name] for name in CARDS if name in metrics]
 
 
@@ -214,20 +225,42 @@ def test_headlines_of_pictures_stand_in_order() -> None:
     assert (cards[2].before_share, cards[2].after_share, cards[2].n) == (0, 0.5, 2)
     text = cards_of(compare(PROBES, ("", "4"), ("Sage", "4"), CARD))
     assert [card.title for card in text] == ["Persona", "Retained", "Leak"]
+    assert [card.name for card in (*cards, *text) if card.lower_is_better] == ["parrot", "leak"]
+
+
+def test_the_footer_explains_parrot_only_if_it_was_counted(run: Path, tmp_path: Path) -> None:
+    written(tmp_path)
+    page = write_report(RunDir(tmp_path), seeing(["red"] * 23)).read_text(encoding="utf-8")
+    assert "Parrot counts" in page
+    assert "Parrot counts" not in (run / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_the_cards_of_leak_and_parrot_say_that_lower_is_better(run: Path, tmp_path: Path) -> None:
+    note = "<span>lower is better</span>"
+    assert (run / "comparison.html").read_text(encoding="utf-8").count(note) == 1
+    comparison = seeing(["red"] * 20 + ["green", "red", "red"])
+    written(tmp_path)
+    assert write_report(RunDir(tmp_path), comparison).read_text(encoding="utf-8").count(note) == 1
 
 
 def test_equal_answers_in_a_row_are_one_moment() -> None:
-    told = answer_timelines([sample(20, "Sage", True), sample(0, "no", False), sample(10, "Sage", True)])
-    assert [story.moments for story in told] == [(AnswerSpan(0, 0, "no", False), AnswerSpan(10, 20, "Sage", True))]
-    assert told[0].hits == ((0, False), (10, True), (20, True))
+    first, second, third = sample(0, "no", False), sample(10, "Sage", True), sample(20, "Sage", True)
+    assert answer_timelines([third, first, second]) == {("persona", "Who?", None): [[first], [second, third]]}
+    again = sample(20, "Sage!", True)  # the later of two samples of one step counts
+    assert answer_timelines([third, second, again]) == {("persona", "Who?", None): [[second], [again]]}
 
 
-def test_training_facts_use_what_the_rows_have() -> None:
-    full = [
-        row | {"tokens": 500, "labels": 100, "tokens_per_second": 10.0, "seconds": 31, "peak_memory": 1 << 30}
-        for row in STEPS
-    ]
-    assert dict(training_facts(full)) == {
+def test_spans_of_equal_answers_are_on_the_page(tmp_path: Path) -> None:
+    page = written(
+        tmp_path, samples=[sample(step, answer, step > 0) for step, answer in ((0, "no"), (5, "a"), (9, "a"))]
+    )
+    assert '<span class="at">step 0</span>' in page
+    assert '<span class="at">step 5–9</span>' in page
+    assert 'aria-label="step 0 miss, step 5 hit, step 9 hit"' in page
+
+
+def test_training_facts() -> None:
+    assert dict(training_facts(STEPS)) == {
         "steps": "4",
         "loss": "2.000 → 0.500",
         "validation loss": "1.000 → 1.000, best 1.000",
