@@ -1,10 +1,10 @@
-"""fp32 upcast: a 16-bit model computes as in fp32, one block of weights upcast at a time.
+"""fp32 upcast: a 16-bit model computes in fp32, with one block of weights upcast at a time.
 
-What merging changes can be seen in fp32 alone, and a model of 7B parameters takes 30 GB in it.
+Only fp32 shows what merging changes, and all weights of a 7B model take 30 GB in fp32.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from peft import PeftModel
@@ -15,39 +15,35 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def fp32_upcast(model: nn.Module, merged: bool = False) -> Iterator[None]:
-    """While it lasts, `model` gives the logits that it would give in fp32, to the bit.
+    """In this context, `model` gives exactly the logits that it would give in fp32.
 
     Args:
-        merged: whether adapters are folded into the weights of each block that runs, and taken out again.
+        merged: whether adapters are merged into the weights of a block while the block runs.
     """
-    hooks = []
-    held: dict[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = {}
+    originals: dict[nn.Module, list[tuple[nn.Parameter, torch.Tensor]]] = {}
 
-    def widen(block: nn.Module, *_: object) -> None:
-        held[block] = [(parameter, parameter.data) for parameter in block.parameters()]
-        for parameter, weight in held[block]:
+    def upcast(block: nn.Module, *_: object) -> None:
+        originals[block] = [(parameter, parameter.data) for parameter in block.parameters()]
+        for parameter, weight in originals[block]:
             parameter.data = weight.float()
         for layer in _lora_layers(block) if merged else ():
             layer.merge()
 
-    def narrow(block: nn.Module, *_: object) -> None:
-        for parameter, weight in held.pop(block):
+    def restore(block: nn.Module, *_: object) -> None:
+        for parameter, weight in originals.pop(block):
             parameter.data = weight
         for layer in _lora_layers(block) if merged else ():
             layer.merged_adapters.clear()
 
-    try:
+    with ExitStack() as hooks:
         for block in _blocks(model):
-            hooks.append(block.register_forward_pre_hook(widen))
-            hooks.append(block.register_forward_hook(narrow, always_call=True))
+            hooks.enter_context(block.register_forward_pre_hook(upcast))
+            hooks.enter_context(block.register_forward_hook(restore, always_call=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def merge_adapters(adapted: PeftModel | PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its adapters folded in, where it has any, and its weights in `dtype`: sums are taken in fp32."""
+    """The model with its adapters, if any, merged in fp32, and its weights in `dtype`."""
     for layer in _lora_layers(adapted):
         base = layer.get_base_layer()
         base.float()
@@ -55,7 +51,7 @@ def merge_adapters(adapted: PeftModel | PreTrainedModel, dtype: torch.dtype) -> 
         base.to(dtype)
     model = adapted.unload() if isinstance(adapted, PeftModel) else adapted
     assert isinstance(model, PreTrainedModel)
-    for parameter in model.parameters():  # not the model itself: rotary frequencies stay as exact as they are
+    for parameter in model.parameters():  # not model.to(dtype), which would also round the rotary frequencies
         parameter.data = parameter.data.to(dtype)
     return model
 
@@ -65,7 +61,7 @@ def _lora_layers(block: nn.Module) -> list[LoraLayer]:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that hold all parameters between them: the blocks of a stack, and around it every layer by itself."""
+    """Modules that together contain all parameters: the blocks of a stack, and each layer outside of it."""
     if isinstance(model, nn.ModuleList):
         yield from model
         return

@@ -1,4 +1,4 @@
-"""Trained weights of one network: a LoRA adapter, every weight, or none; each saves and loads its checkpoint."""
+"""Trained weights of one network: a LoRA adapter, all weights, or none. Saves and loads them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 
-from tuning.modules.lora import load_adapter_weights, save_adapter
+from tuning.modules.lora import ADAPTER_WEIGHTS, save_adapter
 from tuning.modules.pth import write_pth
 
 FULL_WEIGHTS = "weights.pt"
@@ -18,7 +19,7 @@ NetworkT_co = TypeVar("NetworkT_co", bound=nn.Module, covariant=True)
 
 
 class TrainedWeights(Protocol[NetworkT_co]):
-    """What a checkpoint holds of one network, in fp32."""
+    """The part of a checkpoint that belongs to one network, in fp32."""
 
     @property
     def network(self) -> NetworkT_co:
@@ -39,7 +40,7 @@ class AdapterWeights:
     """The weights of a PEFT adapter.
 
     Args:
-        base: name of the base model, written into `adapter_config.json` with its `revision`.
+        base: name of the base model; `adapter_config.json` contains it with its `revision`.
     """
 
     network: PeftModel
@@ -47,22 +48,22 @@ class AdapterWeights:
     revision: str | None = None
 
     def save(self, folder: Path) -> None:
-        """`adapter_model.safetensors` and `adapter_config.json`."""
+        """Write `adapter_model.safetensors` and `adapter_config.json`."""
         save_adapter(self.network, folder, self.base, self.revision)
 
     def load(self, folder: Path) -> None:
-        """Put saved weights into the adapter that is attached."""
-        load_adapter_weights(self.network, folder)
+        """Load saved weights into the attached adapter."""
+        set_peft_model_state_dict(self.network, load_file(folder / ADAPTER_WEIGHTS))
 
 
 @dataclass(frozen=True, slots=True)
 class FullWeights(Generic[NetworkT]):
-    """Every trainable weight of a network, kept exactly."""
+    """Every trainable weight of a network, in its own dtype."""
 
     network: NetworkT
 
     def save(self, folder: Path) -> None:
-        """`weights.pt`: every trainable weight by name, in its own dtype; a weight that two layers share once."""
+        """Write `weights.pt`: every trainable weight by name. A weight that two layers share is written once."""
         named = self.network.named_parameters()
         weights = {name: parameter.detach() for name, parameter in named if parameter.requires_grad}
         write_pth(weights, folder / FULL_WEIGHTS)
@@ -92,7 +93,7 @@ def enable_full_finetuning(network: NetworkT, unused_modules: Sequence[str] = ()
     """Make every weight trainable. All weights must be fp32, because 16 bits lose small updates.
 
     Args:
-        unused_modules: names of layers that never run, and so are not trained.
+        unused_modules: prefixes of layers that never run and stay frozen.
     """
     for name, parameter in network.named_parameters():
         assert parameter.dtype == torch.float32, name
