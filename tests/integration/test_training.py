@@ -216,7 +216,7 @@ def test_not_a_number_names_its_rows_before_the_weights_change(task, tiny_model)
     template = load_template(str(tiny_model), None)
     samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples
     group = [collate([[samples[0]]], 0), collate([[samples[1]]], 0)]
-    with pytest.raises(DataError, match=r"step 3: the loss is nan with .*rows\.jsonl, line 2; look"):
+    with pytest.raises(DataError, match=r"step 3: the loss is nan with .*rows\.jsonl, line 2; inspect"):
         check_finite(float("nan"), 1.0, [torch.tensor(1.0), torch.tensor(float("nan"))], group, 3)
 
 

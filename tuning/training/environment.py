@@ -12,9 +12,9 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "deep
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed versions of what a run depends on; None where a package is missing."""
-    versions: dict[str, str | None] = {"twinlens": importlib.metadata.version("twinlens")}
-    for package in PACKAGES:
+    """Installed versions of the packages that a run depends on; None if a package is missing."""
+    versions: dict[str, str | None] = {}
+    for package in ("twinlens", *PACKAGES):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -23,8 +23,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Everything that may change a run's figures, as plain values."""
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    """Everything that may change the results of a run, as plain values."""
     return {
         "command": " ".join(["twinlens", *sys.argv[1:]]),
         "python": platform.python_version(),
@@ -32,7 +31,7 @@ def describe_environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "versions": package_versions(),
     }

@@ -5,12 +5,12 @@ from typing import Literal
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """A share of the run in steps: at least one when there is a warm-up at all, never the whole run."""
+    """Number of warm-up steps for a fraction of the run: at least one unless `warmup` is 0, never the whole run."""
     return min(max(1, round(warmup * steps)), steps - 1) if warmup else 0
 
 
 def rate_factor(step: int, steps: int, warmup: float, kind: Literal["cosine", "linear", "constant"]) -> float:
-    """What the peak learning rate is multiplied by at `step` (from 0): rising, then falling towards 0 after the end."""
+    """Factor of the peak learning rate at `step` (from 0): rising in the warm-up, then by `kind`; never 0."""
     rising = warmup_steps(warmup, steps)
     if step < rising:
         return (step + 1) / (rising + 1)

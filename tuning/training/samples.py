@@ -1,18 +1,17 @@
 """Encoded samples and micro-batches: token ids, loss mask, labels, position ids.
 
-Shapes: B sequences in a micro-batch, T tokens in a sequence, I pictures in it.
+Shapes: B sequences in a micro-batch, T tokens in a sequence, I pictures in a micro-batch.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-IGNORE_INDEX = -100  # the label that cross entropy passes over
-IMAGE_TOKEN_INDEX = -200  # stands in the ids where a picture's feature goes; no text can spell it
+IGNORE_INDEX = -100  # the label that cross entropy ignores
+IMAGE_TOKEN_INDEX = -200  # the id that a picture's feature replaces; the tokenizer never produces it
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +20,10 @@ class EncodedSample:
 
     Args:
         ids: int32[T], `IMAGE_TOKEN_INDEX` at each patch of a picture.
-        loss_mask: bool[T], true where the token is part of an answer or its stop token.
-        where: file and row it came from, for messages.
-        truncated: whether answers were left out because the row was too long.
-        picture_ids: the numbers of its pictures, in the order of their patches.
+        loss_mask: bool[T], true for tokens of an answer and for its stop token.
+        where: file and row of the conversation, for messages.
+        truncated: whether answers were removed because the row was too long.
+        picture_ids: numbers of its pictures, in the order of their patches.
     """
 
     ids: NDArray[np.int32]
@@ -44,10 +43,10 @@ class Batch:
     Args:
         input_ids: int64[B, T].
         labels: int64[B, T], `IGNORE_INDEX` on prompts and padding; not shifted.
-        position_ids: int64[B, T], starting again at 0 with every row that stands by itself in a sequence.
-        num_tokens: how many of the B x T are not padding.
-        where: file and row of everything in it.
-        picture_ids: I numbers, in the order of their patches, row after row.
+        position_ids: int64[B, T], from 0 for each isolated row of a sequence.
+        num_tokens: number of tokens without padding.
+        where: file and row of each sample.
+        picture_ids: I numbers, in the order of their patches, sequence by sequence.
     """
 
     input_ids: torch.Tensor
@@ -60,39 +59,26 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         ids, labels, positions = (each.to(device) for each in (self.input_ids, self.labels, self.position_ids))
-        return Batch(ids, labels, positions, self.num_tokens, self.where, self.picture_ids)
+        return replace(self, input_ids=ids, labels=labels, position_ids=positions)
 
     @property
     def num_labels(self) -> int:
-        """How many tokens are learned from."""
+        """Number of labelled tokens."""
         return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
 
     def without_labels(self) -> "Batch":
-        """The same shapes with nothing to learn: what a rank computes when the last step has no rows left for it."""
-        nothing = torch.full_like(self.labels, IGNORE_INDEX)
-        return Batch(self.input_ids, nothing, self.position_ids, 0, (), self.picture_ids)
-
-
-class BatchSource(Protocol):
-    """An endless or finite run of micro-batches, the same for the same seed."""
-
-    def count(self) -> int:
-        """Micro-batches in the whole run."""
-        ...
-
-    def stream(self, skip: int = 0) -> Iterator[Batch]:
-        """The micro-batches in order, without making the first `skip`."""
-        ...
+        """A batch of the same shapes without labels, for processes that get no rows in the last step."""
+        return replace(self, labels=torch.full_like(self.labels, IGNORE_INDEX), num_tokens=0, where=())
 
 
 def collate(packs: Sequence[Sequence[EncodedSample]], pad_id: int, *, isolated: bool = True) -> Batch:
-    """Lay each pack into one sequence and pad on the right.
+    """Concatenate each pack into one sequence and pad on the right.
 
-    Padding counts positions on where a sequence holds one row (a causal mask alone then keeps the fast attention
-    kernels) and starts a row of its own, masked, behind several.
+    After a single row, position ids continue through the padding, so that a causal mask is enough and fast attention
+    kernels can run. After several rows, the padding has its own position ids from 0, as a row without labels.
 
     Args:
-        isolated: whether the rows of a pack stand each by itself, or follow each other as one text.
+        isolated: whether each row of a pack attends only to itself. Otherwise the rows are one text.
     """
     width = max(sum(len(sample) for sample in pack) for pack in packs)
     input_ids = torch.full((len(packs), width), pad_id, dtype=torch.long)

@@ -1,33 +1,34 @@
-"""XTuner's packing: rows concatenated, then split at exactly max_length tokens."""
+"""XTuner's packing: concatenate rows, then split them at exactly max_length tokens."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-BATCH = 1000  # rows that XTuner's packer is given at once: the default of datasets.map
+BATCH = 1000  # rows per call of XTuner's packer: the default of datasets.map
 
 
 class Span(NamedTuple):
-    """Tokens `start` to `end` of a sample, by its number."""
+    """Tokens `start` to `end` of the sample with number `sample`."""
 
     sample: int
     start: int
     end: int
 
 
-Pack = tuple[Span, ...]  # what is laid into one sequence
+Pack = tuple[Span, ...]  # the content of one sequence
 
 
 def pack_boundaries(lengths: NDArray[np.int32], max_length: int, workers: int) -> NDArray[np.int64]:
-    """int64[P, 2], where each pack begins and ends among the tokens of all rows.
+    """int64[P, 2], the start and end of each pack among the tokens of all rows.
 
-    Each of `workers` equal shares of the rows is packed by itself, in batches of rows: the whole packs that its tokens
-    fill so far are cut off and the rest waits for the next batch; where they fill none, they become one short pack.
-    What still waits when a share ends is lost (`Packer` in XTuner's dataset/utils.py, under datasets.map).
+    The rows are divided into `workers` equal shares, and each share is packed separately, in batches of rows. After
+    each batch, the tokens so far are cut into full packs, and the remainder goes to the next batch. If they do not
+    fill a pack, they become one short pack. The remainder of a share is dropped (`Packer` in XTuner's
+    dataset/utils.py, under datasets.map).
 
     Args:
-        lengths: int32[N], N > 0, of the rows in the order in which they are packed.
+        lengths: int32[N], N > 0, lengths of the rows in the order of packing.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     packs: list[tuple[int, int]] = []
@@ -43,11 +44,11 @@ def pack_boundaries(lengths: NDArray[np.int32], max_length: int, workers: int) -
 
 
 class ConcatThenSplitPacks:
-    """The packs of rows, each put together only when it is asked for.
+    """The packs of rows as a sequence; each pack is built on access.
 
     Args:
         lengths: int32[S], tokens of each sample.
-        rows: int32[N], the number of each row's sample, in the order in which they are packed.
+        rows: int32[N], the sample number of each row, in the order of packing.
     """
 
     def __init__(self, lengths: NDArray[np.int32], rows: NDArray[np.int32], max_length: int, workers: int) -> None:
