@@ -1,8 +1,8 @@
-"""What the embedded model sees before any tuning: kinds, colours and places on scenes that it was not trained on.
+"""Measure which objects, colors and positions the untuned embedded model recognizes in new drawn scenes.
 
-    python benchmarks/sight.py --emoji FOLDER [--scenes 300] [--start projector.safetensors]
+    python benchmarks/embedded_vision.py --emoji FOLDER [--scenes 300] [--start projector.safetensors]
 
-FOLDER as `twinlens data scenes` takes it. Prints a Markdown table, and sample answers of every kind of question.
+FOLDER is that of `twinlens data scenes`. Prints a Markdown table, and sample answers to each kind of question.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from tuning.evaluation.probes import is_hit, read_probes
 from tuning.paths import shipped_file
 from twinlens.chat_targets import embedded_vlm_task, open_vlm
 
-ASKED = {"names the object": "objects.yaml", "its colour": "colours.yaml", "its place": "places.yaml"}
+PROBE_FILES = {"names the object": "objects.yaml", "its color": "colours.yaml", "its position": "places.yaml"}
 
 
 def main() -> None:
@@ -28,8 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     target = open_vlm(embedded_vlm_task(start=options.start), None)
     ask = make_answer_function(target.model, target.template, target.compute_dtype, 32, embed=target.embed)
-    print("| | objects of training | objects never seen |\n|---|---:|---:|")
-    shares: dict[str, list[str]] = {what: [] for what in ASKED}
+    shares: dict[str, list[str]] = {label: [] for label in PROBE_FILES}
     samples: list[str] = []
     for objects in ("known", "unseen"):
         with tempfile.TemporaryDirectory() as folder:
@@ -37,18 +36,19 @@ def main() -> None:
                 Path(folder), options.emoji, shipped_file("data/scene-nouns.yaml"), count=options.scenes,
                 seed=options.seed, objects=objects,
             )  # fmt: skip
-            for what, name in ASKED.items():
-                probes = read_probes(Path(folder) / name)
+            for label, file in PROBE_FILES.items():
+                probes = read_probes(Path(folder) / file)
                 answers = ask(probes)
                 hits = [is_hit(answer, probe) for answer, probe in zip(answers, probes, strict=True)]
-                shares[what].append(f"{sum(hits) / len(hits):.0%} of {len(hits)}")
+                shares[label].append(f"{sum(hits) / len(hits):.0%} of {len(hits)}")
                 if objects == "known":
-                    few = range(-(-options.samples // len(ASKED)))
-                    rows = [(probes[n].ask, probes[n].expect[0], answers[n], "hit" if hits[n] else "miss") for n in few]
-                    samples += [f"| {' | '.join(row)} |" for row in rows]
-    print("\n".join(f"| {what} | {' | '.join(counted)} |" for what, counted in shares.items()))
-    print("\n| question | expected | answer | |\n|---|---|---|---|")
-    print("\n".join(samples[: options.samples]))
+                    for n in range(-(-options.samples // len(PROBE_FILES))):
+                        row = (probes[n].ask, probes[n].expect[0], answers[n], "hit" if hits[n] else "miss")
+                        samples.append(f"| {' | '.join(row)} |")
+    print("| | trained objects | untrained objects |\n|---|---:|---:|")
+    for label, counted in shares.items():
+        print(f"| {label} | {' | '.join(counted)} |")
+    print("\n| question | expected | answer | |\n|---|---|---|---|", *samples[: options.samples], sep="\n")
 
 
 if __name__ == "__main__":

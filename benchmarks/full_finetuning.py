@@ -1,9 +1,9 @@
-"""What it takes to train every weight: memory and speed, on one device or several, of random weights in real shapes.
+"""Measure memory and speed of full fine-tuning on one or several GPUs, with random weights in real shapes.
 
-    python benchmarks/whole.py [--shape 1_8b] [--devices 2] [--deepspeed zero2] [key=value ...]
+    python benchmarks/full_finetuning.py [--shape 1_8b] [--devices 2] [--deepspeed zero2] [key=value ...]
 
-Writes an InternLM2 checkpoint in its own layout (load_internlm.py), and trains six steps of two packs of 2048 tokens.
-Prints a row of the table in docs/measurements.md.
+Writes an InternLM2 checkpoint in its own layout, and trains six steps of two packs of 2048 tokens. Prints a row of the
+table in docs/measurements.md.
 """
 
 import argparse
@@ -31,43 +31,44 @@ optim: {{learning_rate: 1.0e-5, steps: 6, micro_batch: 1, accumulate: {accumulat
 
 
 def prepare(folder: Path, shape: str, devices: int) -> None:
-    """A checkpoint, rows and a task in a folder."""
+    """Write a checkpoint, rows and a task."""
     write_checkpoints(folder, shape)
     shutil.rmtree(folder / "llama")
     shutil.copyfile(TOKENIZER, folder / "internlm2" / "tokenizer.model")
     with (folder / "rows.jsonl").open("w", encoding="utf-8") as stream:
         for number in range(400):
-            asked = {"role": "user", "content": f"Tell me story {number}."}
-            told = {"role": "assistant", "content": f"{number} {WORDS * (3 + number % 9)}"}
-            stream.write(json.dumps({"messages": [asked, told]}) + "\n")
+            question = {"role": "user", "content": f"Tell me story {number}."}
+            answer = {"role": "assistant", "content": f"{number} {WORDS * (3 + number % 9)}"}
+            stream.write(json.dumps({"messages": [question, answer]}) + "\n")
     (folder / "task.yaml").write_text(TASK.format(folder=folder, accumulate=max(1, 2 // devices)), encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Settings other than the task's.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Settings to override.")
     parser.add_argument("--shape", choices=SHAPES, default="1_8b")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--deepspeed", help="A preset, such as zero2.")
-    parser.add_argument("--folder", type=Path, default=None, help="Where everything is written; a temporary one.")
+    parser.add_argument("--folder", type=Path, help="Folder for checkpoint and run; by default a temporary folder.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         prepare(folder, options.shape, options.devices)
-        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.devices}"]
-        command = [sys.executable, *(several if options.devices > 1 else []), "-m", "twinlens", "train"]
-        sharing = ["--deepspeed", options.deepspeed] if options.deepspeed else []
-        place = ["--work-dir", str(folder / "runs")]
-        subprocess.run([*command, str(folder / "task.yaml"), *options.overrides, *place, *sharing], check=True)
+        command = [sys.executable, "-m", "twinlens", "train", folder / "task.yaml", *options.overrides]
+        if options.devices > 1:
+            command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.devices}"]
+        if options.deepspeed:
+            command += ["--deepspeed", options.deepspeed]
+        subprocess.run([*command, "--work-dir", folder / "runs"], check=True)
         (steps,) = (folder / "runs").glob("task/*/steps.jsonl")
         rows = [json.loads(line) for line in steps.read_text(encoding="utf-8").splitlines()]
     peak = max(row["peak_memory"] for row in rows) / GIB
     speed = median(row["tokens_per_second"] for row in rows[2:])
-    how = options.deepspeed or "-"
+    print("| shape | devices | DeepSpeed | peak GiB of each | tokens/s | last loss |\n|---|---:|---|---:|---:|---:|")
     print(
-        "| shape | devices | shared by | peak GiB of each | tokens/s | loss at the end |\n|---|---:|---|---:|---:|---:|"
+        f"| {options.shape} | {options.devices} | {options.deepspeed or '-'} | {peak:.1f} | {speed:,.0f} "
+        f"| {rows[-1]['loss']:.4f} |"
     )
-    print(f"| {options.shape} | {options.devices} | {how} | {peak:.1f} | {speed:,.0f} | {rows[-1]['loss']:.4f} |")
 
 
 if __name__ == "__main__":
