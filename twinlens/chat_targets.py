@@ -1,4 +1,4 @@
-"""What `chat` and others may be pointed at: a run folder, an adapter, a merged model or a base model."""
+"""Chat targets: load a run, an adapter, a merged model or a base model so that it can answer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,16 @@ from tuning.paths import shipped_file
 from tuning.run_dir import RunDir
 from tuning.settings import Quant
 from twinlens.task_files import read_task
-from vlm.finetuned import check_finetuned
+from vlm.features import LiveFeatures, PictureTable
+from vlm.finetuned import check_finetuned, finetuned_task, load_finetuned
+from vlm.loading import build_vlm, make_embed_function, make_initial_parts
+from vlm.recipe import load_vlm_template
 from vlm.settings import ImageTask
-
-ALIGN = "image/embedded-align.yaml"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Something that answers; with `embed` it sees pictures."""
+    """A loaded model that can answer; `embed` is given if it also sees pictures."""
 
     model: nn.Module
     template: ChatTemplate
@@ -40,30 +41,36 @@ def open_target(
     bits: int,
     with_adapter: bool = True,
     pictures: bool = False,
-    named: str | None = None,
+    template_name: str | None = None,
 ) -> Target:
-    """Load what a user named; a run brings its own quantization and system text.
+    """Load a chat target.
 
     Args:
-        with_adapter: otherwise as it was before training.
-        pictures: whether it will be shown any.
-        named: the name of a chat template; None takes the run's, or the model's own.
+        target: a run folder, an adapter, a model folder, a hub name, or `embedded`.
+        system: the system text; None uses that of the run.
+        bits: of the weights; a run uses its own.
+        with_adapter: False loads the model of a run as it was before training.
+        pictures: whether questions will contain pictures.
+        template_name: name of a chat template; None uses that of the run or model.
 
     Raises:
-        ModelError: it is nothing that can answer.
-        ConfigError: it is shown pictures and sees none.
+        ModelError: the target is not a model, or its training has not finished.
+        ConfigError: pictures are given to a model without a tower.
     """
     path = Path(target).expanduser()
     run = RunDir(path)
+    task = None
     if run.task.exists():
         task, _ = read_task(run.task)
-        given = {"system": system, "template": named}
+        given = {"system": system, "template": template_name}
         task = task.model_copy(update={key: value for key, value in given.items() if value is not None})
         if isinstance(task, ImageTask):
-            if with_adapter:
-                check_finetuned(run, task)
             return open_vlm(task, run if with_adapter else None)
-        _refuse_pictures(pictures, target)
+    elif pictures and target == EMBEDDED:
+        return open_vlm(embedded_vlm_task(bits, system), None)
+    if pictures:
+        raise ConfigError(f"--image: {target} has no vision tower; give the folder of an image run, or embedded.")
+    if task is not None:
         finetuning = finetuning_of(task)
         finetuning.check_finetuned(run)
         name = finetuning.model_to_load(run) if with_adapter else task.versioned_model
@@ -71,30 +78,23 @@ def open_target(
         loaded = load_model(name, template, task.quant, task.run.device)
         model = finetuning.load_finetuned(loaded, run) if with_adapter else loaded.model
         return Target(model.eval(), template, loaded.compute_dtype)
-    if pictures and target == EMBEDDED:
-        return open_vlm(embedded_vlm_task(bits, system), None)
-    _refuse_pictures(pictures, target)
     adapter = path if (path / ADAPTER_CONFIG).exists() else None
     config = read_adapter_config(path) if adapter else {"base_model_name_or_path": target}
     base = "@".join(str(config[key]) for key in ("base_model_name_or_path", "revision") if config.get(key))
     if not base:
         raise ModelError(
-            f"{path / ADAPTER_CONFIG}: base_model_name_or_path is empty; write the base model's folder there."
+            f"{path / ADAPTER_CONFIG}: base_model_name_or_path is empty; write the folder of the base model there."
         )
-    template = load_template(base, system, template_name=named)
+    template = load_template(base, system, template_name=template_name)
     loaded = load_model(base, template, Quant.model_validate({"bits": bits}))
     model = load_llama_or_internlm2_adapter(loaded.model, adapter) if adapter and with_adapter else loaded.model
     return Target(model.eval(), template, loaded.compute_dtype)
 
 
 def open_vlm(task: ImageTask, run: RunDir | None) -> Target:
-    """A model with its eyes, as a run of the task left it, or as one begins."""
-    from vlm.features import LiveFeatures, PictureTable
-    from vlm.finetuned import finetuned_task, load_finetuned
-    from vlm.loading import build_vlm, make_embed_function, make_initial_parts
-    from vlm.recipe import load_vlm_template
-
+    """Load the model of an image task: as trained by a run, or with `run=None` as at the start of training."""
     if run is not None:
+        check_finetuned(run, task)
         template = load_vlm_template(finetuned_task(run, task))
         loaded, parts = load_finetuned(run, task, template)
     else:
@@ -107,12 +107,7 @@ def open_vlm(task: ImageTask, run: RunDir | None) -> Target:
 
 
 def embedded_vlm_task(bits: int = 4, system: str | None = None, start: str = EMBEDDED) -> ImageTask:
-    """The task whose beginning is the embedded model with its eyes open, untuned."""
-    task, _ = read_task(shipped_file(ALIGN), [f"quant.bits={bits}"])
+    """A task with the embedded model, tower and projector, for use without training."""
+    task, _ = read_task(shipped_file("image/embedded-align.yaml"), [f"quant.bits={bits}"])
     assert isinstance(task, ImageTask)
     return task.model_copy(update={"start": start, "system": task.system if system is None else system})
-
-
-def _refuse_pictures(pictures: bool, target: str) -> None:
-    if pictures:
-        raise ConfigError(f"--image: {target} sees no pictures; give the folder of an image run, or embedded.")

@@ -1,11 +1,11 @@
-"""From one dataset format to another, and the mending of files whose questions became nested rows."""
+"""Dataset conversion between formats, and repair of rows with a nested input."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from twinlens.inspection import detect_language
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion did.
+    """Result of a conversion.
 
     Args:
-        repaired: rows whose nested input gave way to its question.
-        moved: rows whose picture paths were rewritten, because the new file lies in another folder.
+        repaired: number of rows whose nested input was replaced by a question.
+        moved: number of rows whose picture paths were rewritten, because the new file is in another folder.
     """
 
     card: DatasetCard
@@ -38,83 +38,82 @@ class Conversion:
 def convert(
     source: Path, out: Path, schema: RowFormat, container: Container, made_by: str, questions: Sequence[str] = ()
 ) -> Conversion:
-    """Write a dataset in another format, with a card beside it that keeps what the source's card knew.
+    """Write a dataset in another format, and its card, which keeps the facts of the source's card.
 
     Args:
-        made_by: the command that makes the file again, for the card.
-        questions: for rows whose input is nested: row i (from 0) belongs to question i mod len(questions).
+        made_by: the command that writes this file, for the card.
+        questions: for rows with a nested input: row i (from 0) gets question i mod len(questions).
 
     Raises:
-        DataError: a row cannot be read, or the format cannot say what is in it.
+        DataError: a row cannot be read, or the format has no place for something in it.
         ConfigError: `out` is the source.
         DeviceError: the folder cannot be written or the disk is full.
     """
     refuse_overwriting(source, out)
     notes, counts, languages = ReadNotes(), RowCount(), Counter[str]()
-    before = read_card(source)
-    mended: list[int] = []
-    moved = 0
+    repaired = moved = 0
+
+    def repair(number: int, row: Any) -> Any:
+        nonlocal repaired
+        with_question = replace_nested_input(row, questions[(number - 1) % len(questions)])
+        repaired += with_question is not row
+        return with_question
 
     def rows() -> Iterator[SourceRow]:
         nonlocal moved
-        for row in read_rows(source, notes, nested_input_repairer(questions, mended) if questions else None):
-            conversation = _with_pictures_from(row.conversation, source, out)
+        for row in read_rows(source, notes, repair if questions else None):
+            conversation = _with_relocated_pictures(row.conversation, source, out)
             moved += conversation is not row.conversation
             counts.add(repr(conversation).encode())
             languages[detect_language(conversation)] += 1
             yield replace(row, conversation=conversation)
 
+    before = read_card(source) or DatasetCard("", 0, 0, "")
     write_rows(out, rows(), schema, container)
-    card = DatasetCard(
+    card = replace(
+        before,
         made_by=made_by,
         rows=counts.rows,
         distinct=counts.distinct,
         sha256=file_sha256(out),
-        seed=before.seed if before else None,
-        name=before.name if before else None,
-        owner=before.owner if before else None,
-        model=before.model if before else None,
-        languages=before.languages if before and before.languages else _spoken(languages),
-        markers=before.markers if before else (),
+        languages=before.languages or _frequent(languages),
         sources=((source.name, file_sha256(source)),),
+        teacher=None,
+        taught=0,
     )
     write_card(out, card)
-    return Conversion(card, notes, len(mended), moved)
+    return Conversion(card, notes, repaired, moved)
 
 
-def nested_input_repairer(questions: Sequence[str], mended: list[int]) -> Callable[[int, Any], Any]:
-    """Put the question back where a row's `input` is a whole conversation; row numbers go into `mended`."""
+def replace_nested_input(row: Any, question: str) -> Any:
+    """A row with its question in place of an `input` that is a full conversation; other rows unchanged.
 
-    def mend(number: int, row: Any) -> Any:
-        turns = row.get("conversation") if isinstance(row, dict) else None
-        if not isinstance(turns, list):
-            return row
-        nested = [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("input"), dict)]
-        if not nested:
-            return row
-        if len(nested) > 1:
-            raise RowError(
-                f"{len(nested)} turns have a nested input, and the list has one question a row; mend it by hand."
-            )
-        mended.append(number)
-        question = questions[(number - 1) % len(questions)]
-        return row | {"conversation": [_unnested(turn, question) if turn is nested[0] else turn for turn in turns]}
-
-    return mend
+    Raises:
+        RowError: several turns have a nested input.
+    """
+    turns = row.get("conversation") if isinstance(row, dict) else None
+    if not isinstance(turns, list):
+        return row
+    nested = [turn for turn in turns if isinstance(turn, dict) and isinstance(turn.get("input"), dict)]
+    if not nested:
+        return row
+    if len(nested) > 1:
+        raise RowError(f"{len(nested)} turns have a nested input, but there is one question per row; fix it manually.")
+    return row | {"conversation": [_with_question(turn, question) if turn is nested[0] else turn for turn in turns]}
 
 
 def read_questions(path: Path) -> list[str]:
-    """Questions from a JSON list, JSON lines of strings, or a text file with one a line.
+    """Questions from a JSON list, JSON lines of strings, or a text file with one per line.
 
     Raises:
-        DataError: the file cannot be read, is empty, or holds something other than text.
+        DataError: the file cannot be read, is empty, or contains something other than text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8.") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file of questions, one a line.") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a file of questions.") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     try:
         if text.lstrip().startswith("["):
@@ -124,35 +123,35 @@ def read_questions(path: Path) -> list[str]:
         else:
             found = lines
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}: broken JSON ({error.msg}); fix it, or write one plain question a line.") from error
+        raise DataError(f"{path}: broken JSON ({error.msg}); fix it, or write plain text.") from error
     if not found:
-        raise DataError(f"{path}: has no questions; write one a line.")
+        raise DataError(f"{path}: has no questions; write one per line.")
     for number, question in enumerate(found, 1):
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{path}, question {number}: is not text; write each question as one string.")
     return found
 
 
-def _unnested(turn: dict[str, Any], question: str) -> dict[str, Any]:
-    """The turn with its question; the system text is the turn's own, or else the nested one."""
+def _with_question(turn: dict[str, Any], question: str) -> dict[str, Any]:
+    """The turn with its question, and the system text of the turn, or else of the nested conversation."""
     inner = turn["input"].get("conversation")
     inner = inner[0] if isinstance(inner, list) and inner and isinstance(inner[0], dict) else {}
     system = turn.get("system") if turn.get("system") is not None else inner.get("system")
     return ({} if system is None else {"system": system}) | turn | {"input": question}
 
 
-def _with_pictures_from(conversation: Conversation, source: Path, out: Path) -> Conversation:
-    """Picture paths that lead somewhere from the source's folder, made to lead there from the new file's."""
-    here, there = source.resolve().parent, out.resolve().parent
-    if not conversation.images or here == there:
+def _with_relocated_pictures(conversation: Conversation, source: Path, out: Path) -> Conversation:
+    """Rewrite relative paths of existing pictures so that they are valid from the folder of `out`."""
+    old, new = source.resolve().parent, out.resolve().parent
+    if old == new:
         return conversation
     images = tuple(
-        os.path.relpath(here / image, there) if not Path(image).is_absolute() and (here / image).exists() else image
+        os.path.relpath(old / image, new) if not Path(image).is_absolute() and (old / image).exists() else image
         for image in conversation.images
     )
     return conversation if images == conversation.images else replace(conversation, images=images)
 
 
-def _spoken(languages: Counter[str]) -> tuple[str, ...]:
-    """Languages of at least one row in twenty."""
+def _frequent(languages: Counter[str]) -> tuple[str, ...]:
+    """Languages of at least 5 % of the rows."""
     return tuple(sorted(name for name, rows in languages.items() if rows * 20 >= languages.total() and name != "other"))

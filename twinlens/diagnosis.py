@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -23,8 +23,8 @@ class Finding:
     """Result of one check.
 
     Args:
-        required: whether the text path needs it.
-        fix: the command that fixes a failed check, where there is one.
+        required: whether text fine-tuning needs it.
+        fix: how to fix a failed check, if that is known.
     """
 
     name: str
@@ -45,30 +45,27 @@ def diagnose() -> list[Finding]:
         findings.append(_embedded("embedded tower", tower.embedded_tower_weights(), tower.INSTALL_COMMAND))
         findings += [*_devices(), _four_bit()]
     xtuner = default_folder()
-    if (xtuner / MARKER).exists():
-        findings.append(Finding("XTuner", True, str(xtuner), required=False))
-    else:
-        state = "not installed; only `train --engine xtuner` needs it"
-        findings.append(Finding("XTuner", False, state, required=False, fix=INSTALL_XTUNER))
-    return [*findings, _hub(), _disk("cache folder", cache_folder(), 2), _disk("run folders", Path("work_dirs"), 1)]
+    installed = (xtuner / MARKER).exists()
+    state = str(xtuner) if installed else "not installed; only `train --engine xtuner` needs it"
+    findings.append(Finding("XTuner", installed, state, required=False, fix=INSTALL_XTUNER))
+    findings += [_hub(), _disk("cache folder", cache_folder(), 2), _disk("run folders", Path("work_dirs"), 1)]
+    return [replace(finding, fix=None) if finding.ok else finding for finding in findings]
 
 
 def _package(requirement: Requirement) -> Finding:
-    required = requirement.marker is None  # the others belong to an extra
+    name, required = requirement.name, requirement.marker is None  # packages of an extra have a marker
+    fix = f'pip install "{name}{requirement.specifier}"'
     try:
-        state = metadata.version(requirement.name)
-        if requirement.specifier.contains(state, prereleases=True):
-            return Finding(requirement.name, True, state, required)
-        state += f", but {requirement.specifier} is needed"
+        version = metadata.version(name)
     except metadata.PackageNotFoundError:
-        state = "not installed"
-    return Finding(requirement.name, False, state, required, f'pip install "{requirement.name}{requirement.specifier}"')
+        return Finding(name, False, "not installed", required, fix)
+    ok = requirement.specifier.contains(version, prereleases=True)
+    return Finding(name, ok, version if ok else f"{version}, but {requirement.specifier} is needed", required, fix)
 
 
 def _embedded(name: str, weights: Path | None, install: str) -> Finding:
-    if weights is None:
-        return Finding(name, False, "not installed", fix=install)
-    return Finding(name, True, f"{weights.stat().st_size / 1e6:.0f} MB")
+    state = f"{weights.stat().st_size / 1e6:.0f} MB" if weights else "not installed"
+    return Finding(name, weights is not None, state, fix=install)
 
 
 def _hub() -> Finding:
@@ -96,7 +93,7 @@ def _devices() -> list[Finding]:
 
 
 def _four_bit() -> Finding:
-    """Forward and backward of a small nf4 layer on the device that a run would use."""
+    """Run forward and backward of a small nf4 layer on the device that a run would use."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,5 +115,4 @@ def _four_bit() -> Finding:
 def _disk(name: str, folder: Path, needed: int) -> Finding:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free / GIB
-    ok = free >= needed
-    return Finding(name, ok, f"{free:.0f} GiB free at {folder}", fix=None if ok else f"free {needed} GiB there")
+    return Finding(name, free >= needed, f"{free:.0f} GiB free at {folder}", fix=f"free {needed} GiB there")

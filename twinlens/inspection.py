@@ -1,35 +1,42 @@
-"""What is in a dataset: its counts and lengths, and rows as the model sees them, with what is learned marked."""
+"""Dataset inspection: counts, lengths, and rows as the model sees them, with the trained text marked."""
 
 # pyright: reportUnknownMemberType=false
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tuning.data.conversation import Conversation
 from tuning.data.formats import SourceRow
 from tuning.errors import DataError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from llm.chat_template.encoding import ChatTemplate
     from tuning.training.samples import EncodedSample
 
-_ALL = 1 << 30  # tokens; a length that cuts nothing
-_LEARNED, _READ = "bold green", "dim"
+_NO_LIMIT = 1 << 30  # tokens; longer than any row
+_TRAINED, _CONTEXT = "bold green", "dim"  # styles of rich
 _TEMPLATE = Path(__file__).with_name("inspection.html.jinja")
+_CONTROLS = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Lengths of rows in tokens, or in characters where there is no model to count tokens with.
+    """Lengths of rows in tokens, or in characters if no model is given.
 
     Args:
-        over: rows longer than `limit` tokens; None when counted in characters.
+        over: number of rows longer than `limit` tokens; None for characters.
     """
 
     unit: str
@@ -46,9 +53,9 @@ class DatasetSummary:
     """Counts over all rows of a file.
 
     Args:
-        questions: distinct first questions.
-        languages: rows by language, told by their letters.
-        missing: distinct pictures that do not lie where the rows say.
+        questions: number of distinct first questions.
+        pictures: number of distinct pictures; `missing` are those that do not exist.
+        languages: number of rows by language; see `detect_language`.
     """
 
     rows: int
@@ -65,7 +72,7 @@ class DatasetSummary:
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """A stretch of text and whether the model learns it."""
+    """A part of a row's text, and whether it is trained."""
 
     text: str
     supervised: bool
@@ -77,7 +84,7 @@ class RowView:
 
     Args:
         size: such as `42 tokens, 17 learned`.
-        remark: what happens to the row that its text does not show, or empty.
+        remark: what training does to the row, such as truncation; may be empty.
     """
 
     where: str
@@ -90,12 +97,12 @@ class RowView:
 def summarize_dataset(
     rows: Iterable[SourceRow], folder: Path, max_length: int, template: "ChatTemplate | None"
 ) -> DatasetSummary:
-    """Count everything in one pass, holding a few bytes for each distinct row.
+    """Count everything in one pass; memory is a few bytes per row.
 
     Args:
-        folder: that picture paths are relative to.
-        max_length: tokens; rows above it are counted.
-        template: measures in tokens; None measures in characters.
+        folder: picture paths are relative to it.
+        max_length: limit in tokens; longer rows are counted.
+        template: measures rows in tokens; None measures them in characters.
     """
     distinct: set[int] = set()
     questions: set[int] = set()
@@ -108,7 +115,7 @@ def summarize_dataset(
     def measure(conversation: Conversation) -> int:
         if template is None:
             return sum(len(turn.content) for turn in conversation.turns)
-        return len(template.encode(conversation, _ALL))
+        return len(template.encode(conversation, _NO_LIMIT))
 
     for row in rows:
         conversation = row.conversation
@@ -120,7 +127,7 @@ def summarize_dataset(
         turns += len(conversation.turns)
         answers += sum(turn.role == "assistant" for turn in conversation.turns)
         masked += sum(not turn.loss for turn in conversation.turns)
-    missing = tuple(sorted(picture for picture in pictures if not (folder / picture).exists()))
+    ordered, last = sorted(lengths), len(lengths) - 1
     return DatasetSummary(
         rows=len(lengths),
         distinct=len(distinct),
@@ -129,15 +136,23 @@ def summarize_dataset(
         answers=answers,
         masked_answers=masked,
         pictures=len(pictures),
-        missing=missing,
+        missing=tuple(sorted(picture for picture in pictures if not (folder / picture).exists())),
         languages=dict(languages.most_common()),
-        lengths=_summary(lengths, max_length, template is not None),
+        lengths=Lengths(
+            unit="tokens" if template else "characters",
+            shortest=ordered[0],
+            median=ordered[last // 2],
+            p95=ordered[round(last * 0.95)],
+            longest=ordered[-1],
+            limit=max_length,
+            over=sum(length > max_length for length in ordered) if template else None,
+        ),
     )
 
 
 @lru_cache(maxsize=256)
 def detect_language(conversation: Conversation) -> str:
-    """`zh` where a fifth of the letters are Chinese, else `en` where most are Latin, else `other`."""
+    """`zh` if a fifth of the letters are Chinese, else `en` if most are Latin, else `other`."""
     letters = [character for turn in conversation.turns for character in turn.content if character.isalpha()]
     chinese = sum("\u3400" <= letter <= "\u9fff" for letter in letters)
     latin = sum(letter < "\u0250" for letter in letters)
@@ -147,7 +162,7 @@ def detect_language(conversation: Conversation) -> str:
 
 
 def first_distinct(rows: Iterable[SourceRow], count: int) -> list[SourceRow]:
-    """The first rows of a file that differ from each other."""
+    """The first `count` distinct rows."""
     found: dict[Conversation, SourceRow] = {}
     for row in rows:
         if len(found) == count:
@@ -157,7 +172,7 @@ def first_distinct(rows: Iterable[SourceRow], count: int) -> list[SourceRow]:
 
 
 def view_turns(row: SourceRow) -> RowView:
-    """A row by its turns, for want of a model: answers are learned where their loss is on."""
+    """A row as roles and texts, without a model; the answers with loss are trained."""
     pieces: list[TextSpan] = []
     for index, turn in enumerate(row.conversation.turns):
         pieces.append(TextSpan(f"{chr(10) if index else ''}{turn.role}: ", False))
@@ -167,114 +182,90 @@ def view_turns(row: SourceRow) -> RowView:
 
 
 def view_tokens(row: SourceRow, template: "ChatTemplate", max_length: int) -> RowView:
-    """A row in the model's own markup, cut as training cuts it.
+    """A row in the model's chat template, truncated as in training.
 
     Raises:
-        DataError: the model's chat template refuses the turns.
+        DataError: the chat template refuses the turns.
     """
     try:
         sample = template.encode(row.conversation, max_length, row.where)
         remark = f"cut after the last whole answer that fits into {max_length} tokens" if sample.truncated else ""
     except DataError as error:
-        sample = template.encode(row.conversation, _ALL, row.where)
+        sample = template.encode(row.conversation, _NO_LIMIT, row.where)
         remark = str(error).removeprefix(f"{row.where}: ")
-    pieces = split_at_mask(sample, lambda ids: _decode(template, ids))
+    pieces = split_at_mask(sample, template.tokenizer)
     size = f"{len(sample)} tokens, {int(sample.loss_mask.sum())} learned"
     return RowView(row.where, tuple(pieces), size, remark, tuple(map(str, row.conversation.images)))
 
 
-def split_at_mask(sample: "EncodedSample", decode: Callable[[list[int]], str]) -> list[TextSpan]:
-    """Decode a sample at the borders of its mask.
+def split_at_mask(sample: "EncodedSample", tokenizer: "PreTrainedTokenizerBase") -> list[TextSpan]:
+    """Decode a sample and split its text where the loss mask changes.
 
-    A token alone may be part of a letter, and a tokenizer may drop the blank a text starts with, so each piece is what
-    the decoded text grows by, up to a border; mask borders never divide a letter.
+    One token may be a part of a character, and a tokenizer may drop a leading space. So every prefix up to a change of
+    the mask is decoded, and each piece is the text that it adds. The mask never changes inside a character.
     """
     ids = sample.ids.tolist()
     pieces: list[TextSpan] = []
     text, end = "", 0
     for supervised, run in groupby(sample.loss_mask.tolist()):
         end += len(list(run))
-        grown = decode(ids[:end])
-        pieces.append(TextSpan(grown[len(text) :], supervised))
-        text = grown
+        prefix = str(tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        pieces.append(TextSpan(prefix[len(text) :], supervised))
+        text = prefix
     return pieces
 
 
-def render_html(title: str, census: DatasetSummary, remarks: list[str], views: list[RowView]) -> str:
-    """One self-contained page, everything that comes from the file escaped."""
+def render_html(title: str, summary: DatasetSummary, remarks: list[str], views: list[RowView]) -> str:
+    """One self-contained page; all text of the dataset is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, facts=facts(census), remarks=remarks, views=views)
+    return template.render(title=title, facts=facts(summary), remarks=remarks, views=views)
 
 
-def print_views(views: list[RowView], console: Any) -> None:
-    """Show rows on a terminal: what is learned in colour, the rest dim.
-
-    Args:
-        console: of rich.
-    """
+def print_report(title: str, summary: DatasetSummary, remarks: list[str], views: list[RowView]) -> None:
+    """Print the same as `render_html` on the terminal: trained text in color, the rest dim."""
+    from rich.console import Console
     from rich.text import Text
 
+    console = Console(highlight=False, markup=False, emoji=False)
+    for line in (title, *(f"{label}: {value}" for label, value in facts(summary)), *remarks):
+        console.print(visible_controls(line), soft_wrap=True)
     if views:
-        console.print(Text.assemble(("green", _LEARNED), " is learned, ", ("dim", _READ), " is read only"))
+        console.print(Text.assemble(("green", _TRAINED), " is learned, ", ("dim", _CONTEXT), " is context only"))
     for view in views:
         console.rule(Text(f"{view.where} ({view.size})"), align="left")
         for image in view.images:
-            console.print(Text(f"picture: {visible_controls(image)}"))
-        text = Text()
-        for piece in view.pieces:
-            text.append(visible_controls(piece.text), style=_LEARNED if piece.supervised else _READ)
-        console.print(text, soft_wrap=True)
+            console.print(f"picture: {visible_controls(image)}")
+        spans = ((visible_controls(span.text), _TRAINED if span.supervised else _CONTEXT) for span in view.pieces)
+        console.print(Text.assemble(*spans), soft_wrap=True)
         if view.remark:
-            console.print(Text(view.remark, style="yellow"))
+            console.print(view.remark, style="yellow")
 
 
-def facts(census: DatasetSummary) -> list[tuple[str, str]]:
-    """The counts as label and value, for people."""
-    lengths = census.lengths
+def facts(summary: DatasetSummary) -> list[tuple[str, str]]:
+    """The counts as pairs of label and text."""
+    lengths = summary.lengths
     shown = [
-        ("rows", f"{census.rows:,} ({census.distinct:,} distinct, {census.rows - census.distinct:,} copies)"),
-        ("distinct questions", f"{census.questions:,}"),
-        ("turns", f"{census.turns:,} ({census.answers:,} answers, {census.masked_answers:,} of them without loss)"),
-        ("languages", ", ".join(f"{name} {rows:,}" for name, rows in census.languages.items())),
+        ("rows", f"{summary.rows:,} ({summary.distinct:,} distinct, {summary.rows - summary.distinct:,} copies)"),
+        ("distinct questions", f"{summary.questions:,}"),
+        ("turns", f"{summary.turns:,} ({summary.answers:,} answers, {summary.masked_answers:,} of them without loss)"),
+        ("languages", ", ".join(f"{name} {rows:,}" for name, rows in summary.languages.items())),
         (
-            f"{lengths.unit} a row",
+            f"{lengths.unit} per row",
             f"shortest {lengths.shortest:,}, median {lengths.median:,}, 95 % up to {lengths.p95:,}, "
             f"longest {lengths.longest:,}",
         ),
     ]
     if lengths.over is not None:
         shown.append((f"over {lengths.limit:,} tokens", f"{lengths.over:,} rows"))
-    if census.pictures:
-        absent = f"{len(census.missing):,} not found, such as {census.missing[0]}" if census.missing else "all found"
-        shown.append(("pictures", f"{census.pictures:,} ({absent})"))
+    if summary.pictures:
+        absent = f"{len(summary.missing):,} not found, such as {summary.missing[0]}" if summary.missing else "all found"
+        shown.append(("pictures", f"{summary.pictures:,} ({absent})"))
     return shown
 
 
 def visible_controls(text: str) -> str:
-    """Text with its control characters made visible, so that a dataset cannot steer the terminal."""
-    return "".join(
-        chr(0x2400 + ord(character)) if character < " " and character not in "\n\t" else character for character in text
-    ).translate({0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd")})
-
-
-def _decode(template: "ChatTemplate", ids: list[int]) -> str:
-    text = template.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
-
-
-def _summary(lengths: "array[int]", limit: int, tokens: bool) -> Lengths:
-    ordered = sorted(lengths)
-    last = len(ordered) - 1
-    return Lengths(
-        unit="tokens" if tokens else "characters",
-        shortest=ordered[0],
-        median=ordered[last // 2],
-        p95=ordered[round(last * 0.95)],
-        longest=ordered[-1],
-        limit=limit,
-        over=sum(length > limit for length in ordered) if tokens else None,
-    )
+    """Replace control characters by visible ones, so that a dataset cannot control the terminal."""
+    return text.translate(_CONTROLS)

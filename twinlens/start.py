@@ -1,14 +1,13 @@
-"""From a task file to a run folder that trains, for the command line and the demos alike."""
+"""Start a run of a task, or resume one."""
 
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm.checkpoints.hub import parse_remote, pin_revision
 from tuning.atomic import write_atomically
@@ -20,19 +19,20 @@ from twinlens.tasks import AnyTask, recipe_of, to_yaml, with_absolute_paths
 from twinlens.xtuner.engine.environment import RUN_FOLDER as XTUNER
 from vlm.settings import ImageTask
 
+if TYPE_CHECKING:
+    from tuning.training.engine import StepReport
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A finished run and its last step."""
+    """A finished run, and a report of each step that this call trained."""
 
     run: RunDir
-    steps: int
-    loss: float | None
-    tokens_per_second: float | None
+    reports: "list[StepReport]"
 
 
 def with_pinned_revisions(task: AnyTask) -> AnyTask:
-    """The same task, its fetched models pinned to the commits that they are now, so that a resumed run has the same."""
+    """The task with each hub model pinned to its current commit, so that a resumed run uses the same weights."""
     changes: dict[str, Any] = {}
     if (model := parse_remote(task.versioned_model)) is not None:
         changes["revision"] = pin_revision(model).revision
@@ -48,10 +48,11 @@ def start(
     deepspeed: dict[str, Any] | None = None,
     xtuner: Path | None = None,
 ) -> RunResult:
-    """Train a task in a fresh run folder `work_dir/<name>/<time>`; under torchrun, in the main process's.
+    """Train a task in a new run folder `work_dir/<name>/<time>`; under torchrun the main process creates it.
 
     Args:
-        xtuner: the virtual environment of XTuner, if XTuner is to train.
+        deepspeed: a DeepSpeed configuration; None trains without DeepSpeed.
+        xtuner: the virtual environment of XTuner, if XTuner is the training engine.
     """
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -74,33 +75,39 @@ def start(
     if xtuner is not None:
         from twinlens.xtuner.engine.train import train
 
-        return _result(run, train(task, inputs, run, xtuner))
-    return _result(run, recipe_of(task).train(task, inputs, run, deepspeed=deepspeed))
+        return RunResult(run, train(task, inputs, run, xtuner))
+    return RunResult(run, recipe_of(task).train(task, inputs, run, deepspeed=deepspeed))
 
 
 def resume(path: Path, deepspeed: dict[str, Any] | None = None) -> RunResult:
-    """Train a run of before from its last checkpoint to its end, with its own task."""
+    """Resume a run from its last checkpoint, with its own task.
+
+    Raises:
+        ConfigError: not a run folder, a run of XTuner, or a finished run without a checkpoint.
+    """
     from accelerate import PartialState
 
     from tuning.modules.quantize import choose_device
 
     run = open_run(path.resolve())
     if (run.path / XTUNER).exists():
-        raise ConfigError(f"--resume {path}: XTuner trained it, and keeps nothing to go on from; train its task anew.")
+        raise ConfigError(f"--resume {path}: XTuner trained this run and saved no checkpoint; train its task again.")
     if (run.adapter.exists() or run.model.exists()) and not run.checkpoints():
-        raise ConfigError(f"--resume {path}: has come to its end, and kept no checkpoint; train its task anew.")
+        raise ConfigError(f"--resume {path}: this run is finished and has no checkpoint; train its task again.")
     task, _ = read_task(run.task)
     PartialState(cpu=choose_device(task.run.device).type == "cpu")
     recipe = recipe_of(task)
-    return _result(run, recipe.train(task, recipe.read_inputs(task), run, resume=True, deepspeed=deepspeed))
+    return RunResult(run, recipe.train(task, recipe.read_inputs(task), run, resume=True, deepspeed=deepspeed))
 
 
 def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:
-    """A preset by XTuner's name, with or without `deepspeed_`, or a JSON file.
+    """Read a DeepSpeed configuration.
+
+    Args:
+        name: a preset by XTuner's name, with or without `deepspeed_`, or a JSON file.
 
     Raises:
-        ConfigError: there is none, it is not JSON, it shards quantized weights, or DeepSpeed cannot run where the task
-            does.
+        ConfigError: not found, not JSON, ZeRO-3 on quantized weights, or DeepSpeed cannot run on the task's device.
     """
     import torch
 
@@ -110,27 +117,23 @@ def deepspeed_config(name: str, task: AnyTask) -> dict[str, Any]:
     path = preset if preset.exists() else Path(name)
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in preset.parent.glob("*.json")))
-        raise ConfigError(f"--deepspeed {name}: neither a file nor one of {names}; take one of these.")
+        raise ConfigError(f"--deepspeed {name}: neither a file nor one of {names}; use one of these.")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         stage = config.get("zero_optimization", {}).get("stage", 0)
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"--deepspeed {path}: not a DeepSpeed configuration in JSON ({error}); mend it.") from error
+        raise ConfigError(f"--deepspeed {path}: not a DeepSpeed configuration in JSON ({error}); fix it.") from error
     if stage == 3 and (bits := task.quant.bits) != 16:
         raise ConfigError(
-            f"--deepspeed {name}: ZeRO-3 cannot shard {bits}-bit weights; take deepspeed_zero2, or set quant.bits=16."
+            f"--deepspeed {name}: ZeRO-3 cannot shard {bits}-bit weights; use deepspeed_zero2, or set quant.bits=16."
         )
     on_cpu = choose_device(task.run.device).type == "cpu"
     if on_cpu and torch.cuda.is_available():
-        raise ConfigError(f"--deepspeed {name}: takes the GPUs that are here; leave it out, or run.device=cpu.")
+        raise ConfigError(
+            f"--deepspeed {name}: DeepSpeed uses the GPUs of this machine; omit it, or omit run.device=cpu."
+        )
     if on_cpu and shutil.which(os.environ.get("CXX", "c++")) is None:
         raise ConfigError(
-            f"--deepspeed {name}: compiles what it needs on a CPU and finds no c++; install one, or leave it out."
+            f"--deepspeed {name}: DeepSpeed compiles code on a CPU and finds no C++ compiler; install one, or omit it."
         )
     return config
-
-
-def _result(run: RunDir, reports: Sequence[Any]) -> RunResult:
-    last = reports[-1] if reports else None
-    median = sorted(report.tokens_per_second for report in reports)[len(reports) // 2] if reports else None
-    return RunResult(run, last.step if last else 0, last.loss if last else None, median)

@@ -151,9 +151,9 @@ def test_what_is_no_projector_is_refused(refused: Refused, task: Callable[..., P
     assert "broken.pth" in refused("train", task(start=str(tmp_path / "broken.pth")))
 
 
-def test_chat_shows_pictures_only_to_who_sees(refused: Refused, folder: Path, tiny_model: Path) -> None:
+def test_chat_refuses_pictures_for_a_text_model(refused: Refused, folder: Path, tiny_model: Path) -> None:
     assert "words.jpg is not a readable picture" in refused("chat", tiny_model, "--image", folder / "words.jpg")
-    assert "sees no pictures" in refused("chat", tiny_model, "--image", folder / "good.jpg")
+    assert "has no vision tower" in refused("chat", tiny_model, "--image", folder / "good.jpg")
 
 
 def test_a_good_task_passes(task: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

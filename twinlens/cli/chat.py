@@ -44,7 +44,7 @@ def chat(
 
     for path in image:
         open_picture(path, "--image")
-    opened = open_target(target, system, bits, with_adapter=not base, pictures=bool(image), named=template)
+    opened = open_target(target, system, bits, with_adapter=not base, pictures=bool(image), template_name=template)
     torch.manual_seed(seed)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty)
     chat_loop(Chat(opened.model, opened.template, opened.compute_dtype, sampling, max_new_tokens, image, opened.embed))

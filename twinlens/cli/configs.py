@@ -1,14 +1,19 @@
 """`twinlens list-cfg`, `copy-cfg`, `show-cfg` and `check`: list, copy, print and check task files."""
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.output import JSON, WORK_DIR, command, print_differences, print_result, with_differences
+from twinlens.cli.output import JSON, WORK_DIR, command, print_result
+
+if TYPE_CHECKING:
+    from twinlens.task_files import OpenedTask
 
 FILE = typer.Argument(..., help="A task file or an XTuner config of yours, or the name of a shipped task.")
-OVERRIDES = typer.Argument(None, metavar="[key=value ...]", help="Settings to override.")
+OVERRIDES = typer.Argument([], metavar="[key=value ...]", help="Settings to override.")
 
 
 def list_cfg(
@@ -49,14 +54,12 @@ def copy_cfg(
 
 def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
     """Print a task after overrides, with all defaults filled in."""
-    from twinlens.task_files import open_task
     from twinlens.tasks import to_yaml
 
-    opened = open_task(file, overrides or ())
-    print_differences(opened)
-    # No next command: the output is itself a task file, to be redirected into one.
-    result = with_differences(opened.task.model_dump(mode="json"), opened.differs)
-    print_result(result, to_yaml(opened.task).splitlines(), None, as_json)
+    opened = open_and_report(file, overrides)
+    lines = to_yaml(opened.task).splitlines()
+    # No next command: the output is itself a task file.
+    print_result(opened.task.model_dump(mode="json"), lines, None, as_json, opened.differs)
 
 
 def check(
@@ -70,14 +73,22 @@ def check(
     """Check settings, data, model and disk before any model loads."""
     from twinlens.checks import check_data, check_models
     from twinlens.start import deepspeed_config
-    from twinlens.task_files import open_task
 
-    opened = open_task(file, overrides or ())
-    print_differences(opened)
+    opened = open_and_report(file, overrides)
     if deepspeed and not data_only:
         deepspeed_config(deepspeed, opened.task)
     lines = check_data(opened.task) + ([] if data_only else check_models(opened.task, work_dir))
     options = {"work_dir": work_dir if work_dir != WORK_DIR else None, "deepspeed": deepspeed}
-    following = command("check" if data_only else "train", file, *(overrides or ()), **options)
-    result = with_differences({"ok": True, "found": lines}, opened.differs)
-    print_result(result, [*lines, "no problem found"], following, as_json)
+    following = command("check" if data_only else "train", file, *overrides, **options)
+    result = {"ok": True, "found": lines}
+    print_result(result, [*lines, "no problem found"], following, as_json, opened.differs)
+
+
+def open_and_report(file: Path, overrides: list[str]) -> "OpenedTask":
+    """Open a task file; print on stderr what differs from an XTuner config, and each override's old and new value."""
+    from twinlens.task_files import open_task
+
+    opened = open_task(file, overrides)
+    for line in (*(f"differs: {line}" for line in opened.differs), *(f"override: {line}" for line in opened.changes)):
+        print(line, file=sys.stderr)
+    return opened

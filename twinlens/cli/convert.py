@@ -1,8 +1,8 @@
-"""`twinlens convert merge`, `llava` and `internlm`: merge adapters, export LLaVA, convert InternLM checkpoints."""
+"""`twinlens convert merge`, `llava` and `internlm`: merge adapters, export LLaVA, convert InternLM."""
 
 import shlex
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ from tuning.settings import Quant
 from twinlens.cli.output import JSON, command, print_result
 from twinlens.task_files import read_task
 from vlm.settings import ImageTask
+
+if TYPE_CHECKING:
+    from llm.export.merge import MergeReport
+    from vlm.export.llava import ExportReport
 
 DEST = typer.Argument(..., metavar="DEST", help="A new folder.")
 SHARD = typer.Option("2GB", help="Maximum size of a weights file, such as 500MB or 2GB.")
@@ -51,7 +55,7 @@ def merge(
     if report.quantized is not None and quant is not None:
         lines.append(f"difference to the {quant.bits}-bit base:         {report.quantized}")
     if layout == "internlm2":
-        lines.append("layout: internlm2; other tools need InternLM2's own .py files beside the weights")
+        lines.append("layout: internlm2; other tools also need InternLM2's .py files in this folder")
     result = {
         "model": str(destination),
         "layout": layout,
@@ -112,10 +116,7 @@ def internlm(
     from llm.export.internlm_layout import convert_internlm
 
     weights = convert_internlm(source, destination, max_shard_size).weights
-    lines = [
-        f"{weights} weights, values unchanged; every name and shape matches the config",
-        f"model: {destination}",
-    ]
+    lines = [f"{weights} weights, values unchanged; every name and shape matches the config", f"model: {destination}"]
     print_result({"model": str(destination), "weights": weights}, lines, command("chat", destination), as_json)
 
 
@@ -135,24 +136,21 @@ def _merge_tower(paths: list[str], max_shard_size: str, as_json: bool) -> None:
 
 
 def _merge_inputs(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str | None]:
-    """Base, adapter and destination; of a run also its quantization and the name of its chat template."""
+    """Base, adapter and destination; for a run also its quantization and the name of its chat template."""
     if len(paths) == 3:
         return paths[0], Path(paths[1]), Path(paths[2]), None, None
+    if len(paths) != 2:
+        raise ConfigError("convert merge: wrong number of paths; give RUN DEST, or BASE ADAPTER DEST.")
     run = RunDir(Path(paths[0]))
-    if len(paths) != 2 or not run.task.exists():
-        reason = (
-            f"{run.path}: not a run folder (task.yaml is missing)"
-            if len(paths) == 2
-            else "convert merge: wrong number of paths"
-        )
-        raise ConfigError(f"{reason}; give RUN DEST, or BASE ADAPTER DEST.")
+    if not run.task.exists():
+        raise ConfigError(f"{run.path}: not a run folder (task.yaml is missing); give RUN DEST, or BASE ADAPTER DEST.")
     task, _ = read_task(run.task)
     if isinstance(task, ImageTask):
         raise ConfigError(f"{run.path}: is an image run; use `{command('convert', 'llava', *paths)}`.")
     if task.full_finetuning:
-        raise ConfigError(f"{run.path}: full fine-tuning leaves nothing to merge; use {run.model}.")
+        raise ConfigError(f"{run.path}: is a run of full fine-tuning, which needs no merge; use {run.model}.")
     return task.versioned_model, run.adapter, Path(paths[1]), task.quant, task.template
 
 
-def _rounding(report: Any) -> str:
+def _rounding(report: "MergeReport | ExportReport") -> str:
     return f"rounding to {report.dtype} changed:       {report.rounded}"

@@ -1,4 +1,4 @@
-"""`twinlens convert pth_to_hf` and `convert xtuner`: from XTuner's checkpoints, and to XTuner's folders."""
+"""`twinlens convert pth_to_hf` and `convert xtuner`: convert from XTuner's checkpoints and to its folders."""
 
 import shlex
 from pathlib import Path
@@ -9,10 +9,10 @@ import typer
 from llm.checkpoints.embedded import EMBEDDED, embedded_folder
 from tuning.errors import ConfigError
 from tuning.run_dir import open_run
-from twinlens.cli.configs import OVERRIDES
+from twinlens.cli.configs import OVERRIDES, open_and_report
 from twinlens.cli.convert import DEST, SHARD
-from twinlens.cli.output import JSON, command, print_differences, print_result
-from twinlens.task_files import open_task, read_task
+from twinlens.cli.output import JSON, command, print_result
+from twinlens.task_files import read_task
 from twinlens.tasks import AnyTask
 from vlm.settings import ImageTask
 
@@ -48,9 +48,7 @@ def pth_to_hf(
     from twinlens.xtuner.export import write_xtuner
 
     check_shard_size(max_shard_size)
-    opened = open_task(config, overrides or ())
-    print_differences(opened)
-    task, written = opened.task, layout or save_format or "peft"
+    task, written = open_and_report(config, overrides).task, layout or save_format or "peft"
     if written == "xtuner":
         _refuse_full_models(task, destination)
     parts = read_checkpoint(checkpoint, task)
@@ -59,7 +57,7 @@ def pth_to_hf(
         following = _xtuner_chat(task, destination)
     else:
         convert_checkpoint(parts, task, destination, max_shard_size, fp32)
-        # The folders of a run and of a model hold their own chat template.
+        # The folder of a run or a full model contains its chat template.
         template = None if isinstance(task, ImageTask) or task.full_finetuning else task.template
         following = command("chat", destination, template=template)
         written = "hf" if task.full_finetuning else written
@@ -82,7 +80,7 @@ def to_xtuner(
     safe_serialization: bool = SAFE,
     as_json: bool = JSON,
 ) -> None:
-    """Convert a run for XTuner's chat; on an InternLM2 base the adapters move to its fused layers."""
+    """Convert a run for XTuner's chat; on an InternLM2 base its adapters become adapters of the fused layers."""
     run_dir = open_run(run)
     task, _ = read_task(run_dir.task)
     from twinlens.xtuner.export import read_run, write_xtuner
@@ -95,14 +93,14 @@ def to_xtuner(
 
 
 def _refuse_full_models(task: AnyTask, destination: Path) -> None:
-    """Refuse XTuner's layout for fully fine-tuned models, which it has no files for."""
+    """Refuse XTuner's layout for full models: it has no files for them."""
     if isinstance(task, ImageTask) and (task.full_finetuning or task.whole_tower):
         raise ConfigError(
-            "--layout xtuner: holds adapters and a projector, and this config trains full models; convert without it "
-            f"to a run, then `twinlens convert xtuner RUN {destination}`."
+            "--layout xtuner: this layout has only adapters and a projector, but this config trains full models; "
+            f"convert without --layout to a run, then `twinlens convert xtuner RUN {destination}`."
         )
     if task.full_finetuning:
-        raise ConfigError("--layout xtuner: a full model is a plain model folder in XTuner too; omit --layout.")
+        raise ConfigError("--layout xtuner: XTuner also saves a full model as a model folder; omit --layout.")
 
 
 def _xtuner_chat(task: AnyTask, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""`twinlens doctor`: what is installed on this machine, what works, and how to fix failures."""
+"""`twinlens doctor`: show what is installed, what works, and how to fix failures."""
 
 import typer
 
@@ -19,7 +19,7 @@ def doctor(as_json: bool = JSON) -> None:
         for each in findings:
             table.add_row("ok" if each.ok else "MISSING" if each.required else "-", each.name, each.state, each.fix)
         Console(markup=False, highlight=False).print(table)
-    verdict = "text and image fine-tuning can run here" if ready else "not ready yet: fix what is MISSING"
+    verdict = "text and image fine-tuning can run here" if ready else "not ready: fix what is MISSING"
     rows = [{"what": f.name, "ok": f.ok, "state": f.state, "needed": f.required, "mend": f.fix} for f in findings]
     print_result({"ready": ready, "found": rows}, [verdict], "twinlens demo text" if ready else None, as_json)
     if not ready:

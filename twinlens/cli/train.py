@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median_high
 from typing import Any, Literal
 
 import typer
 
 from tuning.errors import ConfigError
-from twinlens.cli.configs import FILE, OVERRIDES
-from twinlens.cli.output import JSON, WORK_DIR, command, print_differences, print_result, with_differences
+from twinlens.cli.configs import FILE, OVERRIDES, open_and_report
+from twinlens.cli.output import JSON, WORK_DIR, command, print_result
 
 
 def plan(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
     """Show packs, steps, tokens and cost of a run before any weights load."""
-    from twinlens.task_files import open_task
-
-    opened = open_task(file, overrides or ())
-    print_differences(opened)
-    _print_forecast(opened, command("train", file, *(overrides or ())), as_json)
+    _print_forecast(open_and_report(file, overrides), command("train", file, *overrides), as_json)
 
 
 def train(
@@ -35,26 +32,24 @@ def train(
         raise ConfigError("train: give a task file or --resume RUN, one of the two.")
     if engine == "xtuner" and (deepspeed or resume):
         raise ConfigError("train: --engine xtuner supports neither --deepspeed nor --resume; omit them.")
-    from twinlens.start import deepspeed_config, start
-    from twinlens.start import resume as resume_run
-    from twinlens.task_files import open_task, read_task
+    from twinlens import start
+    from twinlens.task_files import read_task
 
     if resume is not None:
         from tuning.run_dir import open_run
 
         task, _ = read_task(open_run(resume).task)
-        config = deepspeed_config(deepspeed, task) if deepspeed else None
-        return _print_run(resume_run(resume, config), task, as_json)
+        config = start.deepspeed_config(deepspeed, task) if deepspeed else None
+        return _print_run(start.resume(resume, config), task, as_json)
     assert file is not None
     from twinlens.checks import check_data, check_models
 
-    opened = open_task(file, overrides or ())
-    print_differences(opened)
+    opened = open_and_report(file, overrides)
     task, environment = opened.task, None
     check_models(task, work_dir)
     if dry_run:  # otherwise training reads the data
         check_data(task)
-    config = deepspeed_config(deepspeed, task) if deepspeed else None
+    config = start.deepspeed_config(deepspeed, task) if deepspeed else None
     if engine == "xtuner":
         from twinlens.xtuner.engine.environment import find_environment
         from twinlens.xtuner.engine.train import check_task as check_for_xtuner
@@ -67,13 +62,13 @@ def train(
             "deepspeed": deepspeed,
             "engine": engine if environment else None,
         }
-        return _print_forecast(opened, command("train", file, *(overrides or ()), **options), as_json)
-    return _print_run(start(task, file.stem, work_dir, config, environment), task, as_json, opened.differs)
+        return _print_forecast(opened, command("train", file, *overrides, **options), as_json)
+    return _print_run(start.start(task, file.stem, work_dir, config, environment), task, as_json, opened.differs)
 
 
 def compare(
     run: Path = typer.Argument(..., help="A run folder."),
-    probes: list[Path] = typer.Option(None, help="Probe files; by default those of the task."),
+    probes: list[Path] = typer.Option([], help="Probe files; by default those of the task."),
     as_json: bool = JSON,
 ) -> None:
     """Ask the probes before and after training, and write the report."""
@@ -87,7 +82,7 @@ def compare(
         raise ConfigError(
             f"{run_dir.task}: evaluation.probes is empty; give --probes FILE, such as probes/unrelated.zh.yaml."
         )
-    show_comparison(run_dir.path, recipe_of(task).compare(run_dir, task, probes or ()), as_json)
+    show_comparison(run_dir.path, recipe_of(task).compare(run_dir, task, probes), as_json)
 
 
 def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
@@ -105,14 +100,21 @@ def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
 
 
 def _print_run(result: Any, task: Any, as_json: bool, differs: Sequence[str] = ()) -> None:
-    run = result.run.path
+    """Print the last step of a run and the paths of its results.
+
+    Args:
+        result: a `RunResult`.
+        task: an `AnyTask`.
+    """
+    run, reports = result.run.path, result.reports
+    steps, loss = (reports[-1].step, reports[-1].loss) if reports else (0, None)
     outputs = {name: str(run / name) for name in ("adapter", "model") if (run / name).exists()}
     lines = [f"run: {run}", *(f"{name}: {path}" for name, path in outputs.items())]
-    if result.loss is not None:
-        lines.insert(0, f"{result.steps} steps, loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s")
-    fields = {"run": str(run), **outputs, "steps": result.steps, "loss": result.loss}
+    if reports:
+        speed = median_high(report.tokens_per_second for report in reports)
+        lines.insert(0, f"{steps} steps, loss {loss:.4f}, {speed:,.0f} tokens/s")
     following = command("compare" if task.evaluation.probes else "chat", run)
-    print_result(with_differences(fields, differs), lines, following, as_json)
+    print_result({"run": str(run), **outputs, "steps": steps, "loss": loss}, lines, following, as_json, differs)
 
 
 def _print_forecast(opened: Any, following: str, as_json: bool) -> None:
@@ -136,4 +138,4 @@ def _print_forecast(opened: Any, following: str, as_json: bool) -> None:
         f"parameters:    {cost.parameters:,} in the language model, {cost.trainable:,} trainable",
         f"compute:       {cost.flops / 1e12:,.1f} TFLOP",
     ]
-    print_result(with_differences(as_dict(cost), opened.differs), lines, following, as_json)
+    print_result(as_dict(cost), lines, following, as_json, opened.differs)

@@ -98,5 +98,5 @@ def test_deepspeed_presets_go_by_both_names(place: Path, monkeypatch: pytest.Mon
             deepspeed_config(name, task_with())
     monkeypatch.setenv("CXX", "nothing-of-that-name")
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="finds no c"):
+        with pytest.raises(ConfigError, match="finds no C"):
             deepspeed_config("zero2", task_with())

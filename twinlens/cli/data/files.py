@@ -96,15 +96,7 @@ def inspect(
 
         write_atomically(html, inspection.render_html(title, summary, notes.sentences(), views))
     if not as_json:
-        from rich.console import Console
-
-        console = Console(highlight=False, markup=False, emoji=False)
-        console.print(title, soft_wrap=True)
-        for label, value in inspection.facts(summary):
-            console.print(f"{label}: {inspection.visible_controls(value)}", soft_wrap=True)
-        for sentence in notes.sentences():
-            console.print(inspection.visible_controls(sentence), soft_wrap=True)
-        inspection.print_views(views, console)
+        inspection.print_report(title, summary, notes.sentences(), views)
     result = {
         "file": str(file),
         "container": notes.file_format.container,
