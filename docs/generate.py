@@ -1,6 +1,6 @@
 """Generate the settings and command references, the map of the code, and the map in the README.
 
-Run it after changing a docstring, an option or a file name: `python docs/generate.py`. A test compares.
+Run `python docs/generate.py` after changing a docstring, an option or a file name; a test compares the files.
 """
 
 import ast
@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 from pydantic.fields import FieldInfo
+from typer.cli import get_docs_for_click
 
 from llm.settings import TextTask
 from tuning.settings import Lora, settings_group_of
@@ -25,12 +26,12 @@ ROOMS = {
     "tuning/evaluation": "probes, comparison before and after training, report; no torch",
     "tuning/modules": "quantization, LoRA, full fine-tuning, fp32 upcast, pickled checkpoints",
     "tuning/training": "batches, packing, learning-rate schedule, training loop, checkpoints and resume",
-    "llm": "language model: the text path, from dataset to adapter and chat",
+    "llm": "language model: text fine-tuning, from dataset to adapter and chat",
     "llm/chat_template": "conversation to token ids and loss mask; chat templates; special-token escaping",
     "llm/internlm": "InternLM 1, 2 and 2.5 as Llama, without remote code; tokenizers",
     "llm/checkpoints": "model sources: Hugging Face hub, ModelScope, weight shards, the embedded model",
     "llm/export": "merge of adapter and base, model folders, InternLM2 layout",
-    "vlm": "LLaVA: the image path; projector, feature cache, vision tower and language model in one module",
+    "vlm": "LLaVA: image fine-tuning; projector, feature cache, vision tower and language model in one module",
     "vlm/towers": "vision towers: CLIP, SigLIP, open_clip, the embedded tower; preprocessing",
     "vlm/checkpoints": "initial weights of an image run, read from a run, XTuner or LLaVA",
     "vlm/export": "LLaVA export: HF-native, official layout, separate parts",
@@ -38,23 +39,23 @@ ROOMS = {
     "data_gen/image_qa": "question-and-answer dialogues about pictures, with probes",
     "data_gen/image_qa/teacher": "dialogues written by a teacher model behind an OpenAI-compatible endpoint",
     "data_gen/scenes": "drawn pictures with known content, for projector alignment and probes",
-    "twinlens": "front door: tasks, checks, start and resume; the only package that imports all others",
+    "twinlens": "tasks, checks, start and resume of runs; the only package that imports all others",
     "twinlens/cli": "command-line verbs",
     "twinlens/cli/data": "the verbs of `twinlens data`",
     "twinlens/xtuner": "XTuner interoperability: checkpoints and folders",
-    "twinlens/xtuner/configs": "XTuner configs, read without running them, as tasks",
-    "twinlens/xtuner/engine": "XTuner itself as the training engine, in an environment of its own",
+    "twinlens/xtuner/configs": "XTuner configs, read as tasks without running them",
+    "twinlens/xtuner/engine": "XTuner as the training engine, in a separate environment",
 }
 PLACES = {
     "configs": "task files, probes, phrase banks, pictures, DeepSpeed presets",
-    "benchmarks": "measurements beside other tools",
+    "benchmarks": "scripts that measure time, memory and accuracy",
     "docs": "journeys, references, decisions, measurements",
-    "tests": "unit (mirrors the rooms), integration, e2e (the command line), house (documents, configs, layering)",
+    "tests": "unit (folders as in the code), integration, e2e (command line), house (documents, configs, layering)",
 }
 
 
 def documents() -> dict[Path, str]:
-    """Every generated file with what it should hold."""
+    """Every generated file and its text."""
     readme = ROOT / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
@@ -67,54 +68,56 @@ def documents() -> dict[Path, str]:
 
 
 def map_of_folders() -> str:
-    """Each folder with its line."""
+    """Each folder with one line."""
     folders = ROOMS | PLACES
     return "".join(f"{'  ' * room.count('/')}- [`{room}/`]({room}) {about}\n" for room, about in folders.items())
 
 
 def map_of_files() -> str:
-    """Each room with its files, in the words of their own docstrings."""
+    """Each folder of the code with the first docstring line of each of its files."""
     lines = ["# Map of the code", "", "Written by `docs/generate.py` from the first line of every module."]
     for room, about in ROOMS.items():
         lines += ["", f"## `{room}/`", "", f"{about[0].upper()}{about[1:]}.", ""]
-        files = [file for file in sorted((ROOT / room).glob("*.py")) if file.name != "__init__.py"]
-        lines += [f"- [`{file.name}`](../{room}/{file.name}) {_headline(file)}" for file in files]
+        for file in sorted((ROOT / room).glob("*.py")):
+            if file.name == "__init__.py":
+                continue
+            docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+            assert docstring, f"{file}: the module has no docstring"
+            lines.append(f"- [`{file.name}`](../{room}/{file.name}) {docstring.splitlines()[0]}")
     return "\n".join(lines) + "\n"
 
 
 def settings_reference() -> str:
-    """A table for each block of the tasks, from the fields' docstrings; of the image task what it has besides."""
+    """A table for each group of settings, from the docstrings of the fields; then the settings of image tasks only."""
     lines = ["# Settings of a task", "", "Written by `docs/generate.py` from the docstrings in the code.", ""]
     lines += ["Settings of a group are written below its name, or as `group.key=value` on the command line.", ""]
     shared = TextTask.model_fields
-    lines += _fields("The task itself", shared)
-    besides = {key: field for key, field in ImageTask.model_fields.items() if key not in shared}
-    lines += ["", *_fields("Of an image task, besides", besides)]
+    image_only = {key: field for key, field in ImageTask.model_fields.items() if key not in shared}
+    lines += [*_fields("The task itself", shared), "", *_fields("Only in an image task", image_only)]
     return "\n".join(lines) + "\n"
 
 
 def _fields(title: str, fields: dict[str, FieldInfo]) -> list[str]:
-    lines = [f"## {title}", "", *_table({key: field for key, field in fields.items() if not settings_group_of(field)})]
-    for key, field in fields.items():
-        if block := settings_group_of(field):
-            about = " ".join(f"{block.__doc__ or ''} {field.description or ''}".split())
-            lines += ["", f"## `{key}`", "", about, "", *_table(block.model_fields)]
+    groups = {key: group for key, field in fields.items() if (group := settings_group_of(field))}
+    lines = [f"## {title}", "", *_table({key: field for key, field in fields.items() if key not in groups})]
+    for key, group in groups.items():
+        about = " ".join(f"{group.__doc__ or ''} {fields[key].description or ''}".split())
+        lines += ["", f"## `{key}`", "", about, "", *_table(group.model_fields)]
     return lines
 
 
 def _table(fields: dict[str, FieldInfo]) -> list[str]:
     rows = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for key, field in fields.items():
-        default = (
-            "must be given" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
-        )
+        default = f"`{_plain(field.get_default(call_default_factory=True))}`"
+        default = "must be given" if field.is_required() else default
         kind = _type(field.annotation).replace("|", "\\|")
         rows.append(f"| `{key}` | {kind} | {default} | {' '.join((field.description or '').split())} |")
     return rows
 
 
 def _plain(value: Any) -> str:
-    """A value as YAML has it."""
+    """A value as written in YAML."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(_plain, value))}]"
     if value is None or isinstance(value, bool):
@@ -123,7 +126,7 @@ def _plain(value: Any) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type as people write it in YAML: `int`, `one of cosine, linear`, `list of path`."""
+    """A type in words: `whole number`, `one of cosine, linear`, `list of path`."""
     name = getattr(annotation, "__name__", str(annotation))
     arguments = getattr(annotation, "__args__", ())
     if annotation is Lora:
@@ -139,46 +142,15 @@ def _type(annotation: Any) -> str:
 
 
 def cli_reference() -> str:
-    """A section for each verb with its arguments and options."""
-    lines = ["# The command line", "", "Written by `docs/generate.py` from the verbs themselves.", ""]
-    lines += [
-        "Every verb ends with 0 when it is done, 2 when you must change something (one sentence on stderr says what),",
-        "130 when interrupted, and 1 when the fault is ours. `--json` prints one JSON object on stdout.",
-    ]
-    for path, command in _verbs(typer.main.get_command(app), "twinlens"):
-        options = [each for each in command.params if each.param_type_name == "option"]
-        arguments = {_metavar(each): each for each in command.params if each.param_type_name == "argument"}
-        lines += [
-            "",
-            f"## `{path}`",
-            "",
-            command.help or "",
-            "",
-            "```",
-            " ".join([path, *arguments, "[OPTIONS]"]),
-            "```",
-        ]
-        rows = [f"| `{name.replace('|', chr(92) + '|')}` | {each.help or ''} |" for name, each in arguments.items()]
-        rows += [f"| {', '.join(f'`{name}`' for name in _names(each))} | {_option(each)} |" for each in options]
-        lines += ["", "| | |", "| --- | --- |", *rows] if rows else []
-    return "\n".join(lines) + "\n"
-
-
-def _metavar(argument: Any) -> str:
-    name = argument.metavar or argument.name.upper()
-    return name if argument.required or name.startswith("[") else f"[{name}]"
-
-
-def _names(option: Any) -> list[str]:
-    return [*option.opts, *option.secondary_opts]
-
-
-def _option(option: Any) -> str:
-    default = option.default
-    said = (
-        "" if option.is_flag or default in (None, "", [], ()) else f" Default: `{getattr(default, 'value', default)}`."
+    """A section for each verb with its arguments and options, as typer documents them."""
+    text = (
+        "# The command line\n\nWritten by `docs/generate.py` from the verbs themselves.\n\n"
+        "Exit codes: 0 done; 2 you must change something, and one sentence on stderr says what; 130 interrupted;\n"
+        "1 a bug in twinlens. `--json` prints one JSON object on stdout.\n\n"
     )
-    return (option.help or "") + (" Required." if option.required else said)
+    for path, verb in _verbs(typer.main.get_command(app), "twinlens"):
+        text += get_docs_for_click(obj=verb, ctx=typer.Context(verb), name=path, indent=1)
+    return text.rstrip() + "\n"
 
 
 def _verbs(command: Any, path: str) -> list[tuple[str, Any]]:
@@ -186,12 +158,6 @@ def _verbs(command: Any, path: str) -> list[tuple[str, Any]]:
     if commands is None:
         return [(path, command)]
     return [verb for name, inner in commands.items() for verb in _verbs(inner, f"{path} {name}")]
-
-
-def _headline(file: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
-    assert docstring, f"{file}: a module says in its first line what it is for"
-    return docstring.splitlines()[0]
 
 
 def main() -> None:
