@@ -14,7 +14,7 @@ from tiny_vlm import make_towers
 from llm.checkpoints.embedded import embedded_folder
 from llm.checkpoints.shards import lazy_weights
 from llm.settings import TextTask
-from twinlens.cli.convert_xtuner import _xtuner_chat
+from twinlens.cli.convert import _xtuner_chat
 from vlm.projector import new_projector
 
 Refused = Callable[..., str]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from tuning.errors import KitError
-from twinlens.cli import chat, configs, convert, convert_xtuner, demo, doctor, train, xtuner
+from twinlens.cli import chat, configs, convert, demo, doctor, train, xtuner
 from twinlens.cli.data import files, image_qa, rows, scenes
 
 Verbs = dict[str, Callable[..., None]]
@@ -37,8 +37,8 @@ CONVERT: Verbs = {
     "merge": convert.merge,
     "llava": convert.llava,
     "internlm": convert.internlm,
-    "pth_to_hf": convert_xtuner.pth_to_hf,
-    "xtuner": convert_xtuner.to_xtuner,
+    "pth_to_hf": convert.pth_to_hf,
+    "xtuner": convert.to_xtuner,
 }
 GROUPS: dict[str, tuple[str, Verbs]] = {
     "data": ("Create, convert, fix and inspect datasets.", DATA),

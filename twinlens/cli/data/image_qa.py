@@ -1,7 +1,7 @@
-"""`twinlens data image-qa`: dialogues about pictures, written from facts about them."""
+"""`twinlens data image-qa`: create dialogues about pictures from facts about them."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +34,7 @@ def image_qa(
         None, metavar="FACTS", help="Untrained pictures for the probes; by default the shipped ones."
     ),
     teacher: str | None = typer.Option(
-        None,
-        metavar="URL",
-        help="OpenAI-compatible server whose model writes as many dialogues again; it gets the pictures.",
+        None, metavar="URL", help="OpenAI-compatible server that writes as many dialogues again; it gets the pictures."
     ),
     model: str | None = typer.Option(None, help="Name of the teacher's model on that server."),
     api_key_env: str | None = typer.Option(
@@ -85,22 +83,32 @@ def _print_written(
     out: Path, card: "DatasetCard", rounds: int, results: "Sequence[TeacherResult]", as_json: bool
 ) -> None:
     """Print what was written, and the command that trains on it."""
+    from data_gen.image_qa.teacher.store import store_path
     from data_gen.image_qa.write_dataset import contrast_path, probes_path, task_overrides
     from tuning.evaluation.probes import read_probes
 
-    probes = probes_path(out)
-    groups = [probe.group for probe in read_probes(probes)]
+    groups = [probe.group for probe in read_probes(probes_path(out))]
     counts = ", ".join(f"{groups.count(group)} {group}" for group in dict.fromkeys(groups))
     rehearsal = contrast_path(out) if contrast_path(out).exists() else None
     lines = [
         f"{out}: {card.rows:,} rows ({card.distinct:,} distinct) of {rounds} questions",
-        f"{probes}: {counts or 'no probes'}",
-        *([f"{rehearsal}: the same questions about other pictures, for rehearsal"] if rehearsal else []),
-        *(line for result in results for line in _teacher_lines(result, out)),
+        f"{probes_path(out)}: {counts or 'no probes'}",
     ]
+    if rehearsal:
+        lines.append(f"{rehearsal}: the same questions about other pictures, for rehearsal")
+    for result in results:
+        lines.append(
+            f"{store_path(out)}: {len(result.conversations)} dialogues of the teacher {result.teacher.model}, "
+            f"{result.stored} of them from an earlier run"
+        )
+        if result.left_out:
+            lines.append(
+                f"left out: {result.left_out} of the teacher's dialogues, because no reply was usable (last error: "
+                f"{result.error}); run the same command again to ask for them again"
+            )
     following = command("train", "configs/image/embedded-picture.yaml", *task_overrides(out))
     left_out = sum(result.left_out for result in results)
-    print_dataset(out, card, lines, following, as_json, probes=probes, rehearsal=rehearsal, left_out=left_out)
+    print_dataset(out, card, lines, following, as_json, probes=probes_path(out), rehearsal=rehearsal, left_out=left_out)
 
 
 def _teacher(url: str | None, model: str | None, key_name: str | None) -> "Teacher | None":
@@ -116,17 +124,3 @@ def _teacher(url: str | None, model: str | None, key_name: str | None) -> "Teach
         raise ConfigError(f"--api-key-env {key_name}: that variable is not set; set it to the server's API key.")
     name = key_name or "OPENAI_API_KEY"
     return make_teacher(url, model, name, os.environ.get(name))
-
-
-def _teacher_lines(result: "TeacherResult", out: Path) -> Iterator[str]:
-    from data_gen.image_qa.teacher.store import store_path
-
-    yield (
-        f"{store_path(out)}: {len(result.conversations)} dialogues of the teacher {result.teacher.model}, "
-        f"{result.stored} of them from an earlier run"
-    )
-    if result.left_out:
-        yield (
-            f"left out: {result.left_out} of the teacher's dialogues, because no reply was usable (last error: "
-            f"{result.error}); the same command asks for them again"
-        )
