@@ -20,6 +20,9 @@ from statistics import median
 import numpy as np
 from load_internlm import GIB, make_llama
 from PIL import Image
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig
+
+from llm.checkpoints.embedded import embedded_folder
 
 QUESTIONS = ("What is in the picture?", "What is the equipment for?", "Who is it for?", "Why is it used?", "Where?")
 ANSWER = "It is a device that looks at the front and the back of the eye, much enlarged, while the patient sits still."
@@ -44,10 +47,6 @@ def make_models(folder: Path) -> tuple[str, str]:
 
     The tokenizer is the embedded model's.
     """
-    from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig
-
-    from llm.checkpoints.embedded import embedded_folder
-
     language, tower = folder / "language", folder / "tower"
     make_llama("1_8b").save_pretrained(language)
     AutoTokenizer.from_pretrained(embedded_folder()).save_pretrained(language)

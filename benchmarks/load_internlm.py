@@ -15,10 +15,15 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from llm.checkpoints.shards import lazy_from_tensor, write_weights
+from llm.export.internlm_layout import to_internlm2
+from llm.internlm.loading import is_internlm, load_internlm
+from tuning.modules.quantize import choose_device, quantization_config
+from tuning.settings import Quant
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
     "7b": (4096, 14336, 32, 32, 8),
@@ -28,11 +33,8 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads
 GIB = 2**30
 
 
-def make_llama(shape: str) -> "LlamaForCausalLM":
+def make_llama(shape: str) -> PreTrainedModel:
     """A Llama in bf16 with random weights, drawn on the GPU if there is one."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
     hidden, intermediate, layers, heads, key_value_heads = SHAPES[shape]
     config = LlamaConfig(
         vocab_size=92544, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
@@ -48,9 +50,6 @@ def make_llama(shape: str) -> "LlamaForCausalLM":
 
 def write_checkpoints(folder: Path, shape: str) -> None:
     """The same random weights as `folder/llama` and, in InternLM2's layout, as `folder/internlm2`."""
-    from llm.checkpoints.shards import lazy_from_tensor, write_weights
-    from llm.export.internlm_layout import to_internlm2
-
     model = make_llama(shape)
     model.save_pretrained(folder / "llama", max_shard_size="2GB")
     weights = {name: lazy_from_tensor(tensor) for name, tensor in model.state_dict().items()}
@@ -63,13 +62,6 @@ def write_checkpoints(folder: Path, shape: str) -> None:
 
 def load_once(folder: Path) -> dict[str, float]:
     """Load one checkpoint in this process and measure time and memory."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from llm.internlm.loading import is_internlm, load_internlm
-    from tuning.modules.quantize import choose_device, quantization_config
-    from tuning.settings import Quant
-
     device = choose_device("auto")
     torch.zeros(1, device=device)
     memory = [anonymous_memory()]

@@ -10,7 +10,7 @@ def main() -> None:
     # The library reads the variable when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     check_packages()
-    from twinlens.cli.app import run  # after the check: another project's package must not be imported
+    from twinlens.cli.app import run  # only now, because it imports these packages
 
     run()
 

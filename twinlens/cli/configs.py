@@ -78,7 +78,7 @@ def check(
     if deepspeed and not data_only:
         deepspeed_config(deepspeed, opened.task)
     lines = check_data(opened.task) + ([] if data_only else check_models(opened.task, work_dir))
-    options = {"work_dir": work_dir if work_dir != WORK_DIR else None, "deepspeed": deepspeed}
+    options = {"work_dir": None if work_dir == WORK_DIR else work_dir, "deepspeed": deepspeed}
     following = command("check" if data_only else "train", file, *overrides, **options)
     result = {"ok": True, "found": lines}
     print_result(result, [*lines, "no problem found"], following, as_json, opened.differs)

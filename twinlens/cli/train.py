@@ -57,12 +57,9 @@ def train(
         environment = find_environment()
         check_for_xtuner(task)
     if dry_run:
-        options = {
-            "work_dir": work_dir if work_dir != WORK_DIR else None,
-            "deepspeed": deepspeed,
-            "engine": engine if environment else None,
-        }
-        return _print_forecast(opened, command("train", file, *overrides, **options), as_json)
+        options = {"work_dir": None if work_dir == WORK_DIR else work_dir, "deepspeed": deepspeed}
+        following = command("train", file, *overrides, **options, engine=engine if environment else None)
+        return _print_forecast(opened, following, as_json)
     return _print_run(start.start(task, file.stem, work_dir, config, environment), task, as_json, opened.differs)
 
 
