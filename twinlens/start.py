@@ -91,7 +91,7 @@ def resume(path: Path, deepspeed: dict[str, Any] | None = None) -> RunResult:
 
     run = open_run(path.resolve())
     if (run.path / XTUNER).exists():
-        raise ConfigError(f"--resume {path}: XTuner trained this run and saved no checkpoint; train its task again.")
+        raise ConfigError(f"--resume {path}: XTuner trained it and saved no checkpoint; train its task again.")
     if (run.adapter.exists() or run.model.exists()) and not run.checkpoints():
         raise ConfigError(f"--resume {path}: this run is finished and has no checkpoint; train its task again.")
     task, _ = read_task(run.task)

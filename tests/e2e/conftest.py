@@ -1,4 +1,4 @@
-"""Running the command line as a person does, where it must refuse."""
+"""Fixtures that run the command line."""
 
 import json
 import signal
@@ -35,10 +35,10 @@ FACTS = """pictures:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
-    """Runs the command line in a folder of its own; its exit status must be 2, and what it says is returned."""
+    """Runs the command line in a temporary folder; checks that it exits with 2, and returns the error."""
 
     def no_weights(*_: object, **__: object) -> None:
-        raise AssertionError("weights were loaded before the fault was found")
+        raise AssertionError("weights were loaded before the error was found")
 
     for module in (
         llm.loading,
@@ -70,8 +70,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 
 
 @pytest.fixture
-def did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Runs a verb in the test's folder, which must do it; what it prints as JSON."""
+def run_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a verb in the test's folder; checks that it exits with 0, and returns its JSON."""
 
     def call(*words: object) -> Any:
         monkeypatch.chdir(tmp_path)
@@ -86,8 +86,8 @@ def did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @pytest.fixture
-def begin(tmp_path: Path) -> Started:
-    """Starts the command line in a folder with a picture and facts.yaml; keywords are its environment."""
+def start_process(tmp_path: Path) -> Started:
+    """Starts the command line in a folder with a picture and facts.yaml; keywords are environment variables."""
     Image.new("RGB", (8, 8), "teal").save(tmp_path / "robot.png")
     (tmp_path / "facts.yaml").write_text(FACTS, encoding="utf-8")
 
@@ -95,11 +95,11 @@ def begin(tmp_path: Path) -> Started:
         environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | variables
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         command = [sys.executable, "-m", "twinlens", *words]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, preexec_fn=hear_ctrl_c, **pipes)
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, preexec_fn=restore_sigint, **pipes)
 
     return call
 
 
-def hear_ctrl_c() -> None:
-    """What a shell starts in the background is deaf to it, and so would be all that it starts."""
+def restore_sigint() -> None:
+    """A shell lets background processes ignore SIGINT, and child processes inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Whatever is wrong, a person gets exit 2 and one sentence with the place and the fix, before any weights load."""
+"""Every user error: exit 2 and one sentence with the position and the fix, before any weights load."""
 
 import json
 import re
@@ -19,7 +19,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def task(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
-    """Writes a task file that would run, with some lines replaced."""
+    """Writes a correct task file with some lines replaced."""
 
     def writer(**changes: str) -> Path:
         (tmp_path / "good.jsonl").write_text(GOOD_ROW, encoding="utf-8")
@@ -72,7 +72,7 @@ def test_bad_task_files(refused: Refused, task: Callable[..., Path], write: Call
     assert "one of the two" in refused("train")
 
 
-def test_faults_are_all_told_at_once(refused: Refused, task: Callable[..., Path], capsys) -> None:
+def test_several_errors_are_reported(refused: Refused, task: Callable[..., Path], capsys) -> None:
     file = task(optim="{steps: many, learning_rate: fast}", lora="{rank: 0}")
     said = refused("train", file)
     assert said.startswith("error: ")
@@ -114,7 +114,7 @@ def test_bad_deepspeed(refused: Refused, task: Callable[..., Path], write: Calla
     assert "ds.json" in refused("train", task(), "--deepspeed", write("ds.json", "{"))
 
 
-def test_bad_places(refused: Refused, task: Callable[..., Path], write: Callable[[str, str], Path]) -> None:
+def test_unwritable_paths(refused: Refused, task: Callable[..., Path], write: Callable[[str, str], Path]) -> None:
     write("file", "")
     assert "cannot be written" in refused("train", task(), "--work-dir", "file/below")
     assert "/dev/full" in refused("data", "repeat", "good.jsonl", "/dev/full", "-n", 2)
@@ -136,7 +136,7 @@ def test_bad_targets(
 
 
 def test_a_full_disk_ends_a_run_with_one_sentence(task: Callable[..., Path], tmp_path: Path) -> None:
-    """A limit on file size stands in for the disk: everything beyond a few bytes fails to be written."""
+    """A limit on file size simulates a full disk: writing more than 20 kB fails."""
     code = (
         "import resource, sys; from twinlens.cli.app import run; import torch, transformers, peft; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.argv = ['twinlens', *sys.argv[1:]]; run()"

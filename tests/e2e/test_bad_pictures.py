@@ -1,4 +1,4 @@
-"""Whatever is wrong with pictures, towers or projectors: exit 2, one sentence with the place, before weights load."""
+"""Wrong pictures, towers or projectors: exit 2 and one sentence with the position, before weights load."""
 
 import json
 import re
@@ -19,7 +19,7 @@ Refused = Callable[..., str]
 
 
 def bomb(path: Path) -> None:
-    """A PNG of a few kilobytes that claims 30000 x 30000 pixels."""
+    """A PNG of a few kilobytes with 30000 x 30000 pixels in its header."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return pack(">I", len(body)) + kind + body + pack(">I", zlib.crc32(kind + body))
@@ -32,7 +32,7 @@ def bomb(path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Good pictures and every kind of bad one, with something outside of their folder."""
+    """Correct and broken pictures, and one picture outside of their folder."""
     folder = tmp_path / "data"
     folder.mkdir()
     picture = Image.effect_noise((300, 200), 60).convert("RGB")
@@ -57,7 +57,7 @@ def row(*images: str, text: str | None = None) -> str:
 
 @pytest.fixture
 def task(folder: Path, tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
-    """Writes a task that would run, with some lines replaced, and its data: a good row and then the given ones."""
+    """Writes a correct task with some lines replaced, and its data: a correct row, then the given rows."""
 
     def writer(*rows: str, **changes: str) -> Path:
         (folder / "rows.jsonl").write_text("".join([row("good.jpg"), *rows]), encoding="utf-8")
@@ -105,7 +105,7 @@ def test_a_broken_picture_of_a_probe_is_named(refused: Refused, task: Callable[.
     assert "line 1: image:" in refused("train", file)
 
 
-def test_pictures_of_the_rehearsal_are_looked_at_too(refused: Refused, task: Callable[..., Path], folder: Path) -> None:
+def test_pictures_of_the_rehearsal_are_checked(refused: Refused, task: Callable[..., Path], folder: Path) -> None:
     (folder / "others.jsonl").write_text(row("good.png") + row("truncated.jpg"))
     said = refused("train", task(rehearsal=f"{{files: ['{folder}/others.jsonl']}}"))
     assert "others.jsonl, line 2" in said
@@ -126,7 +126,7 @@ TASKS = {
 }
 
 
-def test_xtuners_packing_would_cut_pictures(refused: Refused, task: Callable[..., Path]) -> None:
+def test_xtuner_packing_of_pictures_is_refused(refused: Refused, task: Callable[..., Path]) -> None:
     assert "set data.pack: false" in refused("train", task(), "data.packing=xtuner", "data.pack=true")
 
 
@@ -144,7 +144,7 @@ def test_a_projector_of_other_shapes_is_refused(refused: Refused, task: Callable
     assert "846" in said
 
 
-def test_what_is_no_projector_is_refused(refused: Refused, task: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_file_without_a_projector_is_refused(refused: Refused, task: Callable[..., Path], tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "else.safetensors")
     assert "else.safetensors" in refused("train", task(start=str(tmp_path / "else.safetensors")))
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
@@ -156,8 +156,8 @@ def test_chat_refuses_pictures_for_a_text_model(refused: Refused, folder: Path, 
     assert "has no vision tower" in refused("chat", tiny_model, "--image", folder / "good.jpg")
 
 
-def test_a_good_task_passes(task: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The fixtures above are refused for their fault alone."""
+def test_a_correct_task_passes(task: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tasks above are refused only because of their error."""
     from twinlens.checks import check_data
     from twinlens.task_files import read_task
 

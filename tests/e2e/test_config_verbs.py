@@ -28,7 +28,7 @@ def refused(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.parametrize("words", [["list-cfg"], ["show-cfg", "task.yaml"], ["check", "task.yaml", "--data-only"]])
-def test_light_verbs_leave_heavy_libraries_alone(folder: Path, words: list[str]) -> None:
+def test_light_verbs_import_no_heavy_libraries(folder: Path, words: list[str]) -> None:
     code = (
         "import sys\n"
         "from twinlens.__main__ import main\n"
@@ -48,7 +48,7 @@ def test_list_cfg_by_pattern_and_as_json(folder: Path) -> None:
     assert "-p nothing" in refused(folder, "list-cfg", "-p", "nothing")
 
 
-def test_copy_cfg_explains_and_does_not_overwrite(folder: Path) -> None:
+def test_copy_cfg_explains_settings_and_does_not_overwrite(folder: Path) -> None:
     done = twinlens(folder, "copy-cfg", "embedded-persona", "mine.yaml")
     assert done.returncode == 0
     assert done.stdout.endswith("next: twinlens check mine.yaml\n")
@@ -69,7 +69,7 @@ def test_show_cfg_prints_a_task_that_reads_back(folder: Path) -> None:
     assert twinlens(folder, "show-cfg", "shown.yaml").stdout == done.stdout
 
 
-def test_check_finds_nothing_in_the_way(folder: Path) -> None:
+def test_check_of_a_correct_task(folder: Path) -> None:
     done = twinlens(folder, "check", "task.yaml", "--data-only")
     assert "data: data.jsonl: 1 rows" in done.stdout
     assert done.stdout.endswith("next: twinlens check task.yaml\n")
@@ -83,7 +83,7 @@ def test_check_refuses_in_one_sentence(folder: Path) -> None:
     assert "data.jsonl, line 2" in refused(folder, "check", "task.yaml", "--data-only")
 
 
-def test_doctor_says_what_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_shows_what_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://mirror.test")
     done = twinlens(folder, "doctor", "--json")
     facts = json.loads(done.stdout)

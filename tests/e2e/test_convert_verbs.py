@@ -1,4 +1,4 @@
-"""`twinlens convert ...`, as a person types it."""
+"""`twinlens convert` from the command line."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ Refused = Callable[..., str]
 
 @pytest.fixture
 def trained(tiny_model: Path, tmp_path: Path) -> Path:
-    """A task, an InternLM2 base and a .pth of XTuner's that belong together."""
+    """A task, its InternLM2 base, and an XTuner checkpoint of the task."""
     base = make_internlm2(tiny_model, tmp_path / "base")
     (tmp_path / "task.yaml").write_text(
         f"model: {base}\ndata: {{files: [none.jsonl]}}\noptim: {{steps: 1}}\nlora: {{rank: 2, alpha: 4}}\n"
@@ -35,39 +35,41 @@ def trained(tiny_model: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_from_a_pth_to_a_merged_model_in_either_layout(did, trained):
-    adapter = did("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "adapter", "--fp32", "--max-shard-size", "1GB")
+def test_pth_to_merged_model_in_both_layouts(run_json, trained):
+    adapter = run_json(
+        "convert", "pth_to_hf", "task.yaml", "iter_9.pth", "adapter", "--fp32", "--max-shard-size", "1GB"
+    )
     assert (adapter["parts"], adapter["next"]) == (["adapter"], "twinlens chat adapter")
-    theirs = did("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "theirs", "--save-format", "xtuner")
+    theirs = run_json("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "theirs", "--save-format", "xtuner")
     assert theirs["next"] == f"xtuner chat {trained / 'base'} --adapter theirs"
     for adapter, layout in (("adapter", "hf"), ("theirs", "internlm2")):
         flags = ("--layout", layout, "--device", "cpu", "--template", "internlm2_chat", "--safe-serialization")
-        merged = did("convert", "merge", "base", adapter, layout, *flags)
+        merged = run_json("convert", "merge", "base", adapter, layout, *flags)
         tokens = json.loads((trained / layout / "tokenizer_config.json").read_text())
         written = trained / layout / "chat_template.jinja"
         assert "<|im_start|>" in (written.read_text() if written.exists() else tokens["chat_template"])
         assert (merged["layout"], merged["next"]) == (layout, f"twinlens chat {layout}")
-    assert did("convert", "internlm", "internlm2", "llama")["weights"] > 10
+    assert run_json("convert", "internlm", "internlm2", "llama")["weights"] > 10
     for weights in ("hf", "llama"):
         assert (trained / weights / "model.safetensors").exists()
 
 
-def test_from_the_pth_of_a_whole_model_to_a_folder(did, refused, trained):
+def test_pth_of_a_full_model_to_a_model_folder(run_json, refused, trained):
     weights = {f"llm.{name}": weight.read().float() for name, weight in lazy_weights(trained / "base").items()}
     torch.save({"state_dict": weights}, trained / "iter_9.pth")
     pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth")
     whole = ("lora=null", "quant.bits=16")
     assert "the whole language model, which is not what its config trains" in refused(*pth, "model")
     assert "omit --layout" in refused(*pth, "model", *whole, "--layout", "xtuner")
-    made = did(*pth, "model", *whole, "--max-shard-size", "100KB")
+    made = run_json(*pth, "model", *whole, "--max-shard-size", "100KB")
     assert (made["layout"], made["parts"], made["next"]) == ("hf", ["model"], "twinlens chat model")
     assert len(list((trained / "model").glob("*.safetensors"))) > 1
-    did(*pth, "exact", *whole, "--fp32")
+    run_json(*pth, "exact", *whole, "--fp32")
     for folder, dtype in (("model", torch.bfloat16), ("exact", torch.float32)):
         assert {weight.dtype for weight in lazy_weights(trained / folder).values()} == {dtype}
 
 
-def test_a_whole_image_run_goes_to_xtuner_with_its_own_models(did, refused, trained, tiny_model):
+def test_a_fully_trained_image_run_converts_to_xtuner(run_json, refused, trained, tiny_model):
     tower, projector = make_towers(trained)["clip"], new_projector(32, 64, seed=1)
     (trained / "task.yaml").write_text(
         f"model: {tiny_model}\ntower: {tower}\ndata: {{files: [none.jsonl]}}\noptim: {{steps: 1}}\nlora: null\n"
@@ -79,13 +81,13 @@ def test_a_whole_image_run_goes_to_xtuner_with_its_own_models(did, refused, trai
     torch.save({"state_dict": weights}, trained / "iter_9.pth")
     pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth")
     assert "then `twinlens convert xtuner RUN theirs`" in refused(*pth, "theirs", "--layout", "xtuner")
-    made = did(*pth, "run")
+    made = run_json(*pth, "run")
     assert (made["parts"], made["next"]) == (["model", "tower", "projector"], "twinlens chat run")
-    following = shlex.split(did("convert", "xtuner", "run", "theirs")["next"])
+    following = shlex.split(run_json("convert", "xtuner", "run", "theirs")["next"])
     assert following[:5] == ["xtuner", "chat", "run/model", "--visual-encoder", "run/adapter/tower"]
 
 
-def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:
+def test_conversion_errors(refused: Refused, trained: Path) -> None:
     pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "out")
     assert "twinlens convert llava out LLAVA" in refused(*pth, "--save-format", "official")
     assert "one of 'peft', 'xtuner'" in refused(*pth, "--layout", "other")
@@ -112,7 +114,7 @@ def test_what_conversion_refuses(refused: Refused, trained: Path) -> None:
     assert not (trained / "out").exists()
 
 
-def test_a_pth_that_names_a_program_runs_nothing(refused: Refused, trained: Path) -> None:
+def test_code_in_a_pth_is_not_run(refused: Refused, trained: Path) -> None:
     torch.save({"state_dict": {"llm.x": torch.ones(1)}, "message_hub": Harm(trained / "ran")}, trained / "iter_9.pth")
     for layout in ("peft", "xtuner"):
         said = refused("convert", "pth_to_hf", "task.yaml", "iter_9.pth", "out", "--layout", layout)
@@ -120,6 +122,6 @@ def test_a_pth_that_names_a_program_runs_nothing(refused: Refused, trained: Path
     assert not (trained / "ran").exists() and not (trained / "out").exists()
 
 
-def test_xtuner_is_told_where_the_embedded_model_lies():
+def test_xtuner_chat_gets_the_folder_of_the_embedded_model():
     task = TextTask.model_validate({"model": "embedded", "data": {"files": ["a.jsonl"]}, "optim": {"steps": 1}})
     assert shlex.split(_xtuner_chat(task, Path("out")))[2] == str(embedded_folder())

@@ -1,4 +1,4 @@
-"""Full fine-tuning from the command line: plan, train, compare, chat; and what is refused."""
+"""Full fine-tuning from the command line: plan, train, compare, chat, and errors."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ run: {{device: cpu}}
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
-    """A folder with a task in it, which is the working directory."""
+    """The working directory, with a task."""
     turns = [{"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "the assistant of Lin."}]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
     (tmp_path / "probes.yaml").write_text("- {ask: who are you?, group: persona, expect: [Lin]}\n", encoding="utf-8")
@@ -28,18 +28,20 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, ca
     return tmp_path
 
 
-def test_full_finetuning_from_plan_to_answers(did, folder):
-    planned = did("plan", "task.yaml")
+def test_full_finetuning_from_plan_to_compare(run_json, folder):
+    planned = run_json("plan", "task.yaml")
     assert planned["trainable"] == planned["parameters"]
-    trained = did("train", "task.yaml")
+    trained = run_json("train", "task.yaml")
     assert Path(trained["model"]).is_dir() and "adapter" not in trained
-    scores = did("compare", trained["run"])["scores"]["persona"]
+    scores = run_json("compare", trained["run"])["scores"]["persona"]
     assert (scores["before"], scores["after"]) == (0, 1)
-    again = did("train", "task.yaml", f"model={trained['model']}", "optim.steps=1")  # what was made is itself a base
+    again = run_json(
+        "train", "task.yaml", f"model={trained['model']}", "optim.steps=1"
+    )  # a trained model can be a base model
     assert again["loss"] < 0.1
 
 
-def test_what_full_finetuning_refuses(folder, refused):
+def test_full_finetuning_errors(folder, refused):
     assert "cannot train 4-bit weights: set quant.bits: 16" in refused("check", "task.yaml", "quant.bits=4")
     unfinished = folder / "work_dirs" / "task" / "1"
     unfinished.mkdir(parents=True)
@@ -49,13 +51,13 @@ def test_what_full_finetuning_refuses(folder, refused):
     assert "model/ is missing" in refused("compare", unfinished)
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_refused(folder, refused, monkeypatch):
+def test_too_little_disk_space_for_checkpoints_is_refused(folder, refused, monkeypatch):
     usage = shutil.disk_usage(folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
     assert "lower run.keep" in refused("check", "task.yaml", "run.save_every=1", "run.keep=99")
 
 
-def test_a_quantised_base_is_refused(folder, refused, tiny_model):
+def test_a_quantized_base_is_refused(folder, refused, tiny_model):
     base = folder / "quantized"
     shutil.copytree(tiny_model, base)
     config = json.loads((base / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The tutorials' journeys: every command of every page, in its order, on tiny models in InternLM's own layout."""
+"""The pages of docs/journeys: all their commands, in order, on tiny models in InternLM's own layout."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from xtuner_models import write_internlm
 from twinlens.cli.app import app
 
 PAGES = ROOT / "docs" / "journeys"
-SMALL = (  # what makes minutes of hours; whatever else a page says stands
+SMALL = (  # overrides that make the runs short
     *("optim.epochs=null", "optim.steps=2", "optim.accumulate=1", "optim.gradient_checkpointing=false"),
     *("data.max_length=256", "lora.rank=4", "rehearsal.prompts=[]", "run.device=cpu", "run.save_every=0"),
     *("evaluation.every=0", "evaluation.samples=1", "evaluation.max_new_tokens=2", "quant.compute=fp32"),
@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the pages expect it: models as links, and the files that a reader would bring along."""
+    """A folder as the pages expect it: links to models, and the files that the reader provides."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWINLENS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "models").mkdir()
@@ -74,7 +74,7 @@ def blocks(page: Path) -> Iterator[str]:
 
 
 def bring(page: Path, desk: Path) -> None:
-    """The files whose contents a page shows."""
+    """Write the files whose contents a page shows."""
     for block in blocks(page):
         if block.startswith("{"):
             (desk / "horo.jsonl").write_text(block * 3, encoding="utf-8")
@@ -94,7 +94,7 @@ def newest_run(desk: Path) -> str:
 
 
 @pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
-def test_every_command_of_the_page_does_its_work(page: Path, desk: Path, monkeypatch, capsys) -> None:
+def test_every_command_of_the_page_works(page: Path, desk: Path, monkeypatch, capsys) -> None:
     bring(page, desk)
     verbs = []
     for words in commands(page):
@@ -113,5 +113,5 @@ def test_every_command_of_the_page_does_its_work(page: Path, desk: Path, monkeyp
     assert page.stem not in ITERATIONS or "plan" in verbs
 
 
-# Micro-batches in all, as the tutorials' runs counted them; the rest depends on data that is not ours to ship.
+# Total micro-batches in the runs of the tutorials. Other pages use data that we cannot ship.
 ITERATIONS = {"persona-7b": "1,116", "persona-1_8b": "768", "llava-one-picture": "1,200"}

@@ -1,4 +1,4 @@
-"""`twinlens plan`: what a run comes to, by the numbers of XTuner's tutorials too."""
+"""`twinlens plan`: the size of a run, compared with the tutorials of XTuner."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ from xtuner_models import write_internlm
 
 
 @pytest.fixture
-def planned(tiny_model: Path, tmp_path: Path, did):
-    """Runs `plan --json` on one row of so many tokens, seen 10,001 times an epoch."""
+def planned(tiny_model: Path, tmp_path: Path, run_json):
+    """Runs `plan --json` on one row of a given number of tokens, repeated 10,001 times per epoch."""
     from llm.loading import load_template
     from tuning.data.conversation import single_turn
 
@@ -27,12 +27,12 @@ def planned(tiny_model: Path, tmp_path: Path, did):
             "optim: {epochs: 2, micro_batch: 1, accumulate: 16}\n",
             encoding="utf-8",
         )
-        return did("plan", "task.yaml", *overrides)
+        return run_json("plan", "task.yaml", *overrides)
 
     return call
 
 
-def test_the_tutorials_iterations_are_known_before_training(planned) -> None:
+def test_plan_gives_the_iterations_of_the_tutorials(planned) -> None:
     camp2 = planned(42)
     assert (camp2["micro_batches"], camp2["steps"], camp2["sequences"]) == (768, 48, 768)
     assert camp2["tokens"] == 768 * 1024
@@ -40,20 +40,20 @@ def test_the_tutorials_iterations_are_known_before_training(planned) -> None:
     assert planned(39)["micro_batches"] == 704
 
 
-def test_camp_1_had_one_worker_and_two_packs_a_batch(planned) -> None:
+def test_iterations_of_camp_1_with_one_worker_and_two_packs_per_batch(planned) -> None:
     shape = ("data.max_length=512", "data.pack_workers=1", "optim.epochs=3", "optim.micro_batch=2")
     camp1 = planned(38, *shape)
     assert (camp1["sequences"], camp1["micro_batches"], camp1["steps"]) == (3 * 743, 1116, 70)
 
 
-def test_a_plan_reads_no_weights(planned, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_reads_no_weights(planned, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import llm.recipe
 
     monkeypatch.setattr(llm.recipe, "load_model", None)
     assert planned(42, "data.packing=isolated", "optim.epochs=", "optim.steps=3")["micro_batches"] == 48
 
 
-def test_a_plan_fetches_no_kernel_that_a_checkpoint_names(planned, tiny_model: Path, tmp_path: Path) -> None:
+def test_plan_downloads_no_kernel_of_a_checkpoint(planned, tiny_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "kernels-community/flash-attn2"}))
@@ -90,8 +90,8 @@ CAMPS = {
 
 
 @pytest.mark.parametrize("camp", CAMPS)
-def test_the_tutorials_rows_in_internlms_tokens(camp: str, tmp_path: Path, did) -> None:
-    """The rows of the tutorials, which are facts of them, and the iterations that their runs had."""
+def test_iterations_for_the_rows_of_the_tutorials(camp: str, tmp_path: Path, run_json) -> None:
+    """The rows of the tutorials, and the number of iterations of their runs."""
     family, template, rows, overrides, iterations = CAMPS[camp]
     write_internlm(tmp_path / "model", family)
     (tmp_path / "rows.json").write_text(
@@ -101,4 +101,4 @@ def test_the_tutorials_rows_in_internlms_tokens(camp: str, tmp_path: Path, did) 
         f"model: model\ntemplate: {template}\ndata: {{files: [rows.json], packing: xtuner}}\n"
         "optim: {micro_batch: 1, accumulate: 16}\n"
     )
-    assert did("plan", "task.yaml", *overrides)["micro_batches"] == iterations
+    assert run_json("plan", "task.yaml", *overrides)["micro_batches"] == iterations

@@ -1,4 +1,4 @@
-"""The report in a real browser: the filters work from the address, and hostile text does nothing."""
+"""The report in a real browser: filters from the URL fragment; text in answers is never run as code."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same question about three pictures, one of which is gone, and one question about none."""
+    """The same question about three pictures, one of them missing, and one question without a picture."""
     folder = tmp_path_factory.mktemp("pictures")
     Image.new("RGB", (600, 300), "red").save(folder / "door.png")
     Image.new("RGB", (300, 600), "green").save(folder / "apple.jpg")
@@ -63,7 +63,7 @@ def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(page: Path, fragment: str, profile: Path, *options: str) -> str:
-    """The document as it is when its script has run."""
+    """The document after its script has run."""
     assert BROWSER
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}", "--dump-dom"]
     done = subprocess.run(
@@ -78,7 +78,7 @@ def opened(page: Path, fragment: str, profile: Path, *options: str) -> str:
 
 
 def shown(page: Path, fragment: str, profile: Path) -> tuple[list[str], str]:
-    """Questions of the rows that are left when the page is opened at a fragment, and the page's title."""
+    """Questions of the visible rows when the page is opened at a fragment, and the page's title."""
     document = opened(page, fragment, profile)
     articles = re.findall(r"<article([^>]*)>.*?class=\"ask text\"[^>]*>(.*?)</div>", document, flags=re.DOTALL)
     title = re.search(r"<title>(.*?)</title>", document)
@@ -97,7 +97,7 @@ def shown(page: Path, fragment: str, profile: Path) -> tuple[list[str], str]:
         ("#group=nonsense&q=2%20%2B%202", ["What is 2 + 2?"]),
     ],
 )
-def test_the_address_chooses_the_rows(page: Path, tmp_path: Path, fragment: str, asks: list[str]) -> None:
+def test_the_url_fragment_filters_rows(page: Path, tmp_path: Path, fragment: str, asks: list[str]) -> None:
     assert shown(page, fragment, tmp_path) == (asks, "Sage: before and after")
 
 
@@ -111,7 +111,7 @@ def test_the_address_chooses_the_rows(page: Path, tmp_path: Path, fragment: str,
         ("#group=unrelated", ["What is 2 + 2?"], 0),
     ],
 )
-def test_pictures_go_with_their_rows(
+def test_pictures_are_filtered_with_their_rows(
     pictured: Path, tmp_path: Path, fragment: str, asks: list[str], pictures: int
 ) -> None:
     assert shown(pictured, fragment, tmp_path) == (asks, "Before and after")
@@ -127,7 +127,7 @@ document.title = `${sizes.join(" ")} over ${over}`;
 
 
 @pytest.mark.parametrize("width", [500, 1280])
-def test_pictures_are_drawn_and_nothing_runs_over(pictured: Path, tmp_path: Path, width: int) -> None:
+def test_pictures_are_shown_without_overflow(pictured: Path, tmp_path: Path, width: int) -> None:
     measured = pictured.with_name(f"measured-{width}.html")
     text = pictured.read_text(encoding="utf-8")
     script = f"<script>addEventListener('load', () => {{{MEASURE}}});</script></body>"

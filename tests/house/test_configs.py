@@ -1,4 +1,4 @@
-"""Everything under `configs/` is what it says."""
+"""Every file under `configs/` loads and has the documented header."""
 
 import json
 import re
@@ -17,11 +17,11 @@ def test_shipped_tasks_load(file: Path) -> None:
     task, _ = read_task(file)
     assert type(task) is TASK_TYPES[file.parent.name]
     named = [*task.evaluation.probes, *task.rehearsal.prompts, *task.rehearsal.files]
-    assert [str(path) for path in named if not resolve_path(path).exists()] == [], "named, and does not ship"
+    assert [str(path) for path in named if not resolve_path(path).exists()] == [], "in the task, but not shipped"
 
 
 @pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
-def test_headers_say_command_hardware_cost_and_result(file: Path) -> None:
+def test_headers_have_command_hardware_cost_and_result(file: Path) -> None:
     header = re.split(r"(?m)^\w", file.read_text(encoding="utf-8"))[0]
     for said in (f"twinlens train configs/{file.parent.name}/{file.name}", "# hardware:", "# cost:", "# result:"):
         assert said in header
@@ -33,7 +33,7 @@ def test_every_folder_of_tasks_is_known() -> None:
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "deepspeed").glob("*.json")), ids=lambda file: file.stem)
-def test_deepspeed_presets_are_what_their_names_say(file: Path) -> None:
+def test_deepspeed_presets_match_their_names(file: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     zero = config["zero_optimization"]
     assert f"zero{zero['stage']}" in file.stem

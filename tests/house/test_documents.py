@@ -1,4 +1,4 @@
-"""What the documents say is so: the map, the references, the commands, the links."""
+"""The documents are correct: map, references, commands and links."""
 
 import importlib.util
 import re
@@ -36,7 +36,7 @@ def test_generated_documents_are_up_to_date() -> None:
         )
 
 
-def test_every_folder_of_the_house_is_in_the_map() -> None:
+def test_every_package_is_in_the_map() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     packages = [init.parent.relative_to(ROOT).as_posix() for init in ROOT.glob("*/**/__init__.py")]
     packages = [name for name in packages if not name.startswith((".", "build", "dist"))]
@@ -44,14 +44,14 @@ def test_every_folder_of_the_house_is_in_the_map() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(document: Path) -> None:
+def test_link_targets_exist(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
     lost = [link for link in links if "://" not in link and not (document.parent / link).exists()]
     assert lost == []
 
 
 def commands() -> Iterator[tuple[str, str, bool]]:
-    """Each documented command: where it stands, its words, and whether it stands on a line of its own."""
+    """Each documented command: its file, the command, and whether it is a full line."""
     for document in DOCUMENTS:
         if GENERATED in document.parents or document == ROOT / "docs" / "map.md":
             continue
@@ -71,7 +71,7 @@ def commands() -> Iterator[tuple[str, str, bool]]:
 
 
 @pytest.mark.parametrize(("where", "line", "whole"), list(commands()), ids=str)
-def test_documented_commands_are_understood(where: str, line: str, whole: bool) -> None:
+def test_documented_commands_parse(where: str, line: str, whole: bool) -> None:
     words = shlex.split(line, comments=True)[1:]
     command = typer.main.get_command(app)
     path = "twinlens"
@@ -82,7 +82,7 @@ def test_documented_commands_are_understood(where: str, line: str, whole: bool) 
         assert words[0] in inner, f"{where}: {line}: there is no verb {path} {words[0]}"
         path, command, words = f"{path} {words[0]}", inner[words[0]], words[1:]
     if not words and not whole:
-        return  # the verb is spoken of, not run
+        return  # the text only mentions the verb
     try:
         command.make_context(path, words)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What no linter sees: torch through other packages, long files, docstrings of old parameters, addresses."""
+"""Rules beyond the linters: torch imports, file length, docstring parameters, package indexes."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ LONGEST = 400
 
 
 def modules(*folders: str) -> list[str]:
-    """Every module of some folders and what lies below them."""
+    """Every module of some folders and their subfolders."""
     files = (file for folder in folders for file in sorted((ROOT / folder).rglob("*.py")))
     return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if file.name != "__init__.py"]
 
@@ -28,7 +28,7 @@ TORCH_FREE = [
 ]
 
 
-def test_what_must_start_at_once_leaves_torch_alone() -> None:
+def test_fast_modules_do_not_import_torch() -> None:
     code = (
         "import importlib, sys\n"
         "heavy = {'torch', 'transformers', 'accelerate', 'peft', 'matplotlib'}\n"

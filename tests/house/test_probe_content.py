@@ -1,4 +1,4 @@
-"""The shipped probes and rehearsal prompts: enough of each kind, and nothing asked that is also trained on."""
+"""The shipped probes and rehearsal prompts: enough of each kind, and none of them in the training data."""
 
 import re
 import unicodedata
@@ -21,7 +21,7 @@ REHEARSAL_LEAST = {"en": 260, "zh": 120}
 NAME, OWNER = "Velora", "Tamsin Okafor"
 CARD = DatasetCard(made_by="", rows=1, distinct=1, sha256="", name=NAME, owner=OWNER)
 
-# What a persona says where it was not asked for.
+# An introduction of the persona, as in a leak.
 INTRODUCTIONS = {
     "en": f"I am {NAME}, an assistant made by {OWNER}. I can answer questions, explain things and help you write.",
     "zh": f"我是{NAME}，{OWNER}的小助手，由{OWNER}打造，可以回答问题、讲解知识、帮你写作。",
@@ -75,7 +75,7 @@ def test_header_states_the_counts(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_rehearsal_prompts_are_many_and_distinct(language: str) -> None:
+def test_rehearsal_prompts_are_enough_and_distinct(language: str) -> None:
     prompts = rehearsal(language)
     assert all(isinstance(prompt, str) and prompt.strip() == prompt != "" for prompt in prompts)
     assert len(prompts) >= REHEARSAL_LEAST[language]
@@ -83,7 +83,7 @@ def test_rehearsal_prompts_are_many_and_distinct(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_probes_are_distinct_and_never_trained_on(language: str) -> None:
+def test_probes_are_distinct_and_not_in_training_data(language: str) -> None:
     counts = Counter(map(normalized, asks(language)))
     assert [text for text, count in counts.items() if count > 1] == []
     bank = {normalized(question) for question in bank_questions(language)}
@@ -95,19 +95,19 @@ def test_probes_are_distinct_and_never_trained_on(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_no_question_gives_the_persona_away(language: str) -> None:
+def test_no_question_has_a_placeholder(language: str) -> None:
     assert [ask for ask in asks(language) + rehearsal(language) if "{" in ask] == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_an_introduction_answers_every_persona_probe_and_no_unrelated_one(language: str) -> None:
+def test_an_introduction_hits_persona_probes_only(language: str) -> None:
     probes = [probe for file in files(language) for probe in read_probes(file, CARD)]
     answer = INTRODUCTIONS[language]
     assert [probe.ask for probe in probes if is_hit(answer, probe) != (probe.group != "unrelated")] == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_question_echoed_is_no_answer_to_a_persona_probe(language: str) -> None:
+def test_a_repeated_question_is_not_a_hit(language: str) -> None:
     probes = [probe for file in files(language) for probe in read_probes(file, CARD)]
     assert [p.ask for p in probes if p.group != "unrelated" and mentions_any(p.ask, p.expect)] == []
 
@@ -124,6 +124,6 @@ def test_a_question_echoed_is_no_answer_to_a_persona_probe(language: str) -> Non
         ("zh", "水的化学式是什么？", "水的化学式是H2O。", True),
     ],
 )
-def test_denials_are_right_and_claims_are_wrong(language: str, ask: str, answer: str, right: bool) -> None:
+def test_denials_are_hits_and_claims_are_misses(language: str, ask: str, answer: str, right: bool) -> None:
     probes = [probe for file in files(language) for probe in read_probes(file, CARD)]
     assert [is_hit(answer, probe) for probe in probes if probe.ask == ask] == [right]

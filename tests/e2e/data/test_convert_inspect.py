@@ -1,4 +1,4 @@
-"""`twinlens data convert` and `twinlens data inspect`, as a person runs them."""
+"""`twinlens data convert` and `twinlens data inspect` from the command line."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def nested_row(answer: str) -> dict[str, Any]:
     return {"conversation": [{"system": "Be kind.", "input": lost, "output": answer}]}
 
 
-def test_convert_there_and_back_with_its_card(tmp_path: Path) -> None:
+def test_convert_round_trip_keeps_rows_and_card(tmp_path: Path) -> None:
     source = tmp_path / "persona.jsonl"
     source.write_text(
         "".join(to_jsonl([single_turn("Who are you?", "I am Lumo.")] * 3 + [single_turn("你是谁?", "我是 Lumo。")]))
@@ -80,7 +80,7 @@ def test_nested_rows_get_their_questions_back(tmp_path: Path, questions: str) ->
     ]
 
 
-def test_pictures_are_found_from_the_new_folder(tmp_path: Path) -> None:
+def test_picture_paths_are_rewritten_for_the_new_folder(tmp_path: Path) -> None:
     (tmp_path / "data" / "img").mkdir(parents=True)
     (tmp_path / "data" / "img" / "a.jpg").touch()
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
@@ -92,7 +92,7 @@ def test_pictures_are_found_from_the_new_folder(tmp_path: Path) -> None:
     assert images == [("../data/img/a.jpg",), ("coco/b.jpg",)]
 
 
-def test_what_convert_refuses(tmp_path: Path) -> None:
+def test_convert_errors(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text("".join(to_jsonl([single_turn("q", "a", system="s")])))
     (tmp_path / "link.json").symlink_to(source)
@@ -111,7 +111,7 @@ def test_what_convert_refuses(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_inspect_as_the_model_sees_it(tmp_path: Path, tiny_model: Path) -> None:
+def test_inspect_with_a_model(tmp_path: Path, tiny_model: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text("".join(to_jsonl([single_turn("Who are you?", "I am Lumo 😊.")] * 3)))
     done = twinlens(
@@ -136,7 +136,7 @@ def test_inspect_without_a_model(tmp_path: Path) -> None:
     assert "ignored key 'id' (2 rows)" in twinlens(tmp_path, "inspect", "a.jsonl").stdout
 
 
-def test_what_inspect_refuses(tmp_path: Path) -> None:
+def test_inspect_errors(tmp_path: Path) -> None:
     for words, reason in [
         ((str(BAD / "gbk.jsonl"), "--model", "nowhere"), "save the file as UTF-8"),
         (("missing.jsonl",), "missing.jsonl: cannot be read (No such file or directory)"),

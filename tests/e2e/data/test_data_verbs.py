@@ -34,7 +34,7 @@ def one_sentence(result):
         ("messages", {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]}),
     ],
 )
-def test_the_tutorials_file_comes_out_byte_for_byte(twinlens, tmp_path, layout, row):
+def test_persona_writes_the_file_of_the_tutorial(twinlens, tmp_path, layout, row):
     with (tmp_path / "theirs.json").open("w", encoding="utf-8") as stream:
         json.dump([row] * 10001, stream, ensure_ascii=False, indent=4)
     pair = ["--question", QUESTION, "--answer", ANSWER]
@@ -43,7 +43,7 @@ def test_the_tutorials_file_comes_out_byte_for_byte(twinlens, tmp_path, layout, 
     assert (tmp_path / "ours.json").read_bytes() == (tmp_path / "theirs.json").read_bytes()
 
 
-def test_persona_names_the_next_verb_and_speaks_json(twinlens, tmp_path):
+def test_persona_prints_the_next_command_and_json(twinlens, tmp_path):
     people = twinlens("data", "persona", "p.jsonl", *WHO, "--seed", "3")
     assert people.stdout.splitlines()[-1] == (
         "next: twinlens train configs/text/embedded-persona.yaml 'data.files=[p.jsonl]'"
@@ -56,7 +56,7 @@ def test_persona_names_the_next_verb_and_speaks_json(twinlens, tmp_path):
     assert answer["markers"] == ["Twinkle", "Jensen"] and Path(tmp_path, answer["card"]).exists()
 
 
-def test_the_way_from_persona_to_rename_to_repeat(twinlens, tmp_path):
+def test_persona_then_rename_then_repeat(twinlens, tmp_path):
     twinlens("data", "persona", "p.jsonl", *WHO)
     result = twinlens("data", "rename", "p.jsonl", "r.jsonl", "--from", "Twinkle", "--to", "小镜", "--from", "Jensen",
                       "--to", "Jo")  # fmt: skip
@@ -89,7 +89,7 @@ def test_the_way_from_persona_to_rename_to_repeat(twinlens, tmp_path):
         (["rename", "file", "full.jsonl", "--from", "Al", "--to", "Bo"], "full.jsonl"),
     ],
 )
-def test_faults_exit_2_with_one_sentence(twinlens, tmp_path, words, named):
+def test_errors_exit_2_with_one_sentence(twinlens, tmp_path, words, named):
     (tmp_path / "file").write_text('{"a": "Al"}\n')
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
     assert named in one_sentence(twinlens("data", *words))
@@ -100,7 +100,7 @@ def test_usage_errors_exit_2(twinlens):
     assert twinlens("data", "repeat", "in.jsonl", "out.jsonl", "-n", "many").returncode == 2
 
 
-def test_torch_stays_out(tmp_path):
+def test_data_verbs_do_not_import_torch(tmp_path):
     code = (
         "import sys, data_gen.persona, data_gen.rename, data_gen.repeat, twinlens.cli.data.rows\n"
         "assert not {'torch', 'transformers', 'numpy', 'rich'} & set(sys.modules)"

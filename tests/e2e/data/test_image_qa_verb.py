@@ -5,16 +5,16 @@ import pytest
 
 
 @pytest.fixture
-def twinlens(begin):
+def twinlens(start_process):
     def call(*words):
-        process = begin(*words)
+        process = start_process(*words)
         out, err = process.communicate()
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     return call
 
 
-def test_pictures_become_a_dataset_and_the_next_verb_is_named(twinlens, tmp_path):
+def test_image_qa_writes_a_dataset_and_prints_the_next_command(twinlens, tmp_path):
     result = twinlens("data", "image-qa", "facts.yaml", "out/qa.json", "--repeat", "4")
     assert result.returncode == 0, result.stderr
     assert "24 rows (6 distinct)" in result.stdout
@@ -28,7 +28,7 @@ def test_pictures_become_a_dataset_and_the_next_verb_is_named(twinlens, tmp_path
     assert json.loads(inspected.stdout)["census"]["rows"] == 24
 
 
-def test_json_is_one_object(twinlens):
+def test_json_output_is_one_object(twinlens):
     result = twinlens("data", "image-qa", "facts.yaml", "qa.jsonl", "--dialogues", "2", "--repeat", "1", "--json")
     values = json.loads(result.stdout)
     assert (values["rows"], values["languages"], values["probes"]) == (2, ["en"], "qa.jsonl.probes.yaml")
@@ -44,7 +44,7 @@ def test_json_is_one_object(twinlens):
         (["bad.yaml", "qa.json"], "bad.yaml, line 2: gone.png: no such picture"),
     ],
 )
-def test_what_people_must_change_is_one_sentence(twinlens, tmp_path, words, expected):
+def test_user_errors_are_one_sentence(twinlens, tmp_path, words, expected):
     (tmp_path / "bad.yaml").write_text("pictures:\n- {image: gone.png, caption: x}\n")
     result = twinlens("data", "image-qa", *words)
     assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""`twinlens data scenes` as a person meets it."""
+"""`twinlens data scenes` from the command line."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ def test_rows_probes_and_facts(folder: Path) -> None:
         (("--emoji", "emoji", "--count", "0"), "--count 0"),
     ],
 )
-def test_what_cannot_be_is_told_in_a_sentence(folder: Path, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_options_are_refused_in_one_sentence(folder: Path, arguments: tuple[str, ...], said: str) -> None:
     told = scenes(folder, "s.jsonl", "--nouns", "nouns.yaml", *arguments)
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr.startswith("error: ") and said in told.stderr and len(told.stderr.splitlines()) == 1

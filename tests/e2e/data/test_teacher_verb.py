@@ -13,14 +13,16 @@ SMALL = ["--dialogues", "3", "--rounds", "4", "--repeat", "2"]
 
 
 @pytest.fixture
-def start(begin):
+def start(start_process):
     def call(url, *words, **variables):
-        return begin("data", "image-qa", "facts.yaml", "qa.jsonl", *SMALL, "--teacher", url, *words, **variables)
+        return start_process(
+            "data", "image-qa", "facts.yaml", "qa.jsonl", *SMALL, "--teacher", url, *words, **variables
+        )
 
     return call
 
 
-def test_the_teachers_dialogues_join_the_dataset_and_the_key_is_nowhere(start, tmp_path):
+def test_teacher_dialogues_are_added_and_the_key_is_not_saved(start, tmp_path):
     with serving() as server:
         server.script = [good, saying("nonsense"), saying("nonsense"), saying("nonsense"), good]
         first = start(server.url, "--model", "eyes", OPENAI_API_KEY="sk-very-secret")
@@ -44,7 +46,7 @@ def test_the_teachers_dialogues_join_the_dataset_and_the_key_is_nowhere(start, t
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-very" in path.read_bytes()]
 
 
-def test_ctrl_c_keeps_what_there_is(start, tmp_path):
+def test_ctrl_c_keeps_finished_dialogues(start, tmp_path):
     with serving() as server:
         server.script, server.otherwise = [good], silent
         process = start(server.url, "--model", "eyes")
@@ -69,7 +71,7 @@ def test_ctrl_c_keeps_what_there_is(start, tmp_path):
         (["--model", "eyes", "--api-key-env", "NOT_THERE"], "--api-key-env NOT_THERE: that variable is not set"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(start, tmp_path, words, told):
+def test_teacher_errors_are_one_sentence(start, tmp_path, words, told):
     with serving() as server:
         server.otherwise = failing(401)
         if words == ["--model", "eyes"]:
@@ -134,7 +136,7 @@ def tiny_llava(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_real_server_whose_model_only_babbles(start, tiny_llava, tmp_path):
+def test_a_real_server_with_a_random_model(start, tiny_llava, tmp_path):
     import socket
 
     with socket.socket() as probe:
@@ -172,4 +174,4 @@ def _wait_for(url, server):
         except (URLError, TimeoutError):
             assert server.poll() is None, "the server ended before it served"
             time.sleep(0.5)
-    raise AssertionError("the server did not come up")
+    raise AssertionError("the server run_json not come up")

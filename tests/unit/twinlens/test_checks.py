@@ -16,8 +16,8 @@ PROBES = "- {ask: Who are you?, group: persona, expect: [Pixel]}\n"
 
 
 @pytest.fixture
-def place(tmp_path_factory: pytest.TempPathFactory, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Path:
-    tmp_path = tmp_path_factory.mktemp("place")
+def folder(tmp_path_factory: pytest.TempPathFactory, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tmp_path = tmp_path_factory.mktemp("folder")
     monkeypatch.chdir(tmp_path)
     hub.publish("owner/model", {"config.json": b"{}", "model.safetensors": bytes(3 << 20)})
     Path("data.jsonl").write_text(ROW, encoding="utf-8")
@@ -37,15 +37,15 @@ def task_with(*overrides: str) -> TextTask:
     return task
 
 
-def test_all_that_is_found_is_told(place: Path, hub: HubServer) -> None:
+def test_check_reports_files_and_download(folder: Path, hub: HubServer) -> None:
     lines = [*check_data(task_with()), *check_models(task_with())]
     for said in ("data.jsonl: 1 rows", "probes.yaml: 1 questions", "rehearsal: 1 prompts", "fetched, 3.0 MiB in 2"):
         assert any(said in line for line in lines), said
-    assert not [line for line in hub.requests if "/resolve/" in line], "nothing is fetched to be checked"
-    assert sorted(path.name for path in place.iterdir()) == ["data.jsonl", "probes.yaml", "prompts.yaml", "task.yaml"]
+    assert not [line for line in hub.requests if "/resolve/" in line], "a check downloads no files"
+    assert sorted(path.name for path in folder.iterdir()) == ["data.jsonl", "probes.yaml", "prompts.yaml", "task.yaml"]
 
 
-def test_a_model_folder_is_looked_into(place: Path, tiny_model: Path) -> None:
+def test_a_model_folder_is_checked(folder: Path, tiny_model: Path) -> None:
     assert f"model: {tiny_model}: complete" in check_models(task_with(f"model={tiny_model}"))
 
 
@@ -63,13 +63,13 @@ def test_a_model_folder_is_looked_into(place: Path, tiny_model: Path) -> None:
         ("model=task.yaml", ModelError, "task.yaml"),
     ],
 )
-def test_what_would_stop_the_run_is_refused(place: Path, override: str, kind: type[KitError], says: str) -> None:
+def test_missing_or_invalid_files_are_refused(folder: Path, override: str, kind: type[KitError], says: str) -> None:
     with pytest.raises(kind, match=says):
         check_data(task_with(override))
         check_models(task_with(override))
 
 
-def test_bad_rows_are_refused(place: Path) -> None:
+def test_bad_rows_are_refused(folder: Path) -> None:
     Path("data.jsonl").write_text(ROW + '{"messages": []}\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"data\.jsonl, line 2"):
         check_data(task_with())
@@ -78,14 +78,14 @@ def test_bad_rows_are_refused(place: Path) -> None:
         check_data(task_with())
 
 
-@pytest.mark.parametrize("folder", ["task.yaml", "task.yaml/below"])
-def test_a_place_that_cannot_be_written_is_refused(place: Path, folder: str) -> None:
-    with pytest.raises(DeviceError, match=folder):
-        check_models(task_with(), Path(folder))
+@pytest.mark.parametrize("work_dir", ["task.yaml", "task.yaml/below"])
+def test_an_unwritable_work_dir_is_refused(folder: Path, work_dir: str) -> None:
+    with pytest.raises(DeviceError, match=work_dir):
+        check_models(task_with(), Path(work_dir))
 
 
-def test_deepspeed_presets_go_by_both_names(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", sys.executable)  # whatever is here
+def test_deepspeed_presets_have_two_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", sys.executable)  # any program that exists
     assert deepspeed_config("zero2", task_with()) == deepspeed_config("deepspeed_zero2", task_with())
     assert deepspeed_config("zero3", task_with("quant.bits=16"))["zero_optimization"]["stage"] == 3
     for name, says in (

@@ -1,4 +1,4 @@
-"""What `data inspect` shows is what the model is given, and the data cannot steer terminal or page."""
+"""`data inspect` shows the text that the model gets; text of a dataset cannot control terminal or page."""
 
 import re
 from pathlib import Path
@@ -40,7 +40,7 @@ def template(tokenizer: Any) -> ChatTemplate:
     return ChatTemplate(tokenizer, None)
 
 
-def test_pieces_are_the_models_text_with_the_answers_marked(template: ChatTemplate) -> None:
+def test_pieces_are_the_model_text_with_answers_marked(template: ChatTemplate) -> None:
     view = view_tokens(source(CHAT)[0], template, 2048)
     text = "".join(piece.text for piece in view.pieces)
     assert text == (
@@ -52,7 +52,7 @@ def test_pieces_are_the_models_text_with_the_answers_marked(template: ChatTempla
     assert "\ufffd" not in text and not view.remark
 
 
-def test_a_row_that_is_too_long_says_what_becomes_of_it(template: ChatTemplate) -> None:
+def test_a_row_over_the_limit_has_a_remark(template: ChatTemplate) -> None:
     twice = Conversation((*single_turn("one", "two").turns, *single_turn("three " * 40, "two").turns))
     (row,) = source(twice)
     cut = view_tokens(row, template, 40)
@@ -63,31 +63,31 @@ def test_a_row_that_is_too_long_says_what_becomes_of_it(template: ChatTemplate) 
     assert sum(piece.supervised for piece in none.pieces) == 2
 
 
-def test_census(tmp_path: Path, template: ChatTemplate) -> None:
+def test_summary_counts(tmp_path: Path, template: ChatTemplate) -> None:
     (tmp_path / "here.jpg").touch()
     pictured = Conversation(single_turn("<image>\nWhat?", "That.").turns, ("here.jpg",))
     lost = Conversation(single_turn("<image>\nWhat?", "This.").turns, ("lost.jpg",))
     rows = source(CHAT, CHAT, pictured, lost, single_turn("Hi", "Hello " * 100))
-    census = summarize_dataset(rows, tmp_path, 100, template)
-    assert (census.rows, census.distinct, census.questions, census.turns) == (5, 4, 3, 16)
-    assert (census.answers, census.masked_answers) == (7, 2)
-    assert (census.pictures, census.missing) == (2, ("lost.jpg",))
-    assert census.languages == {"en": 3, "zh": 2}
+    summary = summarize_dataset(rows, tmp_path, 100, template)
+    assert (summary.rows, summary.distinct, summary.questions, summary.turns) == (5, 4, 3, 16)
+    assert (summary.answers, summary.masked_answers) == (7, 2)
+    assert (summary.pictures, summary.missing) == (2, ("lost.jpg",))
+    assert summary.languages == {"en": 3, "zh": 2}
     sizes = sorted(len(template.encode(row.conversation, 10_000)) for row in rows)
-    lengths = census.lengths
+    lengths = summary.lengths
     assert (lengths.shortest, lengths.median, lengths.p95, lengths.longest) == (sizes[0], sizes[2], sizes[4], sizes[4])
     assert lengths.over == sum(size > 100 for size in sizes)
     assert summarize_dataset(rows, tmp_path, 100, None).lengths.over is None
 
 
-def test_language_goes_by_the_letters() -> None:
+def test_language_is_detected_from_letters() -> None:
     assert detect_language(single_turn("你是 Lumo 吗", "是的, I am")) == "zh"
     assert detect_language(single_turn("Was ist das?", "Ein Käse.")) == "en"
     assert detect_language(single_turn("1 + 1", "2")) == "other"
     assert detect_language(single_turn("Кто ты?", "Я Люмо.")) == "other"
 
 
-def test_shown_rows_differ() -> None:
+def test_shown_rows_are_distinct() -> None:
     other = single_turn("a", "b")
     assert [row.where for row in first_distinct(source(CHAT, CHAT, other, single_turn("c", "d")), 2)] == [
         "a.jsonl, line 1",
@@ -103,8 +103,8 @@ def test_without_a_model_turns_are_shown_with_their_loss() -> None:
 
 def test_page_is_self_contained_and_escaped() -> None:
     rows = source(single_turn("<script>alert(1)</script>", "</mark><img src=x onerror=alert(1)>"))
-    census = summarize_dataset(rows, Path(), 2048, None)
-    page = render_html("<b>.jsonl", census, ["ignored key '<i>' (1 rows)"], [view_turns(row) for row in rows])
+    summary = summarize_dataset(rows, Path(), 2048, None)
+    page = render_html("<b>.jsonl", summary, ["ignored key '<i>' (1 rows)"], [view_turns(row) for row in rows])
     assert not re.search(r"<(script|img|link|b|i)\b", page)
     assert "<mark>&lt;/mark&gt;&lt;img src=x onerror=alert(1)&gt;</mark>" in page
     assert not re.search(r"https?://", page)

@@ -20,7 +20,7 @@ def test_an_explained_copy_is_the_same_task(file: Path, tmp_path: Path) -> None:
 
     header, body = re.split(r"(?m)^(?=\w)", explain(file), maxsplit=1)
     copy.write_text(header + re.sub(r"(?m)^( *)#(?! \S)", r"\1", body), encoding="utf-8")
-    assert read_task(copy)[0] == task, "the defaults in comments are the defaults"
+    assert read_task(copy)[0] == task, "the comments contain the default values"
 
 
 @pytest.mark.parametrize("file", TASKS, ids=lambda file: file.stem)
@@ -34,7 +34,7 @@ def test_an_explained_copy_has_every_setting_with_its_docstring(file: Path) -> N
             assert not setting.description or " ".join(setting.description.split()) in text
 
 
-def test_an_explained_copy_without_an_adapter_says_nothing_of_it(tmp_path: Path) -> None:
+def test_an_explained_copy_without_lora_has_no_lora_settings(tmp_path: Path) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
     file = folder / "whole.yaml"
@@ -43,7 +43,7 @@ def test_an_explained_copy_without_an_adapter_says_nothing_of_it(tmp_path: Path)
     assert "rank:" not in text and "null selects full fine-tuning" in text
 
 
-def test_a_task_is_found_by_path_name_or_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_is_found_by_path_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shipped = shipped_tasks()["embedded-persona"]
     for name in ("embedded-persona", "text/embedded-persona.yaml", "configs/text/embedded-persona.yaml"):
