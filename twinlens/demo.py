@@ -1,4 +1,4 @@
-"""Complete examples: dataset, fine-tuning and comparison with the embedded model, without preparation."""
+"""Complete examples with the embedded model: write a dataset, fine-tune, compare."""
 
 import logging
 import time
@@ -31,7 +31,7 @@ def demo_image(facts: Path | None, seed: int, work_dir: Path) -> tuple[Path, Com
     """Write dialogues about a picture, train on them and compare; returns the run folder and the comparison.
 
     Args:
-        facts: facts about pictures; None uses the shipped picture of a workshop.
+        facts: file of facts about pictures; None uses the shipped picture of a workshop.
     """
     data = work_dir / "demo-image" / "picture.jsonl"
     facts = facts or shipped_file("pictures/workshop.yaml")

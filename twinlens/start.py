@@ -1,4 +1,4 @@
-"""Start a run of a task, or resume one."""
+"""Start and resume runs; read DeepSpeed configurations."""
 
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 

@@ -73,8 +73,8 @@ def run() -> None:
     main_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("twinlens").setLevel(logging.INFO if main_process else logging.WARNING)
-    # These loggers report downloads and guessed devices, which need no action. They set their own level on import, so
-    # a level set here does not last; a filter sees only records of its own logger, so each gets one.
+    # These loggers report downloads and guessed devices, which need no action. They set their level when imported, so a
+    # level set here would be overwritten. A filter sees only records of its own logger, so each logger gets one.
     for logger in ("bitsandbytes", "bitsandbytes.backends.cpu.ops", "DeepSpeed"):
         logging.getLogger(logger).addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # caused by peft, not by users

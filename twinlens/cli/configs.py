@@ -2,17 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
+from tuning.atomic import write_atomically
 from tuning.errors import ConfigError
 from twinlens.cli.output import JSON, WORK_DIR, command, print_result
+from twinlens.task_files import OpenedTask, describe, explain, open_task, shipped_tasks
+from twinlens.tasks import to_yaml
 
-if TYPE_CHECKING:
-    from twinlens.task_files import OpenedTask
-
-FILE = typer.Argument(..., help="A task file or an XTuner config of yours, or the name of a shipped task.")
+FILE = typer.Argument(..., help="Your task file or XTuner config, or the name of a shipped task.")
 OVERRIDES = typer.Argument([], metavar="[key=value ...]", help="Settings to override.")
 
 
@@ -21,8 +20,6 @@ def list_cfg(
     as_json: bool = JSON,
 ) -> None:
     """List the task files that ship with twinlens."""
-    from twinlens.task_files import describe, shipped_tasks
-
     tasks = {name: file for name, file in shipped_tasks().items() if pattern.casefold() in name.casefold()}
     if not tasks:
         raise ConfigError(f"-p {pattern}: no shipped task has this text in its name; omit -p to see all.")
@@ -39,9 +36,6 @@ def copy_cfg(
     as_json: bool = JSON,
 ) -> None:
     """Copy a shipped task file, with a comment that explains every setting."""
-    from tuning.atomic import write_atomically
-    from twinlens.task_files import explain, shipped_tasks
-
     file = shipped_tasks().get(name.removesuffix(".yaml"))
     if file is None:
         raise ConfigError(f"{name}: no shipped task has this name; `twinlens list-cfg` lists the shipped tasks.")
@@ -54,8 +48,6 @@ def copy_cfg(
 
 def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
     """Print a task after overrides, with all defaults filled in."""
-    from twinlens.tasks import to_yaml
-
     opened = open_and_report(file, overrides)
     lines = to_yaml(opened.task).splitlines()
     # No next command: the output is itself a task file.
@@ -84,10 +76,8 @@ def check(
     print_result(result, [*lines, "no problem found"], following, as_json, opened.differs)
 
 
-def open_and_report(file: Path, overrides: list[str]) -> "OpenedTask":
+def open_and_report(file: Path, overrides: list[str]) -> OpenedTask:
     """Open a task file; print on stderr what differs from an XTuner config, and each override's old and new value."""
-    from twinlens.task_files import open_task
-
     opened = open_task(file, overrides)
     for line in (*(f"differs: {line}" for line in opened.differs), *(f"override: {line}" for line in opened.changes)):
         print(line, file=sys.stderr)

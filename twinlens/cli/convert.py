@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import typer
 
@@ -15,10 +15,6 @@ from twinlens.cli.output import JSON, command, print_result
 from twinlens.task_files import read_task
 from twinlens.tasks import AnyTask
 from vlm.settings import ImageTask
-
-if TYPE_CHECKING:
-    from llm.export.merge import MergeReport
-    from vlm.export.llava import ExportReport
 
 DEST = typer.Argument(..., metavar="DEST", help="A new folder.")
 SHARD = typer.Option("2GB", help="Maximum size of a weights file, such as 500MB or 2GB.")
@@ -53,7 +49,10 @@ def merge(
     from llm.export.merge import merge as merge_model
 
     report = merge_model(base, adapter, destination, max_shard_size, quant, template or run_template, layout, device)
-    lines = [f"merged against base + adapter (fp32):   {report.merged}", _rounding(report)]
+    lines = [
+        f"merged against base + adapter (fp32):   {report.merged}",
+        f"rounding to {report.dtype} changed:       {report.rounded}",
+    ]
     if report.quantized is not None and quant is not None:
         lines.append(f"difference to the {quant.bits}-bit base:         {report.quantized}")
     if layout == "internlm2":
@@ -92,7 +91,7 @@ def llava(
         reason = f", because transformers' LLaVA has no class for the tower {task.tower}"
     lines = [
         f"merged against the run (fp32):          {report.exported}",
-        _rounding(report),
+        f"rounding to {report.dtype} changed:       {report.rounded}",
         f"layout: {report.layout}{reason}",
         f"model: {destination}",
     ]
@@ -128,7 +127,7 @@ def pth_to_hf(
     destination: Path = DEST,
     overrides: list[str] = OVERRIDES,
     layout: Literal["peft", "xtuner"] | None = typer.Option(
-        None, help="peft (the default) for twinlens and PEFT, of a LLaVA the folder of an image run; xtuner for XTuner."
+        None, help="peft (the default) for twinlens and PEFT, or for a LLaVA an image run; xtuner for XTuner."
     ),
     save_format: str | None = typer.Option(None, help="XTuner's name for --layout: xtuner."),
     fp32: bool = FP32,
@@ -136,7 +135,7 @@ def pth_to_hf(
     max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
-    """Convert an XTuner checkpoint to an adapter or a model, or of a LLaVA to the folder of an image run."""
+    """Convert an XTuner checkpoint to an adapter or a model, or for a LLaVA to the folder of an image run."""
     if save_format not in (None, "xtuner"):
         raise ConfigError(
             f"--save-format {save_format}: convert without it, then `twinlens convert llava {destination} LLAVA`."
@@ -213,10 +212,6 @@ def _merge_inputs(paths: list[str]) -> tuple[str, Path, Path, Quant | None, str 
     if task.full_finetuning:
         raise ConfigError(f"{run.path}: is a run of full fine-tuning, which needs no merge; use {run.model}.")
     return task.versioned_model, run.adapter, Path(paths[1]), task.quant, task.template
-
-
-def _rounding(report: "MergeReport | ExportReport") -> str:
-    return f"rounding to {report.dtype} changed:       {report.rounded}"
 
 
 def _refuse_full_models(task: AnyTask, destination: Path) -> None:

@@ -25,7 +25,7 @@ def text(
 
 
 def image(
-    facts: Path | None = typer.Option(None, help="Facts about a picture of yours, as `data image-qa` reads them."),
+    facts: Path | None = typer.Option(None, help="Facts about your picture, as `data image-qa` reads them."),
     seed: int = SEED,
     work_dir: Path = FOLDER,
     as_json: bool = JSON,

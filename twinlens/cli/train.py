@@ -3,13 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median_high
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from tuning.errors import ConfigError
+from tuning.run_dir import open_run
 from twinlens.cli.configs import FILE, OVERRIDES, open_and_report
 from twinlens.cli.output import JSON, WORK_DIR, command, print_result
+from twinlens.task_files import OpenedTask, read_task
+from twinlens.tasks import AnyTask, recipe_of
+
+if TYPE_CHECKING:
+    from tuning.evaluation.compare import Comparison
+    from twinlens.start import RunResult
 
 
 def plan(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
@@ -33,11 +40,8 @@ def train(
     if engine == "xtuner" and (deepspeed or resume):
         raise ConfigError("train: --engine xtuner supports neither --deepspeed nor --resume; omit them.")
     from twinlens import start
-    from twinlens.task_files import read_task
 
     if resume is not None:
-        from tuning.run_dir import open_run
-
         task, _ = read_task(open_run(resume).task)
         config = start.deepspeed_config(deepspeed, task) if deepspeed else None
         return _print_run(start.resume(resume, config), task, as_json)
@@ -69,10 +73,6 @@ def compare(
     as_json: bool = JSON,
 ) -> None:
     """Ask the probes before and after training, and write the report."""
-    from tuning.run_dir import open_run
-    from twinlens.task_files import read_task
-    from twinlens.tasks import recipe_of
-
     run_dir = open_run(run)
     task, _ = read_task(run_dir.task)
     if not probes and not task.evaluation.probes:
@@ -82,7 +82,7 @@ def compare(
     show_comparison(run_dir.path, recipe_of(task).compare(run_dir, task, probes), as_json)
 
 
-def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
+def show_comparison(run: Path, comparison: "Comparison", as_json: bool) -> None:
     """Print the table of scores, some answers before and after, and the path of the report."""
     from rich.console import Console
 
@@ -96,13 +96,8 @@ def show_comparison(run: Path, comparison: Any, as_json: bool) -> None:
     print_result(result, [f"report: {report}"], command("chat", run), as_json)
 
 
-def _print_run(result: Any, task: Any, as_json: bool, differs: Sequence[str] = ()) -> None:
-    """Print the last step of a run and the paths of its results.
-
-    Args:
-        result: a `RunResult`.
-        task: an `AnyTask`.
-    """
+def _print_run(result: "RunResult", task: AnyTask, as_json: bool, differs: Sequence[str] = ()) -> None:
+    """Print the last step of a run and the paths of its results."""
     run, reports = result.run.path, result.reports
     steps, loss = (reports[-1].step, reports[-1].loss) if reports else (0, None)
     outputs = {name: str(run / name) for name in ("adapter", "model") if (run / name).exists()}
@@ -114,9 +109,8 @@ def _print_run(result: Any, task: Any, as_json: bool, differs: Sequence[str] = (
     print_result({"run": str(run), **outputs, "steps": steps, "loss": loss}, lines, following, as_json, differs)
 
 
-def _print_forecast(opened: Any, following: str, as_json: bool) -> None:
+def _print_forecast(opened: OpenedTask, following: str, as_json: bool) -> None:
     from llm.forecast import as_dict
-    from twinlens.tasks import recipe_of
 
     task = opened.task
     cost = recipe_of(task).forecast(task)

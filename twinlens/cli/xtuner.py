@@ -1,4 +1,4 @@
-"""`twinlens xtuner install`: XTuner in a virtual environment of its own."""
+"""`twinlens xtuner install`: install XTuner in a separate virtual environment."""
 
 from pathlib import Path
 

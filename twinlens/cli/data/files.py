@@ -1,4 +1,4 @@
-"""`twinlens data convert` and `data inspect`: convert and inspect dataset files of any supported format."""
+"""`twinlens data convert` and `data inspect`: convert and inspect dataset files."""
 
 import dataclasses
 from pathlib import Path
@@ -28,7 +28,7 @@ def convert(
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Convert a dataset to another format, with its card beside it; IN stays unchanged."""
+    """Convert a dataset to another format and write its card; IN stays unchanged."""
     from twinlens import conversion
 
     kind = container or CONTAINER_BY_SUFFIX.get(out.suffix.lower())
@@ -42,7 +42,7 @@ def convert(
     if repair_nested:
         lines.append(f"{done.repaired:,} rows got their question back from {repair_nested}")
         if done.notes.rows % len(questions):
-            lines.append(f"{done.notes.rows:,} rows are no multiple of {len(questions)} questions: check the list")
+            lines.append(f"{done.notes.rows:,} rows are not a multiple of {len(questions)} questions: check the list")
     if done.moved:
         lines.append(f"{done.moved:,} rows had their picture paths rewritten for the new folder")
     result = {
@@ -60,7 +60,7 @@ def convert(
 
 def inspect(
     file: Path = typer.Argument(metavar="FILE", help="Dataset file of any supported format."),
-    model: str | None = typer.Option(None, help="Show this model's chat template: a folder, a hub name, embedded."),
+    model: str | None = typer.Option(None, help="Model whose chat template is shown: a folder, a hub name, embedded."),
     system: str | None = typer.Option(None, help="System text of the task; needs --model."),
     template_name: str | None = typer.Option(None, "--template", help="Name of a chat template; needs --model."),
     rows: int = typer.Option(3, "--rows", min=0, help="Number of distinct rows to show."),
@@ -77,7 +77,7 @@ def inspect(
             raise ConfigError(f"{option}: has an effect only in a model's chat template; add --model.")
     if html is not None:
         refuse_overwriting(file, html)
-    samples = inspection.first_distinct(read_rows(file), rows)  # first: finds a bad file before a model loads
+    samples = inspection.first_distinct(read_rows(file), rows)  # first, to find a bad file before a model loads
     template = None
     if model is not None:
         from llm.loading import load_template

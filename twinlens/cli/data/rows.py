@@ -1,4 +1,4 @@
-"""`twinlens data persona`, `data repeat` and `data rename`: write a persona dataset, repeat rows, replace names."""
+"""`twinlens data persona`, `repeat` and `rename`: write a persona dataset, repeat rows, replace names."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,7 @@ from tuning.errors import ConfigError
 from twinlens.cli.output import JSON, command, print_dataset, print_result
 
 IN = typer.Argument(metavar="IN", help="A dataset: a JSON array, or one JSON row per line.")
-OUT = typer.Argument(metavar="OUT", help="The file to write; its card is written beside it.")
+OUT = typer.Argument(metavar="OUT", help="The file to write; its card is written to the same folder.")
 
 
 def persona(

@@ -1,4 +1,4 @@
-"""`twinlens data scenes`: drawn pictures with known content, for projector alignment and for probes."""
+"""`twinlens data scenes`: draw pictures with known content, for projector alignment and probes."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ NOUNS = "data/scene-nouns.yaml"
 
 def scenes(
     out: Path = typer.Argument(
-        metavar="OUT", help="The .jsonl to write, with its pictures in a folder beside it; with --probes, a folder."
+        metavar="OUT", help="The .jsonl to write, next to a folder of its pictures; with --probes, a folder."
     ),
     emoji: Path = typer.Option(
         ...,
@@ -38,7 +38,7 @@ def scenes(
 
     vocabulary = nouns or shipped_file(NOUNS)
     if probes and facts:
-        raise ConfigError("--probes and --facts: each is written instead of rows; give one of them.")
+        raise ConfigError("--probes and --facts: both are written instead of rows; give one of them.")
     if probes:
         written = write_scene_probes(
             out, emoji, vocabulary, count=count, seed=seed, objects=objects, processes=processes
@@ -47,7 +47,7 @@ def scenes(
         following = command("compare", "RUN", probes=out / "objects.yaml")
         return print_result({"out": out, "probes": written}, lines, following, as_json)
     if objects != "known":
-        raise ConfigError("--objects unseen: these nouns are reserved for probes and never trained; add --probes.")
+        raise ConfigError("--objects unseen: these nouns are for probes only; add --probes.")
     if facts:
         write_scene_facts(out, emoji, vocabulary, count=count, seed=seed)
         following = command("data", "image-qa", out, out.with_suffix(".jsonl"))
