@@ -1,35 +1,39 @@
-"""Gives the people of a dataset other names: in values, never in keys, and every other byte stays as it was."""
+"""Replace names of people in the values of a dataset; all other bytes stay the same."""
 
+import codecs
 import dataclasses
 import json
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from data_gen.checks import check_name
 from data_gen.container import RowCount, is_array, parse, parse_array, refuse_overwriting, write_hashed
-from data_gen.names import as_written, check_name, fold, spaced
 from tuning.data.card import DatasetCard, file_sha256, read_card, write_card
 from tuning.data.containers import open_dataset
 from tuning.errors import ConfigError, DataError
+from tuning.evaluation.probes import IN_CJK, LETTER
 
-# A JSON string, and the colon that makes it a key. Only valid JSON is searched, so quotes pair up from the left.
+# A JSON string, and the colon after it if it is a key. Only valid JSON is searched, so the quotes are in pairs.
 STRING = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?')
+GAP = "[\\s\u200b-\u200d\ufeff]*"
 
 
 @dataclass(frozen=True, slots=True)
 class Renaming:
-    """All names at once, so that two can be swapped; the longest name that fits wins.
+    """Patterns of all names; all names change at once, so two names can be swapped. The longest match wins.
 
     Args:
-        names: old to new.
-        old: finds the old names as they are spelled.
-        known: finds old and new names as they are spelled.
-        variants: finds an old name in folded text, whatever its case, width and gaps.
-        grown: finds a new name that contains an old one, and so would be renamed again by a second run.
+        names: new name by old name.
+        old: matches the old names.
+        known: matches the old and the new names.
+        variants: in folded text, matches an old name with other case, other width, or gaps between its characters.
+        grown: matches a new name that contains an old one; a second run would rename it again.
     """
 
     names: Mapping[str, str]
@@ -39,13 +43,13 @@ class Renaming:
     grown: re.Pattern[str] | None
 
     def apply(self, text: str) -> str:
-        """The text under the new names."""
+        """The text with the new names."""
         return self.old.sub(lambda found: self.names[found[0]], text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Spelling:
-    """A spelling of an old name that was left alone: how often it stands in the file, and in which line first."""
+    """A spelling of an old name that was not replaced: its number of occurrences, and the line of the first."""
 
     count: int
     line: int
@@ -53,11 +57,12 @@ class Spelling:
 
 @dataclass(slots=True)
 class Tally:
-    """What one pass over a file found.
+    """Counts of one pass over a file.
 
     Args:
-        renamed: hits by old name.
-        left: near misses by spelling.
+        renamed: number of replacements by old name.
+        changed: number of changed rows.
+        left: other spellings of old names, which were not replaced.
     """
 
     renamed: Counter[str]
@@ -67,10 +72,10 @@ class Tally:
 
 
 def plan_renaming(pairs: Sequence[tuple[str, str]]) -> Renaming:
-    """Check the pairs of old and new name and build the patterns.
+    """Check the pairs of old and new name, and compile the patterns.
 
     Raises:
-        ConfigError: there are none, a name is empty, stays as it is, or is renamed twice.
+        ConfigError: there is no pair, a name is empty, old and new name are equal, or an old name is given twice.
     """
     if not pairs:
         raise ConfigError("--from: is missing; give --from OLD --to NEW, once for each name.")
@@ -79,117 +84,125 @@ def plan_renaming(pairs: Sequence[tuple[str, str]]) -> Renaming:
         check_name("--from", old)
         check_name("--to", new)
         if old == new:
-            raise ConfigError(f"--from {old} --to {new}: old and new name are the same; leave the pair out.")
+            raise ConfigError(f"--from {old} --to {new}: old and new name are the same; remove the pair.")
         if old in names:
-            raise ConfigError(f"--from {old}: is given twice; one name can get only one other.")
+            raise ConfigError(f"--from {old}: is given twice; give one new name for each old name.")
         names[old] = new
-    known = re.compile(_any_of(names, as_written))
-    # A new name that is exactly another old one is a swap or a chain, and may stand in the file already.
+    known = re.compile(_any_of(names, _exact_pattern))
+    # A new name that equals another old name is a swap or a chain, and may already be in the file.
     grown = [new for new in names.values() if known.search(new) and new not in names]
     return Renaming(
         names=names,
         old=known,
-        known=re.compile(_any_of({*names, *names.values()}, as_written)),
-        variants=re.compile(_any_of(names, spaced)),
-        grown=re.compile(_any_of(grown, as_written)) if grown else None,
+        known=re.compile(_any_of({*names, *names.values()}, _exact_pattern)),
+        variants=re.compile(_any_of(names, _spaced_pattern)),
+        grown=re.compile(_any_of(grown, _exact_pattern)) if grown else None,
     )
 
 
 def rename_dataset(source: Path, out: Path, pairs: Sequence[tuple[str, str]]) -> tuple[DatasetCard, Tally]:
-    """Write `source` under other names, with a card beside it; lines stream, a JSON array is held in memory.
+    """Write `source` with other names, and the card of `out`; JSON lines are streamed, a JSON array is in memory.
 
     Raises:
         ConfigError: the names are wrong, or `out` is the source.
-        DataError: the source is not JSON, is empty, or was renamed so before.
+        DataError: the source is not JSON, is empty, or already has the new names.
         DeviceError: `out` cannot be written.
     """
     renaming = plan_renaming(pairs)
     refuse_overwriting(source, out)
+    options = [word for old, new in renaming.names.items() for word in ("--from", old, "--to", new)]
     tally = Tally(renamed=Counter(dict.fromkeys(renaming.names, 0)))
     with open_dataset(source) as stream:
         card = read_card(source)
-        _refuse_second_swap(source, card, renaming)
+        # A swap or a chain leaves names that a second run would rename again; only the card shows the first run.
+        chained = any(new in renaming.names for new in renaming.names.values())
+        if chained and card and card.made_by.endswith(f" {shlex.join(options)}"):
+            raise DataError(
+                f"{source}: its card says that these names were already swapped; use the file from before the swap."
+            )
         rewrite = _rename_array if is_array(stream) else _rename_lines
-        byte_order_mark = stream.tell()
-        stream.seek(0)
-        mark = stream.read(byte_order_mark)
-        written = write_hashed(out, rewrite(stream, mark, source, renaming, tally))
+        sha256 = write_hashed(out, rewrite(stream, source, renaming, tally))
     renamed = dataclasses.replace(
         _renamed_card(card, renaming, tally),
-        made_by=shlex.join(["twinlens", "data", "rename", str(source), str(out), *_options(renaming.names)]),
+        made_by=shlex.join(["twinlens", "data", "rename", str(source), str(out), *options]),
         rows=tally.rows.rows,
         distinct=tally.rows.distinct,
-        sha256=written,
+        sha256=sha256,
         sources=((source.name, file_sha256(source)),),
     )
     write_card(out, renamed)
     return renamed, tally
 
 
-def _rename_lines(stream: IO[bytes], mark: bytes, source: Path, renaming: Renaming, tally: Tally) -> Iterator[bytes]:
-    yield mark
+def _rename_lines(stream: IO[bytes], source: Path, renaming: Renaming, tally: Tally) -> Iterator[bytes]:
+    yield _byte_order_mark(stream)
     for number, line in enumerate(stream, start=1):
+        renamed = line
         if line.strip():
             parse(line, source, number)
-            renamed = _rename_json(line.decode("utf-8"), source, number, renaming, tally).encode("utf-8")
+            renamed = _rename_json(line, source, number, renaming, tally)
             tally.rows.add(renamed.strip())
             tally.changed += renamed != line
-            yield renamed
-        else:
-            yield line
+        yield renamed
     if not tally.rows.rows:
-        raise DataError(f"{source}: holds no rows; give a dataset with at least one.")
+        raise DataError(f"{source}: has no rows; give a dataset with at least one row.")
 
 
-def _rename_array(stream: IO[bytes], mark: bytes, source: Path, renaming: Renaming, tally: Tally) -> Iterator[bytes]:
+def _rename_array(stream: IO[bytes], source: Path, renaming: Renaming, tally: Tally) -> Iterator[bytes]:
+    yield _byte_order_mark(stream)
     text = stream.read()
     before = parse_array(text, source)
-    renamed = _rename_json(text.decode("utf-8"), source, 1, renaming, tally).encode("utf-8")
+    renamed = _rename_json(text, source, 1, renaming, tally)
     for old, new in zip(before, json.loads(renamed), strict=True):
         tally.rows.add(json.dumps(new).encode("ascii"))
         tally.changed += old != new
-    yield mark + renamed
+    yield renamed
 
 
-def _rename_json(text: str, source: Path, line: int, renaming: Renaming, tally: Tally) -> str:
-    """Rename in the string values of valid JSON that begins at `line`; what has no hit stays byte for byte."""
+def _byte_order_mark(stream: IO[bytes]) -> bytes:
+    """The byte order mark that `open_dataset` skipped, if the file has one."""
+    return codecs.BOM_UTF8 if stream.tell() else b""
 
-    def string(found: re.Match[str]) -> str:
+
+def _rename_json(encoded: bytes, source: Path, line: int, renaming: Renaming, tally: Tally) -> bytes:
+    """Rename in the string values of valid JSON that starts at `line`; all other bytes stay the same."""
+    text = encoded.decode("utf-8")
+
+    def rename_string(found: re.Match[str]) -> str:
         literal, colon = found[1], found[2]
         if colon:
             return found[0]
         value: str = json.loads(literal)
+        position = line + text.count("\n", 0, found.start())
         if renaming.grown and (grown := renaming.grown.search(value)):
             raise DataError(
-                f"{source}, line {line + text.count(chr(10), 0, found.start())}: already says {grown[0]}, which "
-                "contains an old name and would be renamed again; start from the file as it was before."
+                f"{source}, line {position}: already contains {grown[0]}, which contains an old name and would be "
+                "renamed again; use the file from before the first renaming."
             )
         for spelling in _variants(value, renaming):
-            first = Spelling(0, line + text.count("\n", 0, found.start()))
-            seen = tally.left.get(spelling, first)
-            tally.left[spelling] = Spelling(seen.count + 1, seen.line)
+            tally.left.setdefault(spelling, Spelling(0, position)).count += 1
         hits = renaming.old.findall(value)
         if not hits:
             return literal
         tally.renamed.update(hits)
-        return json.dumps(renaming.apply(value), ensure_ascii="\\u" in literal)  # escaped as its writer escaped
+        return json.dumps(renaming.apply(value), ensure_ascii="\\u" in literal)  # keeps the escape style of the file
 
-    return STRING.sub(string, text)
+    return STRING.sub(rename_string, text).encode("utf-8")
 
 
 def _variants(value: str, renaming: Renaming) -> list[str]:
-    """Old names in another spelling, as they stand in the value: other case or width, or gaps between characters."""
+    """Other spellings of old names in the value: other case or width, or gaps between characters."""
     rest = renaming.known.sub("\0", value)
-    folded = renaming.variants.findall(fold(rest))
+    folded = renaming.variants.findall(_fold(rest))
     if not folded:
         return []
-    letters = [fold(letter) for letter in rest]
+    letters = [_fold(letter) for letter in rest]
     origin = [position for position, letter in enumerate(letters) for _ in letter]
     found = [
         rest[origin[match.start()] : origin[match.end() - 1] + 1]
         for match in renaming.variants.finditer("".join(letters))
     ]
-    return found or folded  # folding letter by letter misses the few that only compose together
+    return found or folded  # folding single letters misses the few that only compose together
 
 
 def _renamed_card(card: DatasetCard | None, renaming: Renaming, tally: Tally) -> DatasetCard:
@@ -205,18 +218,33 @@ def _renamed_card(card: DatasetCard | None, renaming: Renaming, tally: Tally) ->
     )
 
 
-def _refuse_second_swap(source: Path, card: DatasetCard | None, renaming: Renaming) -> None:
-    """A swap or chain leaves names that it would rename again; only the card tells that it was made already."""
-    chained = any(new in renaming.names for new in renaming.names.values())
-    if chained and card and card.made_by.endswith(" " + shlex.join(_options(renaming.names))):
-        raise DataError(
-            f"{source}: its card says that these names were swapped already; start from the file before that."
-        )
+def _any_of(names: Iterable[str], pattern: Callable[[str], str]) -> str:
+    """A pattern that matches any of the names, the longest first."""
+    return "|".join(pattern(name) for name in sorted(names, key=len, reverse=True))
 
 
-def _options(names: Mapping[str, str]) -> list[str]:
-    return [word for old, new in names.items() for word in ("--from", old, "--to", new)]
+def _exact_pattern(name: str) -> str:
+    """A pattern of the name exactly as it is spelled."""
+    return _whole_words(name, re.escape(name))
 
 
-def _any_of(names: Iterable[str], form: Callable[[str], str]) -> str:
-    return "|".join(form(name) for name in sorted(names, key=len, reverse=True))
+def _spaced_pattern(name: str) -> str:
+    """A pattern for folded text, which also matches the name with gaps between its characters."""
+    name = "".join(_fold(name).split())
+    return _whole_words(name, GAP.join(re.escape(character) for character in name))
+
+
+def _whole_words(name: str, pattern: str) -> str:
+    """The pattern with word boundaries; Chinese has no word boundaries, so there the pattern stays the same."""
+    if IN_CJK.search(name):
+        return pattern
+    if re.match(LETTER, name[0]):
+        pattern = f"(?<!{LETTER}){pattern}"
+    if re.match(LETTER, name[-1]):
+        pattern += f"(?!{LETTER}|[\u0300-\u036f])"  # a combining accent makes the last letter another letter
+    return pattern
+
+
+def _fold(text: str) -> str:
+    """Text without differences of case and of full or half width."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())

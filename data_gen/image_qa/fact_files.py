@@ -1,4 +1,4 @@
-"""Facts files in YAML, JSON or CSV, read as one shape with the line of every value."""
+"""Read facts files in YAML, JSON or CSV, with the line of every value."""
 
 import csv
 import json
@@ -12,19 +12,19 @@ from tuning.errors import DataError
 from tuning.yaml_files import YamlFile, parse_yaml, read_text
 
 COLUMNS = ("image", "caption", "name", "color", "count", "place", "text", "ask", "answer", "source", "absent")
-"""Columns of a CSV file. A row adds to its picture an object, a text, a question with its answer or an absent object;
-a row without an image belongs to the picture of the row above."""
+"""Columns of a CSV file. A row adds an object, a text, a question with its answer or an absent object to its picture.
+A row without an image belongs to the picture of the row above."""
 
 
 def read_fact_file(path: Path) -> YamlFile:
-    """A file with the key `pictures` and a list of entries; the suffix says whether it is YAML, JSON or CSV.
+    """A file with the key `pictures` and a list of entries; the suffix selects YAML, JSON or CSV.
 
     Raises:
-        DataError: the file cannot be read, or has not the format of its suffix; names the line.
+        DataError: the file cannot be read or is not in the format of its suffix; the message has the line.
     """
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".json", ".yaml", ".yml"):
-        raise DataError(f"{path}: the suffix names no format; write facts as .yaml, .json or .csv.")
+        raise DataError(f"{path}: unknown suffix; write facts as .yaml, .json or .csv.")
     text = read_text(path, "facts file")
     if suffix == ".csv" and text.strip():
         file = YamlFile(str(path), _csv(path, text))
@@ -45,7 +45,7 @@ def read_fact_file(path: Path) -> YamlFile:
 
 
 def _check_json(path: Path, text: str) -> None:
-    """Refuse text that only YAML reads; JSON is YAML too."""
+    """Check that the text is JSON; the YAML parser, which reads it afterwards, accepts more."""
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
@@ -55,7 +55,7 @@ def _check_json(path: Path, text: str) -> None:
 
 
 def _csv(path: Path, text: str) -> Any:
-    """Rows grouped by picture, in the shape of YAML files; repeated values are kept once."""
+    """Rows grouped by picture, in the structure of a YAML facts file; a repeated value is kept once."""
     header = text.lstrip().partition("\n")[0]
     rows = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=header.count), strict=True)
     pictures: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def _mapping(values: dict[str, str], line: int) -> Any:
 
 
 def _append(mapping: Any, key: str, value: Any, line: int) -> None:
-    """Add a value to the list under `key`, unless the list has it."""
+    """Add a value to the list under `key`, if the list does not have it yet."""
     if key not in mapping:
         mapping[key] = CommentedSeq()
         mapping.lc.add_kv_line_col(key, [line - 1, 0])

@@ -1,4 +1,4 @@
-"""Facts about pictures: the models of a facts file, reading and checks."""
+"""Read and check facts about pictures."""
 
 import re
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from data_gen.checks import CONTROL
 from data_gen.image_qa.fact_files import read_fact_file
-from data_gen.names import CONTROL, fold
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN
 from tuning.data.pictures import open_picture, picture_path
 from tuning.errors import DataError
-from tuning.evaluation.probes import PLACEHOLDER, mentions_any
+from tuning.evaluation.probes import PLACEHOLDER, mentions_any, normalize
 from tuning.yaml_files import YamlFile
 
 MAX_COUNT = 1000  # objects of one kind in a picture
@@ -20,7 +20,7 @@ FORBID = ConfigDict(extra="forbid")
 
 
 def _one_line(text: str) -> str:
-    """Text on one line that a dialogue and a probe file can hold."""
+    """The text on one line, if it is valid in a dialogue and in a probe file."""
     # JSON escapes an emoji as a surrogate pair, which YAML does not join.
     text = " ".join(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").split())
     if not text:
@@ -38,7 +38,7 @@ def _count(text: Any) -> int:
     if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) <= 9 and 0 < int(text) <= MAX_COUNT:
         return int(text)
     raise ValueError(
-        f"must be a whole number from 1 to {MAX_COUNT}; name what is not there under `absent`, leave a larger count out"
+        f"must be a whole number from 1 to {MAX_COUNT}; write an absent object under `absent`; omit a larger count"
     )
 
 
@@ -64,8 +64,8 @@ class Fact:
 
     Args:
         source: who or what states it.
-        expect: terms of a right answer, any of them; empty where they are taken from `answer`.
-        also: other wordings of the question.
+        expect: terms; a correct answer contains one of them. If empty, the terms are taken from `answer`.
+        also: the same question in other words.
     """
 
     ask: Text
@@ -84,7 +84,7 @@ class FactEntry:
     Args:
         image: path of the picture, relative to the facts file.
         text: texts written in the picture.
-        absent: objects that are not in the picture, and may be asked about.
+        absent: objects that are not in the picture; questions ask about them.
     """
 
     image: Text
@@ -103,7 +103,7 @@ class Picture(FactEntry):
 
     Args:
         path: the file of the picture.
-        where: `workshop.yaml, line 2`, for messages.
+        where: position for error messages, such as `workshop.yaml, line 2`.
     """
 
     path: Path
@@ -114,7 +114,7 @@ def read_facts(path: Path) -> tuple[Picture, ...]:
     """Read a facts file and open its pictures.
 
     Raises:
-        DataError: all faults, one line each, with file, line, key and fix.
+        DataError: all faults, one per line, with file, line, key and fix.
     """
     file = read_fact_file(path)
     pictures: list[Picture] = []
@@ -149,7 +149,7 @@ def _open_picture(file: YamlFile, loc: tuple[int | str, ...], folder: Path, valu
 
 
 def _check_entry(file: YamlFile, loc: tuple[int | str, ...], entry: FactEntry) -> None:
-    """Faults between the values of one entry: repeated names and questions, contradictions."""
+    """Check the values of one entry against each other: repeated names and questions, contradictions."""
     if not (entry.caption or entry.objects or entry.facts):
         file.add_fault(loc, entry.image, "has no facts; add a caption, an object or a fact.")
     names: dict[str, int | None] = {}
@@ -159,18 +159,18 @@ def _check_entry(file: YamlFile, loc: tuple[int | str, ...], entry: FactEntry) -
             file.add_fault(
                 at,
                 "objects.name",
-                f"{name} is at line {names[_key(name)]} too, and a question could mean either; give one of them a "
-                f"count, or both names that tell them apart, such as `left {name}`.",
+                f"{name} is at line {names[_key(name)]} too, so a question about it is ambiguous; write one entry "
+                f"with a count, or two different names such as `left {name}`.",
             )
         names.setdefault(_key(name), file.line(at))
     asked: dict[str, int | None] = {}
     for number, fact in enumerate(entry.facts):
         at = (*loc, "facts", number)
         for question in (fact.ask, *fact.also):
-            if fold(question) in asked:
-                repeated = f"{question!r} is asked at line {asked[fold(question)]} too; ask it once."
+            if normalize(question) in asked:
+                repeated = f"{question!r} is asked at line {asked[normalize(question)]} too; ask it once."
                 file.add_fault(at, "facts.ask", repeated)
-            asked[fold(question)] = file.line(at)
+            asked[normalize(question)] = file.line(at)
         if fact.expect and not mentions_any(fact.answer, fact.expect):
             terms = ", ".join(fact.expect)
             file.add_fault(at, "facts.expect", f"the answer contains none of {terms}; take a term from the answer.")
@@ -184,5 +184,5 @@ def _check_entry(file: YamlFile, loc: tuple[int | str, ...], entry: FactEntry) -
 
 
 def _key(name: str) -> str:
-    """One key for names that a question cannot tell apart: `a cup`, `the cup`, `cups`."""
-    return re.sub(r"^(an?|the) (?=.)|(?<=[a-z]{2})s$", "", fold(name))
+    """A key that is equal for names that a question cannot distinguish: `a cup`, `the cup`, `cups`."""
+    return re.sub(r"^(an?|the) (?=.)|(?<=[a-z]{2})s$", "", normalize(name))

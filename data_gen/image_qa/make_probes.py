@@ -1,43 +1,39 @@
-"""Picture probes: held-out wordings of the dialogue questions, about the trained, other and blank pictures."""
+"""Make picture probes: held-out questions about trained, other and blank pictures."""
 
 import json
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
+from data_gen.image_qa.dialogues import Dialogue
 from data_gen.image_qa.facts import Picture
 from data_gen.image_qa.topics import Topic, topics_of, true_words
-from data_gen.names import fold
 from tuning.atomic import write_atomically
 from tuning.data.card import file_sha256
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation
-from tuning.evaluation.probes import Group, Probe, mentions
+from tuning.evaluation.probes import Probe, mentions, normalize
 
 MAX_PICTURE = 30  # probes of each group
 MAX_OTHER = 48
 MAX_BLANK = 12
 TRANSFERABLE = frozenset({"describe", "what", "color", "where", "count", "text", "fact", "about", "present", "absent"})
-"""Kinds of questions that fit other pictures too."""
+"""Kinds of questions that can also be asked about other pictures."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedPicture:
-    """A picture of the dataset and the topics of its dialogues.
-
-    Args:
-        image: path of the picture from the folder of the dataset.
-    """
+    """A picture of the dataset and its dialogues in one language."""
 
     picture: Picture
     language: str
-    image: str
-    topics: tuple[Topic, ...]
+    dialogues: Sequence[Dialogue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +47,35 @@ class _Question:
 
 def make_probes(
     trained: Sequence[TrainedPicture],
+    paths: Mapping[str, Path],
     conversations: Sequence[Conversation],
     others: Sequence[Picture],
     blank: Path,
-    folder: Path,
     seed: int,
 ) -> list[Probe]:
     """Probes of the groups picture, other-picture and blank; no conversation has one of these questions.
 
     Args:
-        others: pictures for the group other-picture; trained ones (same bytes) are skipped.
-        folder: base of the paths in `trained`.
+        paths: file of each trained picture, by its `image`.
+        others: pictures for the group other-picture; trained pictures (same bytes) are skipped.
+        blank: file of the blank picture.
     """
-    questions = _held_out(trained, conversations, seed)
-    first = [asked for asked, again in questions if not again]
+    first, second = _held_out(trained, conversations, seed)
+    transferable = [asked for asked in first if asked.topic.kind in TRANSFERABLE]
     seen = {file_sha256(each.picture.path) for each in trained}
     others = [other for other in others if file_sha256(other.path) not in seen]
     probes = [
-        Probe(asked.ask, "picture", asked.topic.expect, asked.topic.reject, folder / asked.trained.image)
-        for asked, _ in questions
+        Probe(asked.ask, "picture", asked.topic.expect, asked.topic.reject, paths[asked.trained.picture.image])
+        for asked in (*first, *second)
     ]
     return [
         *_distinct(probes, MAX_PICTURE),
-        *_distinct(_on_others([asked for asked in first if asked.topic.kind in TRANSFERABLE], others), MAX_OTHER),
+        *_distinct(_on_others(transferable, others), MAX_OTHER),
         *_distinct(
             (
                 Probe(asked.ask, "blank", reject=asked.topic.expect, image=blank)
-                for asked in first
-                if asked.topic.kind in TRANSFERABLE - {"absent"} and not asked.topic.reject
+                for asked in transferable
+                if asked.topic.kind != "absent" and not asked.topic.reject
             ),
             MAX_BLANK,
         ),
@@ -86,7 +83,7 @@ def make_probes(
 
 
 def write_probes(path: Path, probes: Iterable[Probe]) -> None:
-    """Write a probe file, one probe a line, picture paths relative to the file."""
+    """Write a probe file: one probe per line, picture paths relative to the file."""
     head = (
         "# Questions on pictures that no dialogue of the dataset asks in these words; `twinlens compare` asks them.\n"
     )
@@ -104,10 +101,10 @@ def write_probes(path: Path, probes: Iterable[Probe]) -> None:
 
 def _held_out(
     trained: Sequence[TrainedPicture], conversations: Sequence[Conversation], seed: int
-) -> list[tuple[_Question, bool]]:
-    """Held-out questions with whether each is the second of its topic; kinds and pictures alternate."""
+) -> tuple[list[_Question], list[_Question]]:
+    """Held-out questions: the first question of each topic, then the second ones; kinds and pictures alternate."""
     asked = {
-        fold(turn.content.replace(DEFAULT_IMAGE_TOKEN, "").strip())
+        normalize(turn.content.replace(DEFAULT_IMAGE_TOKEN, "").strip())
         for each in conversations
         for turn in each.turns
         if turn.role == "user"
@@ -116,52 +113,48 @@ def _held_out(
     for number, each in enumerate(trained):
         rng = random.Random(f"{seed} {each.language} {each.picture.image} probes")
         by_kind: tuple[dict[str, list[_Question]], dict[str, list[_Question]]] = ({}, {})
-        for topic in each.topics:
-            ways = [ask for ask in topic.held_out if fold(ask) not in asked]
+        for topic in dict.fromkeys(topic for dialogue in each.dialogues for topic in dialogue.topics):
+            ways = [ask for ask in topic.held_out if normalize(ask) not in asked]
             if topic.expect:
-                if topic.kind != "fact":  # of a fact, the first is the user's own other question
+                if topic.kind != "fact":  # the first question of a fact is from the facts file and stays first
                     ways = rng.sample(ways, len(ways))
                 for found, ask in zip(by_kind, ways, strict=False):
                     found.setdefault(topic.kind, []).append(_Question(ask, topic, each))
         for found, kinds in zip(rounds, by_kind, strict=True):
             values = list(kinds.values())
-            start = number % max(len(values), 1)  # many pictures do not all begin with the same kind of question
+            start = number % max(len(values), 1)  # different pictures start with different kinds of questions
             found.append(list(_interleave(values[start:] + values[:start])))
     first, second = (list(_interleave(found)) for found in rounds)
-    return [(asked, False) for asked in first] + [(asked, True) for asked in second]
+    return first, second
 
 
 def _on_others(questions: Sequence[_Question], others: Sequence[Picture]) -> Iterator[Probe]:
-    """Probes of every question on every other picture where the trained answer would be wrong; pictures alternate."""
-    languages = {asked.trained.language for asked in questions}
-    known = {
-        (other.image, language): {(topic.kind, topic.subject): topic for topic in topics_of(other, language)}
-        for other in others
-        for language in languages
-    }
-    true = {(other.image, language): true_words(other, language) for other in others for language in languages}
+    """Probes of every question on every other picture for which the trained answer is wrong; pictures alternate."""
     for turn in range(len(others)):
         for index, asked in enumerate(questions):
-            other = others[(index + turn) % len(others)]
-            key = (other.image, asked.trained.language)
-            probe = _on_other(asked, other, known[key], true[key])
-            if probe is not None:
+            if probe := _on_other(asked, others[(index + turn) % len(others)]):
                 yield probe
 
 
-def _on_other(asked: _Question, other: Picture, known: dict[tuple[str, str], Topic], true: str) -> Probe | None:
-    topic = asked.topic
-    own = known.get((topic.kind, topic.subject))
+def _on_other(asked: _Question, other: Picture) -> Probe | None:
+    topic, language = asked.topic, asked.trained.language
+    topics = _topics_by_key(other, language)
+    own = topics.get((topic.kind, topic.subject))
     if topic.kind in ("present", "absent"):
-        own = known.get(("present", topic.subject)) or known.get(("absent", topic.subject))
+        own = topics.get(("present", topic.subject)) or topics.get(("absent", topic.subject))
         if own is None or own.kind == topic.kind:  # presence is unknown, or the same answer is right
             return None
     expect, reject = (own.expect, own.reject) if own is not None else ((), ())
+    true = true_words(other, language)
     parrot = tuple(value for value in topic.expect if value not in expect and not mentions(true, value))
     if not expect and not parrot:
         return None
-    group: Group = "other-picture"
-    return Probe(asked.ask, group, expect, reject if expect else parrot, other.path, parrot)
+    return Probe(asked.ask, "other-picture", expect, reject if expect else parrot, other.path, parrot)
+
+
+@cache
+def _topics_by_key(picture: Picture, language: str) -> dict[tuple[str, str], Topic]:
+    return {(topic.kind, topic.subject): topic for topic in topics_of(picture, language)}
 
 
 def _distinct(probes: Iterable[Probe], most: int) -> list[Probe]:

@@ -1,4 +1,4 @@
-"""Picture datasets on disk: dialogue rows, probes, rehearsal rows about other pictures, and the card."""
+"""Write picture datasets: dialogue rows, probes, rehearsal rows and the card."""
 
 import os
 import random
@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from PIL import ExifTags, Image
 
+from data_gen.checks import check_choice, check_positive, check_suffix
 from data_gen.container import refuse_overwriting
 from data_gen.image_qa.contrast import contrast_rows
 from data_gen.image_qa.dialogues import Dialogue, make_dialogues
@@ -16,7 +17,6 @@ from data_gen.image_qa.facts import Picture, read_facts
 from data_gen.image_qa.make_probes import TrainedPicture, make_probes, write_probes
 from data_gen.image_qa.teacher.generate import TeacherResult
 from data_gen.image_qa.topics import topics_of
-from data_gen.names import fold
 from tuning.atomic import atomic_writer
 from tuning.data.card import DatasetCard, file_sha256, write_card
 from tuning.data.containers import CONTAINER_BY_SUFFIX
@@ -24,16 +24,16 @@ from tuning.data.conversation import Conversation, image_dialogue
 from tuning.data.formats import write_rows
 from tuning.data.pictures import open_picture
 from tuning.data.row_readers import RowFormat
-from tuning.errors import ConfigError
-from tuning.paths import CONFIGS
+from tuning.evaluation.probes import normalize
+from tuning.paths import shipped_file
 
 LANGUAGES = ("en", "zh")
 ROW_FORMATS: dict[str, RowFormat] = {"llava": "llava", "messages": "messages"}
-PROBE_PICTURES = CONFIGS / "pictures" / "probes.yaml"  # never trained on
-REHEARSAL_PICTURES = CONFIGS / "pictures" / "others.yaml"
+PROBE_PICTURES = "pictures/probes.yaml"  # never trained on
+REHEARSAL_PICTURES = "pictures/others.yaml"
 REHEARSAL_ROWS = "pictures/others.jsonl"
 UNRELATED = "probes/unrelated.en.yaml"  # measures what fine-tuning on a picture costs elsewhere
-BLANK = CONFIGS / "pictures" / "blank.jpg"
+BLANK = "pictures/blank.jpg"
 
 
 def write_image_qa(
@@ -57,32 +57,36 @@ def write_image_qa(
     Args:
         facts: the facts file.
         out: `.json` is one array of LLaVA rows, `.jsonl` is messages rows.
-        dialogues: number for each picture and language.
-        rounds: questions in each dialogue.
-        repeat: copies of each dialogue.
+        dialogues: number of dialogues for each picture and language.
+        rounds: number of questions in each dialogue.
+        repeat: number of copies of each dialogue.
         language: of questions and answers: en, zh or both.
-        row_format: `llava` or `messages`; the default goes by the suffix of `out`.
-        others: facts file on pictures that are not trained on, for the probes; default: the shipped ones.
-        ask_teacher: returns more dialogues about the pictures, in these languages.
+        row_format: `llava` or `messages`; the default depends on the suffix of `out`.
+        others: facts file of pictures that are not trained on, for the probes; by default the shipped file.
+        ask_teacher: returns additional dialogues about the pictures in these languages.
 
     Raises:
         ConfigError: an option or the suffix of `out` is wrong.
-        DataError: facts or a picture are wrong, or do not fill the dialogues; all errors of the facts file at once.
+        DataError: the facts or a picture are wrong, or the facts are too few for the dialogues; all errors of the facts
+            file are reported at once.
         DeviceError: the folder of `out` cannot be written.
     """
-    _check_arguments(facts, out, {"dialogues": dialogues, "rounds": rounds, "repeat": repeat}, language, row_format)
+    counts = {"dialogues": dialogues, "rounds": rounds, "repeat": repeat}
+    _check_arguments(facts, out, counts, language, row_format)
     pictures = read_facts(facts)
-    probe_pictures = read_facts(others or PROBE_PICTURES) if others or PROBE_PICTURES.exists() else ()
+    probe_pictures = read_facts(others or shipped_file(PROBE_PICTURES))
     languages = LANGUAGES if language == "both" else (language,)
-    made = [
-        (picture, code, _dialogues_about(picture, pictures, code, dialogues, rounds, seed))
+    trained = [
+        TrainedPicture(picture, code, _dialogues_about(picture, pictures, code, dialogues, rounds, seed))
         for code in languages
         for picture in pictures
     ]
     result = ask_teacher(pictures, languages) if ask_teacher else None
     from_teacher = result.conversations if result else []
     images = _provide_pictures(pictures, facts.parent, out)
-    conversations = [image_dialogue(each.pairs, images[picture.image]) for picture, _, group in made for each in group]
+    conversations = [
+        image_dialogue(dialogue.pairs, images[each.picture.image]) for each in trained for dialogue in each.dialogues
+    ]
     conversations += [
         Conversation(row.turns, tuple(images[str(image)] for image in row.images)) for row in from_teacher
     ]
@@ -93,25 +97,19 @@ def write_image_qa(
         ROW_FORMATS[row_format or ("llava" if out.suffix == ".json" else "messages")],
         CONTAINER_BY_SUFFIX[out.suffix],
     )
-    trained = [
-        TrainedPicture(picture, code, images[picture.image], tuple({t: None for each in group for t in each.topics}))
-        for picture, code, group in made
-    ]
-    probes = make_probes(trained, conversations, probe_pictures, _blank_picture(out), out.parent, seed)
+    paths = {name: out.parent / image for name, image in images.items()}
+    probes = make_probes(trained, paths, conversations, probe_pictures, shipped_file(BLANK), seed)
     write_probes(probes_path(out), probes)
-    _write_contrast(out, made, seed)
-    options = {"dialogues": dialogues, "rounds": rounds, "repeat": repeat, "seed": seed, "language": language}
+    _write_contrast(out, trained, seed)
+    options = counts | {"seed": seed, "language": language, "format": row_format, "others": others}
     card = DatasetCard(
-        made_by=_command(facts, out, options | {"format": row_format, "others": others}, result),
+        made_by=_command(facts, out, options, result),
         rows=rows,
         distinct=len(set(conversations)),
         sha256=file_sha256(out),
         seed=seed,
         languages=languages,
-        sources=(
-            (facts.name, file_sha256(facts)),
-            *((picture.image, file_sha256(picture.path)) for picture in pictures),
-        ),
+        sources=((facts.name, file_sha256(facts)), *((each.image, file_sha256(each.path)) for each in pictures)),
         teacher=result.teacher.model if result else None,
         taught=len(set(from_teacher)),
     )
@@ -120,15 +118,11 @@ def write_image_qa(
 
 
 def _check_arguments(facts: Path, out: Path, counts: dict[str, int], language: str, row_format: str | None) -> None:
-    if out.suffix not in (".json", ".jsonl"):
-        raise ConfigError(f"{out}: end OUT in .json (one array of LLaVA rows) or .jsonl (one messages row a line).")
+    check_suffix(out, ".json", ".jsonl")
     for name, value in counts.items():
-        if value < 1:
-            raise ConfigError(f"{name} {value}: give 1 or more.")
-    if language not in (*LANGUAGES, "both"):
-        raise ConfigError(f"language {language!r}: choose one of {', '.join((*LANGUAGES, 'both'))}.")
-    if row_format is not None and row_format not in ROW_FORMATS:
-        raise ConfigError(f"format {row_format!r}: choose one of {', '.join(ROW_FORMATS)}.")
+        check_positive(name, value)
+    check_choice("language", language, (*LANGUAGES, "both"))
+    check_choice("format", row_format, (*ROW_FORMATS, None))
     for written in (out, probes_path(out), contrast_path(out)):
         refuse_overwriting(facts, written)
 
@@ -137,8 +131,8 @@ def _command(facts: Path, out: Path, options: dict[str, Any], result: TeacherRes
     """The command that writes the dataset again."""
     if result:
         teacher = result.teacher
-        options |= {"teacher": teacher.url, "model": teacher.model}
-        options |= {"api-key-env": teacher.api_key_env if teacher.key else None}
+        key_name = teacher.api_key_env if teacher.key else None
+        options |= {"teacher": teacher.url, "model": teacher.model, "api-key-env": key_name}
     words = [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
     return shlex.join(["twinlens", "data", "image-qa", str(facts), str(out), *words])
 
@@ -177,7 +171,7 @@ def _dialogues_about(
 
 
 def _provide_pictures(pictures: Sequence[Picture], folder: Path, out: Path) -> dict[str, str]:
-    """The path of each picture from the folder of `out`; pictures that are elsewhere or not upright are copied."""
+    """The path of each picture relative to the folder of `out`; a picture outside it or not upright is copied."""
     images: dict[str, str] = {}
     root = out.parent.resolve()
     for picture in pictures:
@@ -189,40 +183,29 @@ def _provide_pictures(pictures: Sequence[Picture], folder: Path, out: Path) -> d
             if rotated and path.suffix.lower() not in (".jpg", ".jpeg"):
                 path = path.with_suffix(".png")
             refuse_overwriting(picture.path, path)
-            upright = open_picture(picture.path, picture.where) if rotated else None
             with atomic_writer(path) as stream:
-                if upright is None:
-                    stream.write(picture.path.read_bytes())
-                elif path.suffix == ".png":
-                    upright.save(stream, "PNG")
+                if rotated:
+                    upright = open_picture(picture.path, picture.where)
+                    upright.save(stream, "PNG" if path.suffix == ".png" else "JPEG", quality=95)  # PNG ignores quality
                 else:
-                    upright.save(stream, "JPEG", quality=95)
+                    stream.write(picture.path.read_bytes())
         images[picture.image] = Path(os.path.relpath(path.resolve(), root)).as_posix()
     return images
 
 
-def _write_contrast(out: Path, made: Sequence[tuple[Picture, str, list[Dialogue]]], seed: int) -> None:
-    """Write the rehearsal rows; without any, delete the file of an earlier run."""
-    others = read_facts(REHEARSAL_PICTURES) if REHEARSAL_PICTURES.exists() else ()
-    known = {fold(fact.ask) for other in others for fact in other.facts}
-    things = [thing for picture, _, _ in made for thing in picture.objects]
+def _write_contrast(out: Path, trained: Sequence[TrainedPicture], seed: int) -> None:
+    """Write the rehearsal rows; if there are none, delete the file of an earlier run."""
+    facts = shipped_file(REHEARSAL_PICTURES)
+    others = read_facts(facts)
+    known = {normalize(fact.ask) for other in others for fact in other.facts}
+    things = [thing for each in trained for thing in each.picture.objects]
     rows: list[Conversation] = []
-    for language in dict.fromkeys(code for _, code, _ in made):
-        dialogues = [each for _, code, group in made if code == language for each in group]
+    for language in dict.fromkeys(each.language for each in trained):
+        dialogues = [dialogue for each in trained if each.language == language for dialogue in each.dialogues]
         rows += contrast_rows(dialogues, things, others, known, language, seed)
     if not rows:
         contrast_path(out).unlink(missing_ok=True)
         return
-    images = _provide_pictures(others, REHEARSAL_PICTURES.parent, out)
+    images = _provide_pictures(others, facts.parent, out)
     copied = (Conversation(row.turns, tuple(images[str(image)] for image in row.images)) for row in rows)
     write_rows(contrast_path(out), copied, "messages", CONTAINER_BY_SUFFIX[".jsonl"])
-
-
-def _blank_picture(out: Path) -> Path:
-    """The shipped blank picture, or a new one if the configs lack it."""
-    if BLANK.exists():
-        return BLANK
-    path = pictures_folder(out) / "blank.png"
-    with atomic_writer(path) as stream:
-        Image.new("RGB", (336, 336), "white").save(stream, "PNG")
-    return path

@@ -1,4 +1,4 @@
-"""Dialogues about a scene: question templates, answers in short full sentences, random choice of question kinds.
+"""Make dialogues about a scene: random questions, answers in short full sentences.
 
 Questions, answers and probes use the same words for places and colors.
 """
@@ -6,59 +6,24 @@ Questions, answers and probes use the same words for places and colors.
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from data_gen.scenes.emoji import COLORS
 from data_gen.scenes.nouns import Noun
 from data_gen.scenes.scene import PLACES, Scene, SceneObject
 from tuning.data.conversation import Conversation, image_dialogue
+from tuning.paths import shipped_file
+from tuning.yaml_files import read_yaml
 
 NUMBERS = ("no", "one", "two", "three")
 BRITISH = 0.15  # share of color questions in British spelling ("colour"); answers are always American
 
-# Question and answer templates; {what} lists all objects, {describe} lists them with colors and places.
-DESCRIPTION = "The picture shows {describe}. The background is {background}."
-DESCRIBE = (
-    ("Describe the picture.", DESCRIPTION),
-    ("Describe what you see.", DESCRIPTION),
-    ("What does the picture show?", DESCRIPTION),
-    ("Tell me about this picture.", DESCRIPTION),
-    ("What is in this image, and where?", "There {be} {describe}."),
-)
-WHAT = (
-    ("What do you see?", "I see {what}."),
-    ("What do you see in the picture?", "I see {what}."),
-    ("What can you see here?", "I see {what}."),
-    ("What is in the picture?", "There {be} {what} in the picture."),
-    ("What is there in this image?", "There {be} {what} in the picture."),
-)
-WHAT_ONE = (
-    ("What object is in the picture?", "There {be} {what} in the picture."),
-    ("What is this?", "This is {what}."),
-    ("What object is this?", "This is {what}."),
-    ("Name the object in the picture.", "This is {what}."),
-)
-COLOR = (
-    "What color {be} the {name}?",
-    "What color {be} the {name} in the picture?",
-    "Which color {have} the {name} have?",
-    "Tell me the color of the {name}.",
-)
-WHERE = (
-    "Where {be} the {name}?",
-    "Where {be} the {name} in the picture?",
-    "Where do you see the {name}?",
-    "In which part of the picture {be} the {name}?",
-)
-AT = ("What is {place}?", "What do you see {place}?", "What is {place} of the picture?", "Which object is {place}?")
-HOW_MANY = ("How many {plural} are there?", "How many {plural} do you see?", "How many {plural} are in the picture?")
-BACKGROUND = ("What color is the background?", "Which color is the background?", "What is the background color?")
-IS_THERE = (
-    "Is there {one} in the picture?",
-    "Do you see {one}?",
-    "Is there {one}?",
-    "Can you see {one} in the picture?",
-)
-OF_COLOR = ("What is {color}?", "Which object is {color}?", "What is {color} in the picture?")
+
+@cache
+def _phrases() -> dict[str, Any]:
+    """The phrase bank: lists of questions, or of (question, answer) pairs, by kind."""
+    return read_yaml(shipped_file("data/scenes.en.yaml"), "phrase bank").values
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +39,16 @@ Asker = Callable[[random.Random, Scene, Sequence[Noun]], QuestionAnswer | None]
 
 
 def make_dialogue(rng: random.Random, scene: Scene, nouns: Sequence[Noun], image: str) -> Conversation:
-    """A dialogue of three to six rounds about one picture; `nouns` may name absent objects to ask about."""
+    """A dialogue of three to six rounds about one picture; `nouns` supplies absent objects to ask about."""
     rounds = rng.randint(3, 6)
     dialogue: list[QuestionAnswer] = []
     weights = {kind: weight for kind, (weight, _) in QUESTION_KINDS.items()}
     for _ in range(12):
         if len(dialogue) == rounds:
             break
-        pair = None
         if dialogue and (subject := dialogue[-1].subject) and subject.count == 1 and rng.random() < 0.35:
             pair = _follow_up(rng, subject)
-        if pair is None:
+        else:
             kind = rng.choices(list(weights), list(weights.values()))[0]
             pair = QUESTION_KINDS[kind][1](rng, scene, nouns)
             if kind in ONCE:
@@ -94,32 +58,33 @@ def make_dialogue(rng: random.Random, scene: Scene, nouns: Sequence[Noun], image
     return image_dialogue(((pair.question, pair.answer) for pair in dialogue), image)
 
 
-def ask_color(rng: random.Random, thing: SceneObject) -> QuestionAnswer:
+def ask_color(rng: random.Random, thing: SceneObject, kind: str = "color") -> QuestionAnswer:
     """Ask for the color of an object that has one."""
-    question = rng.choice(COLOR).format(name=thing.name, be=thing.be, have="does" if thing.count == 1 else "do")
-    return QuestionAnswer(_spelling(rng, question), f"The {thing.name} {thing.be} {thing.color}.", thing)
+    question = _question(rng, kind, name=thing.name, be=thing.be, have="does" if thing.count == 1 else "do")
+    return QuestionAnswer(_spelling(rng, question), _color_answer(thing), thing)
 
 
-def ask_where(rng: random.Random, thing: SceneObject) -> QuestionAnswer:
+def ask_where(rng: random.Random, thing: SceneObject, kind: str = "where") -> QuestionAnswer:
     """Ask where an object is."""
-    question = rng.choice(WHERE).format(name=thing.name, be=thing.be)
+    question = _question(rng, kind, name=thing.name, be=thing.be)
     return QuestionAnswer(question, f"The {thing.name} {thing.be} {join_words(thing.places)}.", thing)
 
 
 def ask_at(rng: random.Random, thing: SceneObject) -> QuestionAnswer:
     """Ask which object is at the place of `thing`."""
     place = rng.choice(thing.places)
-    question = rng.choice(AT).format(place=place)
-    return QuestionAnswer(question, f"There is {_with_article(thing.noun.name)} {place}.", thing)
+    return QuestionAnswer(
+        _question(rng, "at", place=place), f"There is {_with_article(thing.noun.name)} {place}.", thing
+    )
 
 
 def ask_what(rng: random.Random, scene: Scene) -> QuestionAnswer:
     """Ask which objects the picture shows, without colors and places."""
-    return _ask_all(rng, scene, WHAT + WHAT_ONE if scene.total == 1 else WHAT)
+    return _ask_all(rng, scene, "what", *(["what_one"] if scene.total == 1 else []))
 
 
-def _ask_all(rng: random.Random, scene: Scene, templates: Sequence[tuple[str, str]]) -> QuestionAnswer:
-    question, answer = rng.choice(templates)
+def _ask_all(rng: random.Random, scene: Scene, *kinds: str) -> QuestionAnswer:
+    question, answer = rng.choice([pair for kind in kinds for pair in _phrases()[kind]])
     return QuestionAnswer(question, fill_template(answer, scene), scene.objects[0] if scene.total == 1 else None)
 
 
@@ -131,11 +96,11 @@ def _at(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> QuestionAnswer |
     if not empty:
         return None
     place = rng.choice(empty)
-    return QuestionAnswer(rng.choice(AT).format(place=place), f"There is nothing {place}.")
+    return QuestionAnswer(_question(rng, "at", place=place), f"There is nothing {place}.")
 
 
 def _color(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> QuestionAnswer | None:
-    colored = [thing for thing in scene.objects if thing.color]
+    colored = _colored(scene)
     return ask_color(rng, rng.choice(colored)) if colored else None
 
 
@@ -151,7 +116,7 @@ def _how_many(rng: random.Random, scene: Scene, nouns: Sequence[Noun]) -> Questi
         subject = rng.choice(scene.objects)
         count, name, plural = subject.count, subject.noun.name, subject.noun.plural
     answer = f"There is one {name}." if count == 1 else f"There are {NUMBERS[count]} {plural}."
-    return QuestionAnswer(rng.choice(HOW_MANY).format(plural=plural), answer, subject)
+    return QuestionAnswer(_question(rng, "how_many", plural=plural), answer, subject)
 
 
 def _is_there(rng: random.Random, scene: Scene, nouns: Sequence[Noun]) -> QuestionAnswer:
@@ -159,16 +124,16 @@ def _is_there(rng: random.Random, scene: Scene, nouns: Sequence[Noun]) -> Questi
         thing = rng.choice(scene.objects)
         name = _with_article(thing.noun.name)
         answer = f"there is {name} {thing.places[0]}" if thing.count == 1 else f"there are {_count_phrase(thing)}"
-        return QuestionAnswer(rng.choice(IS_THERE).format(one=name), f"Yes, {answer}.", thing)
+        return QuestionAnswer(_question(rng, "is_there", one=name), f"Yes, {answer}.", thing)
     absent = absent_noun(rng, scene, nouns)
     answer = f"No, there is no {absent.name} in the picture."
     if rng.random() < 0.5:
         answer = f"No, there is no {absent.name}. " + fill_template("There {be} {what}.", scene)
-    return QuestionAnswer(rng.choice(IS_THERE).format(one=_with_article(absent.name)), answer)
+    return QuestionAnswer(_question(rng, "is_there", one=_with_article(absent.name)), answer)
 
 
 def _is_color(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> QuestionAnswer | None:
-    colored = [thing for thing in scene.objects if thing.color]
+    colored = _colored(scene)
     if not colored:
         return None
     thing = rng.choice(colored)
@@ -189,32 +154,29 @@ def _is_at(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> QuestionAnswe
 
 
 def _of_color(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> QuestionAnswer | None:
-    """Which object has a color; only if no other object can show some of that color."""
+    """Ask which object has a color, only if no other object can show some of that color."""
     thing = rng.choice(scene.objects)
     others = [other for other in scene.objects if other is not thing]
     if thing.color is None or any(other.color == thing.color or not other.painted for other in others):
         return None
-    question = rng.choice(OF_COLOR).format(color=thing.color)
-    return QuestionAnswer(question, f"The {thing.name} {thing.be} {thing.color}.", thing)
+    return QuestionAnswer(_question(rng, "of_color", color=thing.color), _color_answer(thing), thing)
 
 
 def _follow_up(rng: random.Random, thing: SceneObject) -> QuestionAnswer:
     if thing.color and rng.random() < 0.5:
-        question = rng.choice(("What color is it?", "And what color is it?", "Which color does it have?"))
-        return QuestionAnswer(_spelling(rng, question), f"The {thing.name} is {thing.color}.", thing)
-    question = rng.choice(("Where is it?", "And where is it?", "Where in the picture is it?"))
-    return QuestionAnswer(question, f"The {thing.name} is {thing.places[0]}.", thing)
+        return ask_color(rng, thing, "color_of_it")
+    return ask_where(rng, thing, "where_is_it")
 
 
 def _background(rng: random.Random, scene: Scene, _: Sequence[Noun]) -> QuestionAnswer:
-    return QuestionAnswer(_spelling(rng, rng.choice(BACKGROUND)), f"The background is {scene.background}.")
+    return QuestionAnswer(_spelling(rng, _question(rng, "background")), f"The background is {scene.background}.")
 
 
 # Sampling weight of each kind. Naming the objects is the hardest to learn, so it has the largest weight.
 QUESTION_KINDS: dict[str, tuple[int, Asker]] = {
     "what": (6, lambda rng, scene, _: ask_what(rng, scene)),
     "at": (4, _at),
-    "describe": (3, lambda rng, scene, _: _ask_all(rng, scene, DESCRIBE)),
+    "describe": (3, lambda rng, scene, _: _ask_all(rng, scene, "describe")),
     "color": (5, _color),
     "where": (5, lambda rng, scene, _: ask_where(rng, rng.choice(scene.objects))),
     "how many": (2, _how_many),
@@ -225,6 +187,11 @@ QUESTION_KINDS: dict[str, tuple[int, Asker]] = {
     "of color": (2, _of_color),
 }
 ONCE = ("what", "describe", "background")  # a second question of these kinds would repeat the answer in other words
+
+
+def describe(scene: Scene) -> str:
+    """The picture in two sentences: objects with colors and places, and the background."""
+    return fill_template(_phrases()["describe"][0][1], scene)
 
 
 def fill_template(answer: str, scene: Scene) -> str:
@@ -241,6 +208,19 @@ def absent_noun(rng: random.Random, scene: Scene, nouns: Sequence[Noun]) -> Noun
         noun = rng.choice(nouns)
         if not present & {noun.name, *noun.also, *(label for _, label in noun.pictures if label)}:
             return noun
+
+
+def _question(rng: random.Random, kind: str, **fields: str) -> str:
+    question: str = rng.choice(_phrases()[kind])
+    return question.format(**fields)
+
+
+def _colored(scene: Scene) -> list[SceneObject]:
+    return [thing for thing in scene.objects if thing.color]
+
+
+def _color_answer(thing: SceneObject) -> str:
+    return f"The {thing.name} {thing.be} {thing.color}."
 
 
 def _count_phrase(thing: SceneObject, color: str | None = None) -> str:
@@ -260,7 +240,7 @@ def join_words(words: Iterable[str]) -> str:
 
 
 def _far_apart(place: str, other: str) -> bool:
-    """Whether the place words exclude each other: opposite sides, or the middle and any side."""
+    """Whether two places exclude each other: opposite sides, or the middle and any other place."""
     (column, row), (other_column, other_row) = PLACES[place], PLACES[other]
     opposite = max(abs(column - other_column), abs(row - other_row)) == 2
     return opposite or (place != other and (1, 1) in (PLACES[place], PLACES[other]))

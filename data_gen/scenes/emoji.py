@@ -1,9 +1,10 @@
-"""Emoji sprites for scenes: cropped object with its named color, or recolored to a named color."""
+"""Emoji sprites for scenes: crop them, name their color, recolor them."""
 
 import colorsys
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -122,12 +123,8 @@ def _above(channel: Image.Image, threshold: int) -> Image.Image:
 
 def _median(light: Image.Image, mask: Image.Image) -> int:
     histogram = light.histogram(mask)
-    left = sum(histogram) / 2
-    for value, count in enumerate(histogram):
-        left -= count
-        if left <= 0:
-            return value
-    return 128
+    half = sum(histogram) / 2
+    return next(value for value, total in enumerate(accumulate(histogram)) if total >= half)
 
 
 def _mix(first: RGB, second: RGB, share: float) -> RGB:

@@ -30,7 +30,7 @@ class Noun:
 
 @dataclass(frozen=True, slots=True)
 class NounEntry:
-    """A noun as the file has it: `dog: {pictures: [1f415, 1f429 poodle], also: [puppy]}`."""
+    """A noun in the file: `dog: {pictures: [1f415, 1f429 poodle], also: [puppy]}`."""
 
     pictures: Annotated[tuple[str, ...], Field(min_length=1)]
     also: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ def read_nouns(path: Path) -> dict[str, tuple[Noun, ...]]:
     """The nouns of a vocabulary file, `known` and `unseen`.
 
     Raises:
-        DataError: the file cannot be read, or an entry has not the shape that configs/data/scene-nouns.yaml explains.
+        DataError: the file cannot be read, or an entry has not the form that configs/data/scene-nouns.yaml describes.
     """
     file = read_yaml(path, "vocabulary in YAML", as_text=True)
     vocabulary = file.validate(Vocabulary)
@@ -81,32 +81,30 @@ def emoji_files(folder: Path, nouns: tuple[Noun, ...]) -> dict[str, Path]:
     Raises:
         ConfigError: there is no such folder, or it lacks pictures.
     """
-    names = ("", "assets", "package/assets")
-    within = next((folder / name for name in reversed(names) if (folder / name).is_dir()), None)
-    if within is None:
-        raise ConfigError(
-            f"--emoji {folder}: no such folder; unpack `npm pack @lobehub/fluent-emoji-3d` and give the folder."
-        )
+    advice = "unpack `npm pack @lobehub/fluent-emoji-3d` and give the folder."
+    parents = (folder / "package" / "assets", folder / "assets", folder)
+    parent = next((path for path in parents if path.is_dir()), None)
+    if parent is None:
+        raise ConfigError(f"--emoji {folder}: no such folder; {advice}")
     files: dict[str, Path] = {}
     missing: list[str] = []
     for hexcode in (hexcode for noun in nouns for hexcode, _ in noun.pictures):
-        found = next((file for end in ("webp", "png") if (file := within / f"{hexcode}.{end}").is_file()), None)
-        if found is None:
-            missing.append(hexcode)
-        else:
+        paths = (parent / f"{hexcode}.webp", parent / f"{hexcode}.png")
+        if found := next((path for path in paths if path.is_file()), None):
             files[hexcode] = found
+        else:
+            missing.append(hexcode)
     if missing:
         raise ConfigError(
-            f"--emoji {folder}: {len(missing)} pictures are missing, the first is {missing[0]}.webp; "
-            "unpack `npm pack @lobehub/fluent-emoji-3d` and give the folder."
+            f"--emoji {folder}: {len(missing)} pictures are missing, the first is {missing[0]}.webp; {advice}"
         )
     return files
 
 
 def _noun(name: str, entry: NounEntry) -> Noun:
-    pictures = tuple(text.partition(" ")[::2] for text in entry.pictures)
-    shown = tuple((hexcode, label or None) for hexcode, label in pictures)
-    return Noun(name, entry.plural or _plural(name), shown, entry.also)
+    pictures = (text.partition(" ") for text in entry.pictures)
+    labeled = tuple((hexcode, label or None) for hexcode, _, label in pictures)
+    return Noun(name, entry.plural or _plural(name), labeled, entry.also)
 
 
 def _plural(name: str) -> str:

@@ -8,15 +8,19 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
+from data_gen.checks import check_positive
 from data_gen.scenes.nouns import Noun, emoji_files, read_nouns
 from data_gen.scenes.scene import Scene, draw_scene
-from tuning.errors import ConfigError, DataError, DeviceError
+from tuning.errors import DataError, DeviceError
 
 CHUNK_SIZE = 50  # scenes per task of a worker process
 JPEG_QUALITY = 90
 PICTURES_PER_FOLDER = 1000
 MIN_NOUNS = 8  # a scene shows up to three; the others are for questions about absent objects
+
+Rendered = TypeVar("Rendered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +67,7 @@ def make_renderer(emoji: Path, nouns_file: Path, group: str, folder: Path, *, co
         DataError: the vocabulary cannot be read.
         DeviceError: the folders cannot be made.
     """
-    if count < 1:
-        raise ConfigError(f"--count {count}: give at least 1.")
+    check_positive("--count", count)
     nouns = read_nouns(nouns_file)[group]
     if len(nouns) < MIN_NOUNS:
         raise DataError(f"{nouns_file}: {group}: has {len(nouns)} nouns and needs at least {MIN_NOUNS}; add some.")
@@ -78,8 +81,8 @@ def make_renderer(emoji: Path, nouns_file: Path, group: str, folder: Path, *, co
 
 
 def render_all(
-    render: Callable[[SceneRenderer, int], list[str]], renderer: SceneRenderer, count: int, processes: int | None
-) -> Iterator[list[str]]:
+    render: Callable[[SceneRenderer, int], Rendered], renderer: SceneRenderer, count: int, processes: int | None
+) -> Iterator[Rendered]:
     """The results of `render` for scenes 0 to `count` - 1, in order, with a progress bar on stderr."""
     from rich.console import Console
     from rich.progress import track
@@ -89,7 +92,7 @@ def render_all(
     render_one = functools.partial(render, renderer)
     console = Console(stderr=True)
 
-    def tracked(results: Iterable[list[str]]) -> Iterable[list[str]]:
+    def tracked(results: Iterable[Rendered]) -> Iterable[Rendered]:
         return track(results, "scenes", count, console=console, transient=True, disable=not console.is_terminal)
 
     if workers == 1:

@@ -1,4 +1,4 @@
-"""Scene layout and drawing: one to three emoji objects with random kind, color, place and number on a background.
+"""Plan and draw scenes: one to three emoji objects on a background.
 
 A scene depends only on the random generator passed in, so it is the same in every process.
 """
@@ -147,7 +147,7 @@ def draw_scene(rng: random.Random, scene: Scene, files: dict[str, Path]) -> Imag
 
 
 def _color(rng: random.Random, file: Path, background: str) -> tuple[str | None, bool]:
-    """A color unlike the background, and whether to paint it; 40 % keep their own colors where these allow it."""
+    """A color unlike the background, and whether to paint it; 40 % of objects keep their own colors if possible."""
     sprite = load_sprite(file)
     if (
         rng.random() < 0.4

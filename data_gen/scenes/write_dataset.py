@@ -1,4 +1,4 @@
-"""Scene datasets on disk: training rows, probes of objects, colors and places, or a facts file for `data image-qa`."""
+"""Write scene datasets: training rows, probes, or a facts file for `data image-qa`."""
 
 import json
 import random
@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data_gen.checks import check_choice, check_suffix
 from data_gen.container import RowCount
 from data_gen.scenes import dialogues
 from data_gen.scenes.emoji import COLORS
@@ -15,7 +16,6 @@ from data_gen.scenes.scene import PLACES, plan_objects, plan_scene
 from tuning.atomic import write_atomically
 from tuning.data.card import DatasetCard, card_path, file_sha256, write_card
 from tuning.data.conversation import to_jsonl
-from tuning.errors import ConfigError
 from tuning.paths import display_path
 
 PROBE_FILES = ("objects.yaml", "colours.yaml", "places.yaml")
@@ -41,22 +41,21 @@ def write_scenes(
         DataError: the vocabulary or a picture cannot be read.
         DeviceError: the files cannot be written.
     """
-    if out.suffix != ".jsonl":
-        raise ConfigError(f"{out}: rows are written as JSONL; end the name in .jsonl.")
+    check_suffix(out, ".jsonl")
     renderer = make_renderer(emoji, nouns_file, "known", out.with_suffix(""), count=count, seed=seed)
     out.unlink(missing_ok=True)
     card_path(out).unlink(missing_ok=True)
     rows = RowCount()
 
     def counted_rows() -> Iterator[str]:
-        for (row,) in render_all(_render_row, renderer, count, processes):
+        for row in render_all(_render_row, renderer, count, processes):
             rows.add(row.encode())
             yield row
 
     write_atomically(out, counted_rows())
+    options = ["--emoji", str(emoji), "--nouns", display_path(nouns_file), "--count", str(count), "--seed", str(seed)]
     card = DatasetCard(
-        made_by=f"twinlens data scenes {shlex.quote(str(out))} --emoji {shlex.quote(str(emoji))} "
-        f"--nouns {shlex.quote(display_path(nouns_file))} --count {count} --seed {seed}",
+        made_by=shlex.join(["twinlens", "data", "scenes", str(out), *options]),
         rows=rows.rows,
         distinct=rows.distinct,
         sha256=file_sha256(out),
@@ -86,8 +85,7 @@ def write_scene_probes(
     Raises:
         As `write_scenes`.
     """
-    if objects not in GROUPS:
-        raise ConfigError(f"--objects {objects}: must be {' or '.join(GROUPS)}; give one of them.")
+    check_choice("--objects", objects, GROUPS)
     renderer = make_renderer(emoji, nouns_file, objects, out / "pictures", count=count, seed=seed)
     for name in PROBE_FILES:
         (out / name).unlink(missing_ok=True)
@@ -106,11 +104,10 @@ def write_scene_facts(out: Path, emoji: Path, nouns_file: Path, *, count: int, s
     Raises:
         As `write_scenes`.
     """
-    if out.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{out}: facts are written as YAML; end the name in .yaml.")
+    check_suffix(out, ".yaml", ".yml")
     renderer = make_renderer(emoji, nouns_file, "known", out.with_suffix(""), count=count, seed=seed)
     out.unlink(missing_ok=True)
-    write_atomically(out, ("pictures:\n", *(entry for (entry,) in render_all(_render_facts, renderer, count, 1))))
+    write_atomically(out, ("pictures:\n", *render_all(_render_facts, renderer, count, 1)))
 
 
 def place_words(place: str) -> tuple[tuple[str, ...], list[str]]:
@@ -125,11 +122,11 @@ def place_words(place: str) -> tuple[tuple[str, ...], list[str]]:
     return expect, [*wrong, *MIDDLE_WORDS]
 
 
-def _render_row(renderer: SceneRenderer, number: int) -> list[str]:
+def _render_row(renderer: SceneRenderer, number: int) -> str:
     rng = random.Random(f"rows/{renderer.seed}/{number}")
     scene = plan_scene(rng, renderer.nouns, renderer.files)
     image = renderer.save(rng, scene, number)
-    return list(to_jsonl([dialogues.make_dialogue(rng, scene, renderer.nouns, image)]))
+    return "".join(to_jsonl([dialogues.make_dialogue(rng, scene, renderer.nouns, image)]))
 
 
 def _render_probes(renderer: SceneRenderer, number: int) -> list[str]:
@@ -157,32 +154,23 @@ def _render_probes(renderer: SceneRenderer, number: int) -> list[str]:
     ]
 
 
-def _render_facts(renderer: SceneRenderer, number: int) -> list[str]:
+def _render_facts(renderer: SceneRenderer, number: int) -> str:
     rng = random.Random(f"facts/{renderer.seed}/{number}")
     scene = plan_scene(rng, renderer.nouns, renderer.files)
     image = renderer.save(rng, scene, number)
     absent = dict.fromkeys(dialogues.absent_noun(rng, scene, renderer.nouns).name for _ in range(ABSENT_NOUNS))
-    lines = [
-        f"  - image: {image}",
-        f"    caption: {dialogues.fill_template(dialogues.DESCRIPTION, scene)}",
-        "    objects:",
-    ]
+    text = f"  - image: {image}\n    caption: {dialogues.describe(scene)}\n    objects:\n"
     for thing in scene.objects:
         color = {"color": thing.color} if thing.color else {}
         places = dialogues.join_words(thing.places)
-        lines.append(
-            "      - "
-            + json.dumps({"name": thing.noun.name, **color, "count": thing.count, "place": places}, ensure_ascii=False)
-        )
+        values = {"name": thing.noun.name, **color, "count": thing.count, "place": places}
+        text += f"      - {json.dumps(values, ensure_ascii=False)}\n"
     fact = {
         "ask": "What color is the background?",
         "answer": f"The background is {scene.background}.",
         "expect": [scene.background],
         "also": ["Which color is the background?", "What is the background color?"],
     }
-    lines += [
-        "    facts:",
-        f"      - {json.dumps(fact)}",
-        f"    absent: {json.dumps(list(absent), ensure_ascii=False)}",
-    ]
-    return ["\n".join(lines) + "\n"]
+    return text + (
+        f"    facts:\n      - {json.dumps(fact)}\n    absent: {json.dumps(list(absent), ensure_ascii=False)}\n"
+    )

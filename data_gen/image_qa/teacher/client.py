@@ -1,5 +1,6 @@
-"""Client of an OpenAI-compatible chat endpoint: one request about a picture, errors turned into sentences."""
+"""Client of an OpenAI-compatible chat endpoint: requests about pictures, error messages."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ from tuning.errors import ConfigError, DeviceError, KitError
 
 if TYPE_CHECKING:
     import openai
+
+log = logging.getLogger("twinlens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +48,29 @@ def make_teacher(url: str, model: str, api_key_env: str, key: str | None) -> Tea
         key: value of the environment variable `api_key_env`.
 
     Raises:
-        ConfigError: the URL is not valid, or holds a password, which the card would record.
+        ConfigError: the URL is not valid, or contains a password, which the dataset card would record.
     """
+    wrong_url = f"--teacher {url}: is not the address of a server; write it as http://localhost:8000/v1."
     try:
         parts = urlsplit(url)
         host, secret, _ = parts.hostname, parts.password or parts.username, parts.port
     except ValueError:
-        parts, host, secret = urlsplit(""), None, None
+        raise ConfigError(wrong_url) from None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise ConfigError(f"--teacher {url}: is not the address of a server; write it as http://localhost:8000/v1.")
+        raise ConfigError(wrong_url)
     if secret:
-        raise ConfigError(
-            "--teacher: holds a name or password; put the key in an environment variable (--api-key-env)."
-        )
+        raise ConfigError("--teacher: contains a name or password; use an environment variable (--api-key-env).")
     key = (key or "").strip() or None
     if key is not None and not (key.isascii() and key.isprintable()):
         raise ConfigError(
-            f"--api-key-env {api_key_env}: that variable holds characters that no API key has; set it again."
+            f"--api-key-env {api_key_env}: that variable contains characters that no API key has; set it again."
         )
     path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
     return Teacher(f"{parts.scheme}://{parts.netloc}{path}", model, api_key_env, key)
 
 
 def connect(teacher: Teacher) -> "openai.OpenAI":
-    """The client; no request is sent yet.
+    """The client; no request is sent yet. Logs what will be sent to which server.
 
     Raises:
         ConfigError: its package is not installed.
@@ -79,6 +81,8 @@ def connect(teacher: Teacher) -> "openai.OpenAI":
         raise ConfigError(
             "--teacher: needs the package openai; install it with `pip install 'twinlens[teacher]'`."
         ) from error
+    key = f", with the key in {teacher.api_key_env}" if teacher.key else ""
+    log.info("the pictures and their facts are sent to %s (model %s)%s", teacher.url, teacher.model, key)
     return openai.OpenAI(
         base_url=teacher.url,
         api_key=teacher.key or "none",  # the client requires a value; without a key, no header is sent
@@ -144,34 +148,30 @@ def _to_kit_error(error: "openai.APIError", teacher: Teacher) -> KitError:
     """One sentence with the fix; never with the key."""
     import openai
 
-    url = teacher.url
+    url, key_name = teacher.url, teacher.api_key_env
     if isinstance(error, openai.APITimeoutError):
         return DeviceError(
-            f"{url}: did not answer within {teacher.timeout:g} seconds, {teacher.retries + 1} times; check that "
-            "the server works, then run the same command again."
+            f"{url}: did not answer within {teacher.timeout:g} seconds, {teacher.retries + 1} times; check the server, "
+            "then run the same command again."
         )
     if not isinstance(error, openai.APIStatusError):
-        reason = str(error.__cause__ or error)
-        return DeviceError(f"{url}: cannot be reached ({reason}); start the server or fix --teacher.")
-    code = error.status_code
-    reason = _server_message(error, teacher)
-    if code in (401, 403):
-        if teacher.key is None:
-            return ConfigError(
-                f"{url}: needs an API key ({code}) and {teacher.api_key_env} is not set; set it, or name another "
-                "variable with --api-key-env."
-            )
-        return ConfigError(f"{url}: refuses the API key in {teacher.api_key_env} ({code}); set that variable again.")
-    if code == 404:
-        return ConfigError(f"{url}: knows no model {teacher.model} (404{reason}); check --model and --teacher.")
-    if code == 429:
-        return DeviceError(
-            f"{url}: wants fewer requests (429{reason}); wait, then run the same command again to go on."
+        return DeviceError(f"{url}: cannot be reached ({error.__cause__ or error}); start the server or fix --teacher.")
+    code, message = error.status_code, _server_message(error, teacher)
+    if code in (401, 403) and teacher.key is None:
+        return ConfigError(
+            f"{url}: needs an API key ({code}) and {key_name} is not set; set it, or give another variable with "
+            "--api-key-env."
         )
+    if code in (401, 403):
+        return ConfigError(f"{url}: refuses the API key in {key_name} ({code}); set that variable again.")
+    if code == 404:
+        return ConfigError(f"{url}: has no model {teacher.model} (404{message}); check --model and --teacher.")
+    if code == 429:
+        return DeviceError(f"{url}: allows fewer requests (429{message}); wait, then run the same command again.")
     if code >= 500:
-        return DeviceError(f"{url}: fails ({code}{reason}); see its log, then run the same command again.")
+        return DeviceError(f"{url}: fails ({code}{message}); read its log, then run the same command again.")
     return ConfigError(
-        f"{url}: refuses the request ({code}{reason}); choose a --model that the server has and that takes pictures."
+        f"{url}: refuses the request ({code}{message}); give a --model that the server has and that accepts pictures."
     )
 
 

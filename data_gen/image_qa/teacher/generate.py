@@ -1,6 +1,6 @@
-"""Teacher dialogues: requests to a multimodal model behind an OpenAI-compatible endpoint, checked and stored.
+"""Request dialogues from a multimodal teacher model, check and store them.
 
-The prompt holds the facts on a picture; the reply is JSON. Each valid dialogue is stored at once, so that the next run
+The prompt contains the facts of a picture; the reply is JSON. Each valid dialogue is stored at once, so the next run
 requests only the missing ones.
 """
 
@@ -8,51 +8,34 @@ import base64
 import hashlib
 import io
 import json
-import logging
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_gen.image_qa.facts import Picture
 from data_gen.image_qa.teacher.client import Teacher, connect, request_reply
 from data_gen.image_qa.teacher.replies import InvalidReply, Rounds, parse_rounds, question_key
-from data_gen.image_qa.teacher.store import StoredDialogue, append_dialogue, read_dialogues
+from data_gen.image_qa.teacher.store import append_dialogue, read_dialogues
 from tuning.data.card import file_sha256
 from tuning.data.conversation import Conversation, image_dialogue
 from tuning.data.pictures import open_picture
 from tuning.errors import Interrupted
+from tuning.paths import shipped_file
+from tuning.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     import openai
 
-log = logging.getLogger("twinlens")
-
 MAX_SIDE = 768  # pixels
-LANGUAGE_NAMES = {"en": "English", "zh": "Chinese"}
-# Openings of the dialogues about one picture, used in turn so that the dialogues differ.
-OPENINGS = (
-    "asking for a description of the picture",
-    "asking what a certain thing in it is",
-    "asking where something is",
-    "asking how many there are of something",
-    "asking for the colour of something",
-    "asking for something that is not in the picture, and is told so",
-    "asking why something is as it is, or what it is for",
-    "asking for what is written in the picture, or for its most striking detail",
-)
-PROMPT = """\
-This is known to be true of the picture:
-{facts}
 
-Write one conversation between a person who asks about the picture and an assistant who sees it, in {language}: \
-exactly {rounds} rounds of one question and one answer. It begins with {opening}. Vary the questions; some refer back \
-to an earlier answer. Answer in one to three sentences with what can be seen or is known, never with a guess, and \
-never speak of having been told facts.
-Reply with JSON alone, in this form: {{"rounds": [{{"question": "...", "answer": "..."}}]}}"""
-RETRY_PROMPT = "An earlier reply could not be used: {error}. Mind this."
+
+@cache
+def _prompts() -> dict[str, Any]:
+    return read_yaml(shipped_file("data/teacher.yaml"), "prompt file").values
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +56,12 @@ class DialogueRequest:
 
     @property
     def prompt(self) -> str:
-        return PROMPT.format(
+        prompts = _prompts()
+        return prompts["prompt"].format(
             facts=facts_text(self.picture),
-            language=LANGUAGE_NAMES[self.language],
+            language=prompts["languages"][self.language],
             rounds=self.rounds,
-            opening=OPENINGS[self.number % len(OPENINGS)],
+            opening=prompts["openings"][self.number % len(prompts["openings"])],
         )
 
 
@@ -88,7 +72,7 @@ class TeacherResult:
     Args:
         total: number of requested dialogues.
         conversations: the valid dialogues; picture paths as in the facts file.
-        stored: number of them that an earlier run had stored.
+        stored: number of them from an earlier run.
         requests: number of requests, without retries after failed connections.
         left_out: dialogues without a valid reply; `error` is the reason of the last one.
     """
@@ -113,7 +97,7 @@ def ask_teacher(
     seed: int = 0,
     on_dialogue: Callable[[TeacherResult], None] = lambda _: None,
 ) -> TeacherResult:
-    """Dialogues about the pictures, from the file `store` or else from the teacher, in an order that does not change.
+    """Dialogues about the pictures, in a fixed order; from the file `store`, or else from the teacher.
 
     Args:
         store: JSONL file to which each valid dialogue is appended at once.
@@ -121,10 +105,10 @@ def ask_teacher(
         on_dialogue: called after each dialogue.
 
     Raises:
-        ConfigError: the server refuses key, model or request.
+        ConfigError: the server refuses the key, the model or the request.
         DataError: `store` or a picture cannot be read.
         DeviceError: the server cannot be reached, fails or times out; `store` cannot be written.
-        Interrupted: by Ctrl-C; the valid dialogues are in `store`.
+        Interrupted: Ctrl-C was pressed; the valid dialogues are in `store`.
     """
     plan = [
         DialogueRequest(picture, file_sha256(picture.path), number, rounds, language, seed)
@@ -142,31 +126,23 @@ def ask_teacher(
             openings_used = openings[request.language, request.digest]
             result.stored += key in stored
             if key not in stored:
-                client = client or _connect(teacher)
-                rounds_found = _request_dialogue(client, teacher, request, openings_used, result)
-                if rounds_found is not None:
-                    stored[key] = rounds_found
-                    append_dialogue(store, StoredDialogue(key, teacher.model, request.digest, seed, rounds_found))
+                client = client or connect(teacher)
+                if reply := _request_dialogue(client, teacher, request, openings_used, result):
+                    stored[key] = reply
+                    append_dialogue(store, key, teacher.model, request.digest, seed, reply)
             if dialogue := stored.get(key):
                 openings_used.add(question_key(dialogue[0][0]))
                 result.conversations.append(image_dialogue(dialogue, request.picture.image))
             on_dialogue(result)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted: {len(result.conversations)} of {result.total} dialogues of the teacher are in {store}; "
-            "the same command goes on from there."
+            f"interrupted: {len(result.conversations)} of {result.total} teacher dialogues are in {store}; run the "
+            "same command to request the others."
         ) from None
     finally:
         if client is not None:
             client.close()
     return result
-
-
-def _connect(teacher: Teacher) -> "openai.OpenAI":
-    """The client; logs first what is sent where."""
-    key = f", with the key in {teacher.api_key_env}" if teacher.key else ""
-    log.info("pictures, and what is known of them, are sent to %s (model %s)%s", teacher.url, teacher.model, key)
-    return connect(teacher)
 
 
 def facts_text(picture: Picture) -> str:
@@ -204,7 +180,7 @@ def _request_dialogue(
     problem = ""
     uri = picture_uri(request.picture)
     for attempt in range(teacher.attempts):
-        prompt = request.prompt + ("\n" + RETRY_PROMPT.format(error=problem) if problem else "")
+        prompt = request.prompt + ("\n" + _prompts()["retry"].format(error=problem) if problem else "")
         seed = random.Random(f"{request.seed} {request.number} {attempt}").getrandbits(31)
         try:
             result.requests += 1

@@ -1,15 +1,16 @@
-"""Teacher replies: find the JSON in the text, check its question-and-answer rounds."""
+"""Parse teacher replies: find the JSON in the text, check its questions and answers."""
 
 import json
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, cast
 
-from data_gen.names import CONTROL, fold
+from data_gen.checks import CONTROL
+from tuning.evaluation.probes import normalize
 
 MAX_QUESTION, MAX_ANSWER = 300, 1500  # characters
 MAX_REPLY = 60_000
-# Image tokens and chat template markup: in the text of a row they would open a turn or require a picture.
+# Image tokens and chat template markup: in the text of a row they would start a turn or require a picture.
 MARKUP = re.compile(
     r"<image>|<\|[^|<>]*\|>|<\uff5c|</?s>|</?think>|<</?SYS>>|\[/?INST\]|\[UNUSED_TOKEN"
     r"|<(?:start|end)_of_turn>|<(?:so|eo)[hsaub]>|^\s*#{0,3} ?(?:human|user|assistant) ?:",
@@ -49,7 +50,7 @@ def check_rounds(rounds: list[Any], taken: Collection[str] = ()) -> Rounds:
     """The rounds as pairs of stripped strings.
 
     Raises:
-        InvalidReply: a text is missing, empty, too long, carries markup, or a question is repeated or taken.
+        InvalidReply: a text is missing, empty, too long or contains markup, or a question is repeated or taken.
     """
     checked: list[tuple[str, str]] = []
     seen: set[str] = set()
@@ -71,7 +72,7 @@ def check_rounds(rounds: list[Any], taken: Collection[str] = ()) -> Rounds:
 
 def question_key(question: str) -> str:
     """Key that is equal for questions that differ only in case, width, punctuation and spaces."""
-    return "".join(letter for letter in fold(question) if letter.isalnum())
+    return "".join(letter for letter in normalize(question) if letter.isalnum())
 
 
 def _text(value: object, what: str, longest: int) -> str:

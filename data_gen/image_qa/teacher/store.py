@@ -2,28 +2,11 @@
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from data_gen.image_qa.teacher.replies import InvalidReply, Rounds, check_rounds
 from tuning.errors import DataError, DeviceError
-
-
-@dataclass(frozen=True, slots=True)
-class StoredDialogue:
-    """One line of the store.
-
-    Args:
-        key: hash of everything that its request depends on.
-        picture: hash of the picture.
-    """
-
-    key: str
-    model: str
-    picture: str
-    seed: int
-    rounds: Rounds
 
 
 def store_path(out: Path) -> Path:
@@ -35,7 +18,7 @@ def read_dialogues(path: Path) -> dict[str, Rounds]:
     """The dialogues of a file by key; an incomplete last line is ignored.
 
     Raises:
-        DataError: the file cannot be read, or a line is not as `append_dialogue` writes it.
+        DataError: the file cannot be read, or a line has not the form that `append_dialogue` writes.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -49,26 +32,25 @@ def read_dialogues(path: Path) -> dict[str, Rounds]:
             row = cast(dict[str, Any], json.loads(line))
             dialogues.setdefault(str(row["key"]), check_rounds(list(row["rounds"])))
         except (ValueError, TypeError, KeyError, InvalidReply) as error:
-            reason = str(error) if isinstance(error, InvalidReply) else "not as it was written"
+            reason = str(error) if isinstance(error, InvalidReply) else "not a stored dialogue"
             raise DataError(
-                f"{path}, line {number}: {reason}; delete that line to request the dialogue again."
+                f"{path}, line {number}: {reason}; delete the line to request the dialogue again."
             ) from error
     return dialogues
 
 
-def append_dialogue(path: Path, dialogue: StoredDialogue) -> None:
+def append_dialogue(path: Path, key: str, model: str, picture: str, seed: int, rounds: Rounds) -> None:
     """Append one dialogue and flush it to disk (fsync).
+
+    Args:
+        key: hash of everything that the request depends on.
+        picture: sha256 of the picture file.
 
     Raises:
         DeviceError: the file cannot be written.
     """
-    row = {
-        "key": dialogue.key,
-        "model": dialogue.model,
-        "picture": dialogue.picture,
-        "seed": dialogue.seed,
-        "rounds": [{"question": question, "answer": answer} for question, answer in dialogue.rounds],
-    }
+    pairs = [{"question": question, "answer": answer} for question, answer in rounds]
+    row = {"key": key, "model": model, "picture": picture, "seed": seed, "rounds": pairs}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as stream:

@@ -39,7 +39,7 @@ def test_json_output_is_one_object(twinlens):
     [
         (["gone.yaml", "qa.json"], "gone.yaml: cannot be read"),
         (["facts.yaml", "qa.txt"], "qa.txt: end OUT in .json"),
-        (["facts.yaml", "qa.json", "--rounds", "50"], "facts.yaml, line 2: what is known"),
+        (["facts.yaml", "qa.json", "--rounds", "50"], "facts.yaml, line 2: the facts of this picture"),
         (["facts.yaml", "qa.json", "--others", "gone.yaml"], "gone.yaml: cannot be read"),
         (["bad.yaml", "qa.json"], "bad.yaml, line 2: gone.png: no such picture"),
     ],

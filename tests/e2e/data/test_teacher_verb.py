@@ -29,7 +29,7 @@ def test_teacher_dialogues_are_added_and_the_key_is_not_saved(start, tmp_path):
         out, err = first.communicate()
         assert first.returncode == 0, err
         assert server.requests[0][1]["authorization"] == "Bearer sk-very-secret"
-        sent = f"pictures, and what is known of them, are sent to {server.url}/v1 (model eyes)"
+        sent = f"the pictures and their facts are sent to {server.url}/v1 (model eyes)"
         assert err.splitlines()[0] == f"{sent}, with the key in OPENAI_API_KEY"
         assert "2 dialogues of the teacher eyes, 0 of them from an earlier run" in out
         assert "left out: 1 of the teacher's dialogues" in out and "no complete JSON" in out
@@ -56,7 +56,7 @@ def test_ctrl_c_keeps_finished_dialogues(start, tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=10)
         assert process.returncode == 130
-        assert "1 of 3 dialogues of the teacher are in qa.jsonl.teacher.jsonl" in err and "Traceback" not in err
+        assert "1 of 3 teacher dialogues are in qa.jsonl.teacher.jsonl" in err and "Traceback" not in err
         assert not (tmp_path / "qa.jsonl").exists()
         server.otherwise = good
         out, err = start(server.url, "--model", "eyes").communicate()

@@ -87,13 +87,13 @@ def test_a_second_run_changes_nothing(tmp_path):
 def test_a_second_run_that_would_rename_again_is_refused(tmp_path):
     (tmp_path / "0.jsonl").write_text('{"a": "x"}\n{"a": "尖米"}\n')
     rename_dataset(tmp_path / "0.jsonl", tmp_path / "1.jsonl", [("尖米", "尖米米")])
-    with pytest.raises(DataError, match=r"1\.jsonl, line 2: already says 尖米米"):
+    with pytest.raises(DataError, match=r"1\.jsonl, line 2: already contains 尖米米"):
         rename_dataset(tmp_path / "1.jsonl", tmp_path / "2.jsonl", [("尖米", "尖米米")])
     swap = [("Al", "Bo"), ("Bo", "Al")]
     (tmp_path / "a.jsonl").write_text('{"a": "Al Bo"}\n')
     rename_dataset(tmp_path / "a.jsonl", tmp_path / "b.jsonl", swap)
     assert (tmp_path / "b.jsonl").read_text() == '{"a": "Bo Al"}\n'
-    with pytest.raises(DataError, match="swapped already"):
+    with pytest.raises(DataError, match="already swapped"):
         rename_dataset(tmp_path / "b.jsonl", tmp_path / "c.jsonl", swap)
     assert not (tmp_path / "2.jsonl").exists() and not (tmp_path / "c.jsonl").exists()
 

@@ -101,7 +101,7 @@ def test_stopped_anywhere_and_gone_on_with_is_the_run_that_was_not_stopped(serve
             raise KeyboardInterrupt
 
     server.script = [good, bad, good, good, good, bad, good]
-    with pytest.raises(Interrupted, match=rf"{stop} of 6 .* goes on from there"):
+    with pytest.raises(Interrupted, match=rf"{stop} of 6 .* run the same command"):
         ask(dialogues=3, about=pictures, on_dialogue=interrupt)
     with notes.open("ab") as stream:
         stream.write(whole.splitlines(keepends=True)[stop][:-7])  # a power cut in the middle of the next line
@@ -139,7 +139,7 @@ def test_a_pause_that_the_server_asks_for_is_kept(server, ask):
         (failing(200, '{"error": "no"}'), ConfigError, "not as an OpenAI-compatible"),
         (failing(200, '{"choices": []}'), ConfigError, "not as an OpenAI-compatible"),
         (failing(500, '{"error": {"message": "out of memory"}}'), DeviceError, "fails .500: out of memory"),
-        (failing(429, retry_after="3600"), DeviceError, "wants fewer requests"),
+        (failing(429, retry_after="3600"), DeviceError, "allows fewer requests"),
         (half_a_body, DeviceError, "cannot be reached"),
         (silent, DeviceError, "did not answer within 0.3 seconds, 2 times"),
     ],

@@ -329,7 +329,7 @@ def test_wrong_vocabularies_are_refused(tmp_path: Path, text: str, said: str) ->
 
 def test_wrong_options_are_refused(folder: Path, tmp_path: Path) -> None:
     nouns, emoji, out = folder / "nouns.yaml", folder / "emoji", tmp_path / "s.jsonl"
-    with pytest.raises(ConfigError, match=r"end the name in \.jsonl"):
+    with pytest.raises(ConfigError, match=r"end OUT in \.jsonl"):
         write_scenes(tmp_path / "s.json", emoji, nouns, count=1)
     with pytest.raises(ConfigError, match="--count 0"):
         write_scenes(out, emoji, nouns, count=0)
@@ -337,7 +337,7 @@ def test_wrong_options_are_refused(folder: Path, tmp_path: Path) -> None:
         write_scenes(out, tmp_path / "none", nouns, count=1)
     with pytest.raises(ConfigError, match="12 pictures are missing, the first is k000"):
         write_scenes(out, tmp_path, nouns, count=1)
-    with pytest.raises(ConfigError, match=r"end the name in \.yaml"):
+    with pytest.raises(ConfigError, match=r"end OUT in \.yaml"):
         write_scene_facts(out, emoji, nouns, count=1)
     for hexcode, said in (("k000", "cannot be read as a picture"), ("k001", "shows nothing")):
         broken = tmp_path / hexcode

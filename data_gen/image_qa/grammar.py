@@ -1,26 +1,24 @@
-"""Grammar helpers for English and Chinese phrases (articles, plurals, lists), and expected words of answers."""
+"""English and Chinese grammar for phrases, and the words that a correct answer contains."""
 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from data_gen.image_qa.facts import Fact, Thing
 from tuning.evaluation.probes import IN_CJK, mentions
 from tuning.paths import shipped_file
+from tuning.yaml_files import read_yaml
 
 CHINESE_NUMBERS = "零一两三四五六七八九十"
 JOINED = re.compile(r" (?=of |with |on |in |for |from |at |and )")
 PARTICLES = "的是在了和有叫为与及，。！？、：；“”「」《》（）\\s"
 
 
-@lru_cache(maxsize=1)
+@cache
 def _words() -> dict[str, Any]:
-    from ruamel.yaml import YAML
-
-    yaml: Any = YAML(typ="safe")
-    return yaml.load(shipped_file("data/words.en.yaml"))
+    return read_yaml(shipped_file("data/words.en.yaml"), "word list").values
 
 
 def fields(thing: Thing, language: str) -> dict[str, str]:
@@ -37,29 +35,29 @@ def join(words: Sequence[str], language: str) -> str:
 
 
 def quoted(texts: Iterable[str], language: str) -> str:
-    """Texts as they stand in a picture, in the language's quotation marks."""
+    """A list of texts in the quotation marks of the language."""
     return join([f'"{text}"' if language == "en" else f"“{text}”" for text in texts], language)
 
 
 def definite(name: str) -> str:
-    """`the workshop log`; a proper name or an address stays as it is."""
+    """`the workshop log`; a proper name or a URL gets no article."""
     name = bare(name)
     return name if _proper(name) or name.lower().startswith(("the ", "my ", "our ")) else f"the {name}"
 
 
 def bare(name: str) -> str:
-    """The name without `a` or `an` in front."""
+    """The name without the article `a` or `an`."""
     return re.sub(r"^an? (?=.)", "", name, flags=re.IGNORECASE)
 
 
 def continued(question: str) -> str:
-    """A question as it goes on after a colon: `what is the robot called?`."""
+    """A question in the form that follows a colon: `what is the robot called?`."""
     first = question.split(" ", 1)[0]
     return question[0].lower() + question[1:] if first.lower() in _words()["questions"] else question
 
 
 def sentence(text: str) -> str:
-    """A first letter in upper case and an end, where they are missing."""
+    """The text with an upper-case first letter and a final punctuation mark."""
     text = text[:1].upper() + text[1:]
     if text[-1:] in ".!?。！？…" or text[-2:] in ('."', '!"', '?"', "。”", "！”", "？”"):
         return text
@@ -67,7 +65,7 @@ def sentence(text: str) -> str:
 
 
 def plural(name: str) -> str:
-    """`cup of tea` -> `cups of tea`; a name that is plural already stays."""
+    """`cup of tea` -> `cups of tea`; a plural name does not change."""
     head, *rest = JOINED.split(name, maxsplit=1)
     *before, noun = head.split(" ")
     low = noun.lower()
@@ -86,7 +84,7 @@ def plural(name: str) -> str:
 
 
 def is_plural(name: str) -> bool:
-    """Whether an English name reads as more than one: `scissors`, `people`."""
+    """Whether an English name is a plural: `scissors`, `people`."""
     noun = JOINED.split(name, maxsplit=1)[0].split(" ")[-1].lower()
     irregular: dict[str, str] = _words()["irregular"]
     if noun in irregular.values():
@@ -95,7 +93,7 @@ def is_plural(name: str) -> bool:
 
 
 def name_words(thing: Thing, language: str) -> tuple[str, ...]:
-    """The name as an answer may have it, in singular and plural."""
+    """Forms of the name in an answer: singular and plural."""
     name = bare(thing.name)
     return (name,) if language == "zh" else tuple(dict.fromkeys((name, plural(name), _singular(name))))
 
@@ -111,13 +109,12 @@ def color_words(color: str, language: str) -> tuple[str, ...]:
 
 def count_words(count: int, language: str) -> tuple[str, ...]:
     """The number in digits and as a word."""
-    if language == "zh":
-        return (str(count), f"{_chinese_number(count)}个")
-    return tuple(dict.fromkeys((str(count), _number(count))))
+    unit = "个" if language == "zh" else ""
+    return tuple(dict.fromkeys((str(count), _number(count, language) + unit)))
 
 
 def place_words(place: str, name: str) -> tuple[str, ...]:
-    """The words of a place that tell it from others: `in the middle` -> `middle`, `center`, `centre`."""
+    """The words that distinguish a place from others: `in the middle` -> `middle`, `center`, `centre`."""
     if IN_CJK.search(place):
         return (place.removeprefix("在"),)
     dull = {*_words()["places"], *name.lower().split()}
@@ -129,7 +126,9 @@ def answer_words(text: str, question: str) -> tuple[str, ...]:
     if IN_CJK.search(text):
         return _new_chinese(text, question)
     first, *rest = re.findall(r"\w+(?:[.,'’:-]\w+)*", text) or [""]
-    named = first if rest and rest[0][0].isupper() else ""  # otherwise its capital says only that it is first
+    named = (
+        first if rest and rest[0][0].isupper() else ""
+    )  # otherwise it has a capital only because it is the first word
     telling = [word for word in (named, *rest) if word[:1].isupper() or word.lower() in _words()["numbers"]]
     telling += [word for word in (first, *rest) if any(sign.isdigit() for sign in word)]
     new = [word for word in telling if word.lower() not in _words()["dull"] and not mentions(question, word)]
@@ -139,7 +138,7 @@ def answer_words(text: str, question: str) -> tuple[str, ...]:
 
 
 def content_words(text: str) -> tuple[str, ...]:
-    """The words of a text that mean something by themselves."""
+    """The content words of a text: no articles, pronouns and other function words."""
     if IN_CJK.search(text):
         return _new_chinese(text, "")
     words = re.findall(r"\w+", text)
@@ -148,7 +147,7 @@ def content_words(text: str) -> tuple[str, ...]:
 
 
 def fact_words(fact: Fact) -> tuple[str, ...]:
-    """Words of which a correct answer to a fact holds one."""
+    """Words of a fact; a correct answer contains one of them."""
     return fact.expect or answer_words(fact.answer, fact.ask)
 
 
@@ -156,22 +155,24 @@ def _english(thing: Thing) -> dict[str, str]:
     name = bare(thing.name)
     many = thing.count > 1 if thing.count else is_plural(name)
     name = plural(name) if many else name
-    number = _number(thing.count) if thing.count else ""
-    color = f"{thing.color} " if thing.color else ""
-    amount = number if many and number else "some" if many or _uncountable(name) else ""
+    unique = _proper(name) or name.lower().startswith("the ")
+    uncountable = name.lower().split(" ")[-1] in _words()["uncountable"]
+    number = _number(thing.count, "en") if thing.count else ""
+    amount = number if many and number else "some" if many or uncountable else ""
+    full = f"{thing.color} {name}" if thing.color and not unique else name
+    place = _words()["sides"].get((thing.place or "").lower(), thing.place or "")
 
-    def some(words: str, amount: str) -> str:
+    def counted(words: str, amount: str) -> str:
         if amount:
             return f"{amount} {words}"
         return words if _proper(words) or words.lower().startswith("the ") else f"{_article(words)} {words}"
 
-    shown = name if _proper(name) or name.lower().startswith("the ") else f"{color}{name}"
     return {
         "name": name,
         "the": definite(name),
-        "thing": some(name, amount),
-        "full": some(shown, amount),
-        "any": some(name, "any" if many or _uncountable(name) else ""),
+        "thing": counted(name, amount),
+        "full": counted(full, amount),
+        "any": counted(name, "any" if many or uncountable else ""),
         "names": plural(name),
         "counted": f"{number} {name}",
         "is": "are" if many else "is",
@@ -179,37 +180,36 @@ def _english(thing: Thing) -> dict[str, str]:
         "it": "they" if many else "it",
         "them": "them" if many else "it",
         "color": thing.color or "",
-        "place": _words()["sides"].get((thing.place or "").lower(), thing.place or ""),
+        "place": place,
+        "where": f" {place}" if place else "",
     }
 
 
 def _chinese(thing: Thing) -> dict[str, str]:
-    count = f"{_chinese_number(thing.count)}个" if thing.count else ""
+    count = f"{_number(thing.count, 'zh')}个" if thing.count else ""
     color = thing.color or ""
     if color and IN_CJK.search(color) and not color.endswith("色"):
         color += "色"
+    place = (thing.place or "").removeprefix("在")
     return {
         "name": thing.name,
         "thing": f"{count}{thing.name}",
         "full": f"{count}{f'{color}的' if color else ''}{thing.name}",
         "count": count,
         "color": color,
-        "place": (thing.place or "").removeprefix("在"),
+        "place": place,
+        "where": f"，在{place}" if thing.place else "",
         "it": "它们" if thing.count and thing.count > 1 else "它",
     }
 
 
-def _number(count: int) -> str:
-    numbers: list[str] = _words()["numbers"]
+def _number(count: int, language: str) -> str:
+    numbers: Sequence[str] = _words()["numbers"] if language == "en" else CHINESE_NUMBERS
     return numbers[count] if count < len(numbers) else str(count)
 
 
-def _chinese_number(count: int) -> str:
-    return CHINESE_NUMBERS[count] if count < len(CHINESE_NUMBERS) else str(count)
-
-
 def _new_chinese(text: str, question: str) -> tuple[str, ...]:
-    """Stretches of the text that the question does not have, cut at the words that mean nothing."""
+    """Parts of the text that are not in the question, split at particles and punctuation."""
     matcher = difflib.SequenceMatcher(None, question, text, autojunk=False)
     stretches = [text[start:end] for tag, _, _, start, end in matcher.get_opcodes() if tag in ("insert", "replace")]
     words = [word for stretch in stretches for word in re.split(f"[{PARTICLES}]+", stretch) if word]
@@ -218,7 +218,7 @@ def _new_chinese(text: str, question: str) -> tuple[str, ...]:
 
 
 def _same(words: Sequence[str]) -> tuple[str, ...]:
-    """The words, and other spellings of them."""
+    """The words and their other spellings."""
     found = [other for word in words for group in _words()["spellings"] if word.lower() in group for other in group]
     return tuple(dict.fromkeys([*words, *found]))
 
@@ -236,12 +236,8 @@ def _singular(name: str) -> str:
 
 
 def _proper(name: str) -> bool:
-    """Tilly, or Ada Lovelace: capital, then small letters, in every word; TV and LEGO brick are no such names."""
+    """Whether every word is a capital and small letters (Tilly, Ada Lovelace; not TV or LEGO brick), or a URL."""
     return bool(re.fullmatch(r"([A-Z][a-z'’]+)( [A-Z][a-z'’]+)*", name)) or "://" in name
-
-
-def _uncountable(name: str) -> bool:
-    return name.lower().split(" ")[-1] in _words()["uncountable"]
 
 
 def _article(words: str) -> str:
