@@ -59,7 +59,7 @@ def test_pth_of_a_full_model_to_a_model_folder(run_json, refused, trained):
     torch.save({"state_dict": weights}, trained / "iter_9.pth")
     pth = ("convert", "pth_to_hf", "task.yaml", "iter_9.pth")
     whole = ("lora=null", "quant.bits=16")
-    assert "the whole language model, which is not what its config trains" in refused(*pth, "model")
+    assert "has the full language model, but its config does not train it" in refused(*pth, "model")
     assert "omit --layout" in refused(*pth, "model", *whole, "--layout", "xtuner")
     made = run_json(*pth, "model", *whole, "--max-shard-size", "100KB")
     assert (made["layout"], made["parts"], made["next"]) == ("hf", ["model"], "twinlens chat model")
