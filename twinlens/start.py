@@ -60,11 +60,9 @@ def start(
     from tuning.modules.quantize import choose_device
     from tuning.training.environment import describe_environment
 
-    task = with_pinned_revisions(task)
+    task = with_pinned_revisions(with_absolute_paths(task))
     state = PartialState(cpu=choose_device(task.run.device).type == "cpu")
-    # The inputs are read before the paths become absolute: error messages name paths as the user wrote them.
     inputs = recipe_of(task).read_inputs(task)
-    task = with_absolute_paths(task)
     paths: list[Any] = [None]
     if state.is_main_process:
         run = create_run(work_dir.resolve(), name)

@@ -121,7 +121,7 @@ TASKS = {
     "no such stage": ({"stage": "pretrain"}, "line 6: stage"),
     "no such start": ({"start": "gone.pth"}, "start: gone.pth"),
     "negative cache": ({"pictures": "{cache_gib: -1}"}, "pictures.cache_gib"),
-    "no such folder of pictures": ({"pictures": "{folder: gone}"}, "good.jpg: no such picture in gone"),
+    "no such folder of pictures": ({"pictures": "{folder: gone}"}, "gone; fix the path or add the file"),
     "rate zero": ({"rates": "{projector: 0}"}, "rates.projector"),
 }
 
