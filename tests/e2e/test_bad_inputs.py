@@ -49,7 +49,7 @@ CONFIGS = {
     "data not there": ({"data": "{files: [gone.jsonl]}"}, r"gone\.jsonl"),
     "data is a folder": ({"data": "{files: [.]}"}, r"folder|directory"),
     "probes not there": ({"evaluation": "{probes: [gone.yaml]}"}, r"gone\.yaml"),
-    "rehearsal not there": ({"rehearsal": "{prompts: [gone.yaml]}"}, r"rehearsal\.prompts: gone\.yaml"),
+    "rehearsal not there": ({"rehearsal": "{prompts: [gone.yaml]}"}, r"rehearsal\.prompts: .*gone\.yaml"),
     "rehearsal is no list": ({"rehearsal": "{prompts: [task.yaml]}"}, r"not a list of prompts"),
     "model not there": ({"model": "./nothing/here"}, r"model: \./nothing/here: no such folder"),
     "model is a file": ({"model": "good.jsonl"}, r"model: good\.jsonl: this is a file"),

@@ -130,8 +130,12 @@ def test_a_resumed_run_gives_the_same_bytes(task, tmp_path, views):
     assert losses(RunDir(stopped)) == losses(straight)
 
 
-def test_before_is_the_state_before_training(task, tmp_path):
-    run = start(changed(task, run={"seed": 3}), "run", tmp_path / "work").run
+def test_before_is_the_state_before_training(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    probes = [path.relative_to(tmp_path) for path in task.evaluation.probes]
+    run = start(changed(task, run={"seed": 3}, evaluation={"probes": probes}), "run", tmp_path / "work").run
+    pictures = [row["image"] for row in read_jsonl(run.samples) if "image" in row]
+    assert pictures and all(Path(picture).is_absolute() for picture in pictures), "readable from any folder"
     task, _ = read_task(run.task)
     comparison = recipe_of(task).compare(run, task)
     began = {row["ask"]: row["answer"] for row in read_jsonl(run.samples) if row["step"] == 0}
