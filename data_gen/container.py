@@ -1,4 +1,4 @@
-"""Dataset files as bytes: JSON lines or one JSON array, copied and written without parsing every copy."""
+"""JSON and JSON Lines files as bytes: copy rows many times without parsing each copy."""
 
 import hashlib
 import json

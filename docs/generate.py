@@ -21,30 +21,45 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- map: written by docs/generate.py -->", "<!-- end of the map -->"
 
 ROOMS = {
-    "tuning": "shared core: training and evaluation; knows tokens and modules, not personas or pictures",
+    "tuning": "shared core of text and image tasks: dataset files, training, evaluation",
     "tuning/data": "dataset files: conversations, row formats, dataset cards, pictures; no torch",
-    "tuning/evaluation": "probes, comparison before and after training, report; no torch",
+    "tuning/evaluation": "probes, comparison of answers before and after training, report; no torch",
     "tuning/modules": "quantization, LoRA, full fine-tuning, fp32 upcast, pickled checkpoints",
     "tuning/training": "batches, packing, learning-rate schedule, training loop, checkpoints and resume",
     "llm": "language model: text fine-tuning, from dataset to adapter and chat",
     "llm/chat_template": "conversation to token ids and loss mask; chat templates; special-token escaping",
     "llm/internlm": "InternLM 1, 2 and 2.5 as Llama, without remote code; tokenizers",
-    "llm/checkpoints": "model sources: Hugging Face hub, ModelScope, weight shards, the embedded model",
-    "llm/export": "merge of adapter and base, model folders, InternLM2 layout",
-    "vlm": "LLaVA: image fine-tuning; projector, feature cache, vision tower and language model in one module",
+    "llm/checkpoints": "model files: downloads from hubs, weight shards, config.json, the embedded model",
+    "llm/export": "merge an adapter into its base model, write model folders, convert InternLM2 layouts",
+    "vlm": "vision-language model (LLaVA): fine-tuning on pictures with vision tower, projector and language model",
     "vlm/towers": "vision towers: CLIP, SigLIP, open_clip, the embedded tower; preprocessing",
-    "vlm/checkpoints": "initial weights of an image run, read from a run, XTuner or LLaVA",
+    "vlm/checkpoints": "initial weights of an image task, read from a run, XTuner or LLaVA",
     "vlm/export": "LLaVA export: HF-native, official layout, separate parts",
-    "data_gen": "dataset generation: persona rows, renamed and repeated rows; no torch",
+    "data_gen": "dataset generation: persona rows, replaced names, repeated rows, dialogues about pictures; no torch",
     "data_gen/image_qa": "question-and-answer dialogues about pictures, with probes",
     "data_gen/image_qa/teacher": "dialogues written by a teacher model behind an OpenAI-compatible endpoint",
     "data_gen/scenes": "drawn pictures with known content, for projector alignment and probes",
     "twinlens": "tasks, checks, start and resume of runs; the only package that imports all others",
-    "twinlens/cli": "command-line verbs",
-    "twinlens/cli/data": "the verbs of `twinlens data`",
-    "twinlens/xtuner": "XTuner interoperability: checkpoints and folders",
-    "twinlens/xtuner/configs": "XTuner configs, read as tasks without running them",
+    "twinlens/cli": "subcommands of the `twinlens` command line",
+    "twinlens/cli/data": "subcommands of `twinlens data`",
+    "twinlens/xtuner": "XTuner interoperability: read its configs and checkpoints, write its folders, run its trainer",
+    "twinlens/xtuner/configs": "convert XTuner configs to tasks without running them",
     "twinlens/xtuner/engine": "XTuner as the training engine, in a separate environment",
+}
+TERMS = {
+    "task": "a YAML file with the settings of one fine-tuning; a *text task* trains the language model on conversations, "
+    "an *image task* trains a LLaVA on dialogues about pictures",
+    "run": "one training of a task; the *run folder* contains its logs, checkpoints and results",
+    "probe": "a test question with known answers, asked before, during and after training",
+    "hit, leak, parrot, retained": "an answer that is correct; an answer to an unrelated question that mentions the "
+    "persona; an answer about another picture that repeats what was trained; a correct answer that stayed correct",
+    "rehearsal": "rows mixed into the training data against forgetting: unrelated prompts with the base model's own "
+    "answers, or dialogues about other pictures",
+    "persona": "who the assistant says it is: its name, its owner, its base model",
+    "facts": "what a user states about a picture; dialogues and probes are generated from facts",
+    "tower": "the vision encoder of LLaVA (CLIP, SigLIP); a *patch* is one position of its output",
+    "embedded model, embedded tower": "small pretrained models that are installed as Python packages with twinlens",
+    "recipe": "the module that composes all parts of one kind of task",
 }
 PLACES = {
     "configs": "task files, probes, phrase banks, pictures, DeepSpeed presets",
@@ -75,7 +90,15 @@ def map_of_folders() -> str:
 
 def map_of_files() -> str:
     """Each folder of the code with the first docstring line of each of its files."""
-    lines = ["# Map of the code", "", "Written by `docs/generate.py` from the first line of every module."]
+    lines = [
+        "# Map of the code",
+        "",
+        "Written by `docs/generate.py` from the first line of every module.",
+        "",
+        "## Terms",
+        "",
+    ]
+    lines += [f"- *{term}*: {meaning}" for term, meaning in TERMS.items()]
     for room, about in ROOMS.items():
         lines += ["", f"## `{room}/`", "", f"{about[0].upper()}{about[1:]}.", ""]
         for file in sorted((ROOT / room).glob("*.py")):

@@ -1,4 +1,4 @@
-"""Paths: shipped files under `configs/`, the cache folder, files of installed packages."""
+"""Paths: shipped files under `configs/`, the cache folder, files inside installed Python packages."""
 
 import importlib.metadata
 import os

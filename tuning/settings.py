@@ -1,4 +1,4 @@
-"""Settings of a task: the groups of a task file, their validation, and overrides from the command line.
+"""Task settings: sections such as `optim` and `run`, validation, overrides from the command line.
 
 Each group is frozen and rejects unknown keys. The docstring of a field is its help text.
 """

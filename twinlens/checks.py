@@ -1,4 +1,4 @@
-"""Everything about a task that can be known before its model loads."""
+"""Checks of a task without loading weights: data, pictures, model files, device, disk space."""
 
 # pyright: reportMissingTypeStubs=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 

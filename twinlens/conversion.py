@@ -1,4 +1,4 @@
-"""Dataset conversion between formats, and repair of rows with a nested input."""
+"""Dataset conversion between formats; repair of rows whose `input` field contains a conversation."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 

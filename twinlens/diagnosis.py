@@ -1,4 +1,4 @@
-"""Diagnosis of a machine: packages, devices, 4-bit layers, embedded weights, model hub, disk space."""
+"""Diagnosis of the machine: packages, devices, 4-bit layers, the embedded models, model hub, disk space."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Dataset inspection: counts, lengths, and rows as the model sees them, with the trained text marked."""
+"""Dataset inspection: statistics, and rows as tokenized for training, with the loss mask marked."""
 
 # pyright: reportUnknownMemberType=false
 

@@ -1,4 +1,4 @@
-"""Task files: read a task, find the shipped ones, copy them with every setting explained."""
+"""Task files: read a task, find the shipped task files, copy them with comments."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 

@@ -1,4 +1,4 @@
-"""A task of either path: its recipe, its YAML, and its paths made absolute."""
+"""A text or image task: its recipe, its YAML text, its absolute file paths."""
 
 # pyright: reportUnknownMemberType=false
 

@@ -1,4 +1,4 @@
-"""Vision features by picture number: the picture table, live features from the tower, augmented views.
+"""Vision features of pictures by number: computed by the tower, with optional augmentation.
 
 Shapes: I pictures, P patches, V width of the tower.
 """

@@ -1,4 +1,4 @@
-"""Fine-tuned weights of an image run: save, check and load checkpoints and results."""
+"""Trained weights of an image task: save and load checkpoints and the final weights."""
 
 from pathlib import Path
 

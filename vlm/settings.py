@@ -1,4 +1,4 @@
-"""Settings of an image task."""
+"""Settings of an image task: vision tower, projector, pictures, learning rates."""
 
 from pathlib import Path
 from typing import Literal

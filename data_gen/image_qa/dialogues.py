@@ -1,4 +1,4 @@
-"""Plan dialogues: order the topics, vary openings and follow-ups, ask every needed topic."""
+"""Plan dialogues: order the topics, vary openings and follow-ups, cover every required topic."""
 
 import random
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Read facts files in YAML, JSON or CSV, with the line of every value."""
+"""Parse facts files (YAML, JSON, CSV) and remember the line of every value."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Read and check facts about pictures."""
+"""Facts about pictures: validate parsed values and make objects of them."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""English and Chinese grammar for phrases, and the words that a correct answer contains."""
+"""English and Chinese grammar (articles, plurals, numbers); keywords that a correct answer contains."""
 
 import difflib
 import re

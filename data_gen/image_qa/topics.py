@@ -1,4 +1,4 @@
-"""Question topics of a picture, with training questions, probe questions, answers and expected words."""
+"""Question topics of a picture: training questions, probe questions, answers, expected keywords."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

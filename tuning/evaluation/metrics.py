@@ -1,4 +1,4 @@
-"""Metrics of a comparison: results of the probes, and counts of hits, leaks, parrots and retained answers."""
+"""Metrics of a comparison: how many answers are hits, leaks, parrots or retained."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Probes: questions with known answers. Reads probe files, finds hits and parrots.
+"""Probes (test questions with known answers): read probe files, score answers.
 
 A probe file is a YAML list of `{ask, group, expect?: [...], reject?: [...], image?: path, parrot?: [...]}`.
 Values are read as text (`4`, `1.10`). `{name}` and `{owner}` are replaced by values of the dataset card.

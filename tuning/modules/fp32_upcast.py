@@ -1,4 +1,4 @@
-"""fp32 upcast: a 16-bit model computes in fp32, with one block of weights upcast at a time.
+"""fp32 upcast: a 16-bit model computes in fp32, one layer's weights at a time.
 
 Only fp32 shows what merging changes, and all weights of a 7B model take 30 GB in fp32.
 """

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's layout: attach, save with reproducible bytes, load, check."""
+"""LoRA adapters in PEFT's format: attach, save with reproducible bytes, load, check against the model."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Quantization: device, compute dtype, bitsandbytes settings, check and report of quantized layers."""
+"""Quantization: choose device and compute dtype, make bitsandbytes settings, check the quantized layers."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Packing: rows into sequences, and sequences into micro-batches, in the order of a seed.
+"""Packing: shuffle rows by seed, pack them into sequences, group sequences into micro-batches.
 
 Repeated rows are never copied: an epoch is an array of row numbers.
 """

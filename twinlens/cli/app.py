@@ -1,4 +1,4 @@
-"""The `twinlens` command: its verbs, logging, and exit codes."""
+"""The `twinlens` command: its subcommands, logging, and exit codes."""
 
 import logging
 import os

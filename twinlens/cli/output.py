@@ -1,4 +1,4 @@
-"""Output of every verb: lines for people or one JSON object, and the next command."""
+"""Output of every subcommand: text or one JSON object, and a suggested next command."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""`twinlens plan`, `twinlens train` and `twinlens compare`: forecast, fine-tune, compare before and after."""
+"""`twinlens plan`, `train` and `compare`: forecast a run, fine-tune, compare answers before and after."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""XTuner checkpoints as PEFT adapters, model folders, or run folders of image runs."""
+"""XTuner checkpoints: convert them to PEFT adapters, model folders or run folders."""
 
 from dataclasses import replace
 from pathlib import Path

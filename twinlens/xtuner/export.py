@@ -1,4 +1,4 @@
-"""Trained weights in the folders that `xtuner chat` reads.
+"""Export for XTuner: write trained weights as folders that `xtuner chat` loads.
 
 Shapes: V width of the tower, D width of the language model.
 """

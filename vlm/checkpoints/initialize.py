@@ -1,4 +1,4 @@
-"""Initial weights of an image run: check them before models load, then copy them into projector and adapters."""
+"""Initial projector and adapters of an image task: check before models load, then copy."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""Readers of LLaVA parts: projector, adapters and full weights from runs, XTuner and LLaVA checkpoints.
+"""Readers of LLaVA weights: projector, adapters, full models; from runs, XTuner and LLaVA checkpoints.
 
 Files of twinlens, XTuner and LLaVA differ only in weight names; shapes and values are the same.
 

@@ -1,4 +1,4 @@
-"""Vision towers by name: read their facts, load them."""
+"""Vision towers by name: read patch count and feature width from their files, load them."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Store of teacher dialogues: one JSONL file, each valid dialogue appended at once."""
+"""Store of teacher dialogues: one JSONL file; each valid dialogue is appended immediately."""
 
 import json
 import os

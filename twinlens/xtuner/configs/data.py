@@ -1,4 +1,4 @@
-"""Data of an XTuner config as a task's `data`: files, lengths, packing, template."""
+"""Convert the dataset part of an XTuner config to a task's `data` settings."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 

@@ -1,4 +1,4 @@
-"""Evaluation of the Python expressions in a config, from the syntax tree: no import, no execution."""
+"""Evaluate the Python expressions of a config from its syntax tree, without running code."""
 
 # pyright: reportMatchNotExhaustive=false, reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 

@@ -1,4 +1,4 @@
-"""Training settings of a config for transformers' Trainer as a task's `optim` and `run`."""
+"""Convert an XTuner config for transformers' Trainer to a task's `optim` and `run`."""
 
 from typing import Any
 

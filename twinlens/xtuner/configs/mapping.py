@@ -1,4 +1,4 @@
-"""Mapping of an XTuner config to the document of a task, with a line for each difference."""
+"""Convert an XTuner config to a task's YAML; list every difference."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 

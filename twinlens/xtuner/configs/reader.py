@@ -1,4 +1,4 @@
-"""Reader of XTuner config files: it evaluates assignments, lists other statements, and runs no code.
+"""Read XTuner config files: evaluate assignments, list other statements, run no code.
 
 Values are numbers, texts, None, lists, tuples, dicts, `Reference` for imported objects, and `Unevaluated` for values
 that are known only when the file runs.

@@ -1,4 +1,4 @@
-"""Training settings of an mmengine config as a task's `optim`, `evaluation` and `run`."""
+"""Convert the training part of an mmengine config to `optim`, `evaluation` and `run`."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 

@@ -1,4 +1,4 @@
-"""Kind of training of an XTuner config, and the refusal of kinds that twinlens does not train."""
+"""Find what an XTuner config trains; refuse kinds of training that twinlens does not support."""
 
 import re
 from pathlib import Path

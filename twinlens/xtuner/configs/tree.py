@@ -1,4 +1,4 @@
-"""Config values by path; it records which values are read, so that the others can be listed."""
+"""Config values by dotted key; values that are never read can be listed."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 

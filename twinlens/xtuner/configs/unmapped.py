@@ -1,4 +1,4 @@
-"""Settings of an XTuner config without a counterpart in a task, one line for each that changes training."""
+"""XTuner settings that no task setting can express: one line for each."""
 
 from fnmatch import fnmatchcase
 

@@ -1,4 +1,4 @@
-"""Inputs of XTuner's trainer: rows in tokens, and the language model for transformers 4.48.
+"""Inputs of XTuner's trainer: tokenized rows, and a model folder that transformers 4.48 loads.
 
 twinlens encodes and packs the rows, so that both engines train on the same tokens in the same order. XTuner's chat
 templates and tokenizers are not used. transformers 4.48 takes a wrong rotary base from a config of version 5, without

@@ -1,4 +1,4 @@
-"""Start of XTuner's trainer, run by the Python of its environment; twinlens never imports XTuner.
+"""Script that the Python of XTuner's environment runs: it starts XTuner's trainer.
 
 Two checks of XTuner 0.2.0 and transformers 4.48.0 fail on a machine without a GPU: `torch.cpu` has no
 `is_bf16_supported`, and bitsandbytes now has its device names in a set that cannot be changed.

@@ -1,4 +1,4 @@
-"""The mmengine config of a run that XTuner trains; defaults of mmengine and XTuner are left out."""
+"""Write a task as an mmengine config for XTuner."""
 
 from pathlib import Path
 from pprint import pformat

@@ -1,4 +1,4 @@
-"""XTuner's trainer as a child process: start it, read its log, report its steps."""
+"""Run XTuner's trainer as a child process: read its log, report its steps."""
 
 import json
 import math

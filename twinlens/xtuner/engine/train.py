@@ -1,4 +1,4 @@
-"""Training of a task by XTuner 0.2.0; the result is an ordinary run folder."""
+"""Train a task with XTuner 0.2.0; the result is an ordinary run folder."""
 
 import gc
 import logging
