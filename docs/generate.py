@@ -47,12 +47,12 @@ ROOMS = {
     "twinlens/xtuner/engine": "XTuner as the training engine, in a separate environment",
 }
 TERMS = {
-    "task": "a YAML file with the settings of one fine-tuning; a *text task* trains the language model on conversations, "
-    "an *image task* trains a LLaVA on dialogues about pictures",
+    "task": "a YAML file with the settings of one fine-tuning; a *text task* trains a language model on conversations, an "
+    "*image task* trains a LLaVA on dialogues about pictures",
     "run": "one training of a task; the *run folder* contains its logs, checkpoints and results",
     "probe": "a test question with known answers, asked before, during and after training",
     "hit, leak, parrot, retained": "an answer that is correct; an answer to an unrelated question that mentions the "
-    "persona; an answer about another picture that repeats what was trained; a correct answer that stayed correct",
+    "persona; an answer about another picture that repeats what was trained; an unrelated answer that is correct before and after training",
     "rehearsal": "rows mixed into the training data against forgetting: unrelated prompts with the base model's own "
     "answers, or dialogues about other pictures",
     "persona": "who the assistant says it is: its name, its owner, its base model",
