@@ -47,12 +47,14 @@ ROOMS = {
     "twinlens/xtuner/engine": "XTuner as the training engine, in a separate environment",
 }
 TERMS = {
-    "task": "a YAML file with the settings of one fine-tuning; a *text task* trains a language model on conversations, an "
-    "*image task* trains a LLaVA on dialogues about pictures",
+    "task": "a YAML file with the settings of one fine-tuning",
+    "text task, image task": "a task that trains a language model on conversations, or a LLaVA on pictures",
     "run": "one training of a task; the *run folder* contains its logs, checkpoints and results",
     "probe": "a test question with known answers, asked before, during and after training",
-    "hit, leak, parrot, retained": "an answer that is correct; an answer to an unrelated question that mentions the "
-    "persona; an answer about another picture that repeats what was trained; an unrelated answer that is correct before and after training",
+    "hit": "a correct answer to a probe",
+    "leak": "an answer to an unrelated probe that mentions the persona",
+    "parrot": "an answer about another picture that repeats the answer about the trained picture",
+    "retained": "an unrelated answer that is correct before and after training",
     "rehearsal": "rows mixed into the training data against forgetting: unrelated prompts with the base model's own "
     "answers, or dialogues about other pictures",
     "persona": "who the assistant says it is: its name, its owner, its base model",
