@@ -1,8 +1,7 @@
-"""Fine-tuning methods of a language model (adapter, full, frozen): make it trainable; save, check and load results."""
+"""Fine-tuning methods of a language model: adapter or full. Each trains, saves, checks and loads."""
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
 
 from peft import PeftModel
 from torch import nn
@@ -19,60 +18,26 @@ from tuning.run_dir import RunDir
 from tuning.settings import Lora, Quant, Task
 
 log = logging.getLogger("twinlens")
-HIGH_LEARNING_RATE = 1e-4  # higher rates suit adapters; full fine-tuning takes a tenth of them, or the model forgets
+HIGH_LEARNING_RATE = 1e-4  # usual for adapters; in full fine-tuning the model forgets, so its usual rate is 1e-5
 Network = PreTrainedModel | PeftModel
-
-
-class Finetuning(Protocol):
-    """How a language model is fine-tuned, and what a finished run holds."""
-
-    def check_base(self) -> None:
-        """Refuse a base model that cannot be trained this way, before its weights load.
-
-        Raises:
-            ModelError: the base model is stored quantized, and all of its weights are to be trained.
-        """
-        ...
-
-    def make_trainable(self, model: PreTrainedModel) -> TrainedWeights[Network]:
-        """Attach a new adapter, or make every weight trainable."""
-        ...
-
-    def save_finetuned(self, weights: TrainedWeights[Network], loaded: LoadedModel, run: RunDir) -> None:
-        """Write the result of a finished run."""
-        ...
-
-    def check_finetuned(self, run: RunDir) -> None:
-        """Check the result of a run before anything loads.
-
-        Raises:
-            ModelError: the run has not finished, or its result is broken.
-        """
-        ...
-
-    def model_to_load(self, run: RunDir) -> str:
-        """The language model to load for a finished run: the base of its adapter, or the run's own model."""
-        ...
-
-    def load_finetuned(self, loaded: LoadedModel, run: RunDir) -> Network:
-        """The fine-tuned model of a run, from its base model or from `model_to_load`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterFinetuning:
-    """LoRA: the result is an adapter in `RUN/adapter`."""
+    """LoRA on a frozen model. The result is an adapter in `RUN/adapter`; if `lora` is None, there is no adapter."""
 
     model: str
     revision: str | None
-    lora: Lora
+    lora: Lora | None
     seed: int
 
     def check_base(self) -> None:
-        """An adapter can be trained on every base model."""
+        """Every base model is accepted."""
 
-    def make_trainable(self, model: PreTrainedModel) -> AdapterWeights:
+    def make_trainable(self, model: PreTrainedModel) -> TrainedWeights[Network]:
         """Attach a new adapter."""
+        if self.lora is None:
+            return FrozenWeights(model)
         return AdapterWeights(attach_adapter(model, self.lora, self.seed), self.model, self.revision)
 
     def save_finetuned(self, weights: TrainedWeights[Network], loaded: LoadedModel, run: RunDir) -> None:
@@ -80,28 +45,33 @@ class AdapterFinetuning:
         weights.save(run.adapter)
 
     def check_finetuned(self, run: RunDir) -> None:
-        """Read the adapter's configuration."""
-        read_adapter_config(run.adapter)
+        """Check the adapter of a finished run before anything loads.
 
-    def model_to_load(self, run: RunDir) -> str:
-        """The base model with its revision."""
-        return f"{self.model}@{self.revision}" if self.revision else self.model
+        Raises:
+            ModelError: the run has not finished, or the adapter is broken.
+        """
+        if self.lora is not None:
+            read_adapter_config(run.adapter)
 
-    def load_finetuned(self, loaded: LoadedModel, run: RunDir) -> PeftModel:
-        """The base model with the run's adapter on it."""
-        return load_adapter(loaded.model, run.adapter)
+    def load_finetuned(self, loaded: LoadedModel, run: RunDir) -> Network:
+        """The base model with the run's adapter."""
+        return loaded.model if self.lora is None else load_adapter(loaded.model, run.adapter)
 
 
 @dataclass(frozen=True, slots=True)
 class FullFinetuning:
-    """Full fine-tuning: the result is a model in `RUN/model`, in the 16-bit type of the base model's files."""
+    """Full fine-tuning. The result is a model in `RUN/model`, in the 16-bit dtype of the base model's files."""
 
     model: str
     quant: Quant
     device: str
 
     def check_base(self) -> None:
-        """Refuse a base model that is stored quantized."""
+        """Refuse a quantized base model before its weights load.
+
+        Raises:
+            ModelError: the base model is stored quantized.
+        """
         checkpoint_dtype(model_folder(self.model, weights=False))
 
     def make_trainable(self, model: PreTrainedModel) -> TrainedWeights[Network]:
@@ -115,62 +85,39 @@ class FullFinetuning:
             save_model(weights.network, loaded.template, unfinished, checkpoint_dtype(loaded.folder))
 
     def check_finetuned(self, run: RunDir) -> None:
-        """Look for the model's weight files."""
+        """Check the weight files of a finished run before anything loads.
+
+        Raises:
+            ModelError: the run has not finished, or a weight file is missing.
+        """
         if not run.model.is_dir():
-            raise ModelError(f"{run.path}: nothing trained in it yet (model/ is missing); train it to its end.")
+            raise ModelError(f"{run.path}: nothing trained in it yet (model/ is missing); finish the training.")
         weight_files(run.model)
 
-    def model_to_load(self, run: RunDir) -> str:
-        """The run's own model."""
-        return str(run.model)
-
-    def load_finetuned(self, loaded: LoadedModel, run: RunDir) -> PreTrainedModel:
-        """The run's own model; the memory of a base model is freed first."""
+    def load_finetuned(self, loaded: LoadedModel, run: RunDir) -> Network:
+        """The run's own model. If `loaded` is another model, its memory is freed first."""
         if loaded.name == str(run.model):
             return loaded.model
         loaded.release()
         return load_model(str(run.model), loaded.template, self.quant, self.device).model
 
 
-@dataclass(frozen=True, slots=True)
-class FrozenModel:
-    """No fine-tuning of the language model: other parts are trained beside it."""
-
-    model: str
-
-    def check_base(self) -> None:
-        """Every base model can stay frozen."""
-
-    def make_trainable(self, model: PreTrainedModel) -> TrainedWeights[Network]:
-        """Leave the model as it is."""
-        return FrozenWeights(model)
-
-    def save_finetuned(self, weights: TrainedWeights[Network], loaded: LoadedModel, run: RunDir) -> None:
-        """Write nothing."""
-
-    def check_finetuned(self, run: RunDir) -> None:
-        """Nothing to check."""
-
-    def model_to_load(self, run: RunDir) -> str:
-        """The base model."""
-        return self.model
-
-    def load_finetuned(self, loaded: LoadedModel, run: RunDir) -> PreTrainedModel:
-        """The base model."""
-        return loaded.model
+Finetuning = AdapterFinetuning | FullFinetuning
 
 
 def finetuning_of(task: Task, *, frozen: bool = False) -> Finetuning:
-    """The fine-tuning method of a task's language model; `frozen` if only other parts are trained."""
+    """The fine-tuning method of a task's language model.
+
+    Args:
+        frozen: whether only other parts are trained, so that the language model gets no adapter.
+    """
     if task.full_finetuning:
         return FullFinetuning(task.versioned_model, task.quant, task.run.device)
-    if frozen or task.lora is None:
-        return FrozenModel(task.versioned_model)
-    return AdapterFinetuning(task.model, task.revision, task.lora, task.run.seed)
+    return AdapterFinetuning(task.model, task.revision, None if frozen else task.lora, task.run.seed)
 
 
 def log_trainable(module: nn.Module, task: Task, what: str) -> None:
-    """Log the number of trainable parameters; warn if the learning rate is too high for full fine-tuning."""
+    """Log the number of trainable parameters. Warn if the learning rate is too high for full fine-tuning."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     types = ", ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in trained}))
     log.info("%s: %s trainable parameters in %s", what, f"{sum(each.numel() for each in trained):,}", types)

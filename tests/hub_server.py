@@ -48,13 +48,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, b"{}", **{"X-Error-Code": "RevisionNotFound"})
         elif rest and rest[0] == "tree":
             tree = [
-                {"type": "file", "path": path, "size": len(body), "oid": digest(body)} for path, body in files.items()
+                {"type": "file", "path": path, "size": self.server.said_sizes.get(path, len(body)), "oid": digest(body)}
+                for path, body in files.items()
             ]
             self.send(200, json.dumps(tree).encode())
         else:
-            siblings = [
-                {"rfilename": path, "size": self.server.said_sizes.get(path, len(body))} for path, body in files.items()
-            ]
+            siblings = [{"rfilename": path} for path in files]
             about: dict[str, Any] = {"id": model, "sha": commit, "siblings": siblings, "tags": [], "downloads": 0}
             self.send(200, json.dumps(about).encode())
 

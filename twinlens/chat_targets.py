@@ -73,7 +73,7 @@ def open_target(
     if task is not None:
         finetuning = finetuning_of(task)
         finetuning.check_finetuned(run)
-        name = finetuning.model_to_load(run) if with_adapter else task.versioned_model
+        name = str(run.model) if with_adapter and task.full_finetuning else task.versioned_model
         template = load_template(name, task.system, template_name=task.template)
         loaded = load_model(name, template, task.quant, task.run.device)
         model = finetuning.load_finetuned(loaded, run) if with_adapter else loaded.model

@@ -1,6 +1,7 @@
-"""Hub downloads: models by name from Hugging Face or ModelScope; size check, disk check, pinned commit."""
+"""Model downloads by name from Hugging Face or ModelScope: file choice, size, disk check, pinned commit."""
 
-# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+# pyright: reportMissingImports=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false
 
 import errno
 import logging
@@ -9,16 +10,18 @@ import shutil
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from llm.checkpoints import modelscope
 from tuning.errors import DeviceError, KitError, ModelError, first_line
+from tuning.paths import cache_folder
 
 log = logging.getLogger("twinlens")
 _NAME = re.compile(r"(modelscope:)?(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?")
 _SETTINGS = (".json", ".model", ".jinja", ".txt")
 _WEIGHTS = (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin", r".*\.safetensors")
+_INSTALL_MODELSCOPE = 'pip install "modelscope>=1.30"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class RemoteModel:
     Args:
         name: owner/model.
         revision: branch, tag or commit; None is the default branch.
-        key: the task's key, for errors.
+        key: the key in the task file, for errors.
     """
 
     store: Literal["hub", "modelscope"]
@@ -46,17 +49,23 @@ class Listing:
     """The files of a model on a hub.
 
     Args:
-        commit: None if the hub does not tell it.
+        commit: None for ModelScope, whose client does not return it.
         sizes: file sizes in bytes, by path.
+        folder: the local folder of the downloaded files.
     """
 
     commit: str | None
     sizes: Mapping[str, int]
+    folder: Path
+
+    def missing(self, weights: bool = True) -> dict[str, int]:
+        """Sizes in bytes of the needed files that are not downloaded yet."""
+        files = needed_files(self.sizes, weights)
+        return {file: self.sizes[file] for file in files if not (self.folder / file).exists()}
 
 
 def parse_remote(source: str, key: str = "model") -> RemoteModel | None:
-    """The model that `owner/model`, `owner/model@revision` or `modelscope:owner/model` names; None for a local path or
-    another string."""
+    """Parse `owner/model`, `owner/model@revision` or `modelscope:owner/model`. None for a local path or other text."""
     found = _NAME.fullmatch(source)
     if not found or Path(source).expanduser().exists():
         return None
@@ -73,36 +82,38 @@ def needed_files(files: Iterable[str], weights: bool) -> list[str]:
     if not weights:
         return settings
     kinds = ([file for file in top if re.fullmatch(kind, file)] for kind in _WEIGHTS)
-    taken = next((kind for kind in kinds if kind), [])
-    index = [f"{start}.index.json" for start in ("model.safetensors", "pytorch_model.bin")]
-    ending = Path(taken[0]).suffix if taken else None
-    return [*settings, *taken, *(file for file in index if file in top and f"{ending}." in file)]
+    chosen = next((kind for kind in kinds if kind), [])
+    ending = Path(chosen[0]).suffix if chosen else None
+    indices = (
+        f"{name}.index.json" for name in ("model.safetensors", "pytorch_model.bin") if Path(name).suffix == ending
+    )
+    return [*settings, *chosen, *(file for file in indices if file in top)]
 
 
 def fetch(remote: RemoteModel, weights: bool = True) -> Path:
-    """The local folder of a model; missing files are downloaded, after the log says their size and the free disk.
+    """The local folder of a model. Missing files are downloaded; the log first shows their size and the free disk.
 
     Args:
-        weights: False for config and tokenizer alone.
+        weights: False downloads only config and tokenizer.
 
     Raises:
-        ModelError: no such model or revision, a login is needed, or the hub is unreachable and the cache incomplete.
+        ModelError: no such model or revision, a login is needed, or the hub cannot be reached and files are missing.
         DeviceError: the disk is too small.
     """
     with _explain_errors(remote):
         listing = _list_files(remote)
-        files = needed_files(listing.sizes, weights)
-        missing = _missing(remote, listing, files)
-        if missing:
-            log.info("%s: %s: fetching %s", remote.key, remote, _check_disk_space(remote, missing))
-        if remote.store == "modelscope":
-            return modelscope.download(remote.name, remote.revision, files)
-        from huggingface_hub import snapshot_download
+        if missing := listing.missing(weights):
+            log.info("%s: %s: downloading %s", remote.key, remote, _check_disk_space(remote, listing, missing))
+            if remote.store == "modelscope":
+                from modelscope.hub.snapshot_download import snapshot_download
 
-        revision = remote.revision if missing else listing.commit
-        return Path(
-            snapshot_download(remote.name, revision=revision, allow_patterns=files, local_files_only=not missing)
-        )
+                target = {"revision": remote.revision, "local_dir": str(listing.folder)}
+            else:
+                from huggingface_hub import snapshot_download
+
+                target = {"revision": listing.commit}
+            snapshot_download(remote.name, allow_patterns=list(missing), **target)
+        return listing.folder
 
 
 def describe_download(remote: RemoteModel) -> str:
@@ -113,12 +124,12 @@ def describe_download(remote: RemoteModel) -> str:
     """
     with _explain_errors(remote):
         listing = _list_files(remote)
-        missing = _missing(remote, listing, needed_files(listing.sizes, weights=True))
-        return f"to be fetched, {_check_disk_space(remote, missing)}" if missing else "in the cache, complete"
+        missing = listing.missing()
+        return f"to download: {_check_disk_space(remote, listing, missing)}" if missing else "complete in the cache"
 
 
 def pin_revision(remote: RemoteModel) -> RemoteModel:
-    """The same model at the current commit of its revision; ModelScope's client tells no commit.
+    """The same model at the current commit of its revision; ModelScope's client does not return a commit.
 
     Raises:
         ModelError: as `fetch`.
@@ -130,56 +141,51 @@ def pin_revision(remote: RemoteModel) -> RemoteModel:
 
 
 def _list_files(remote: RemoteModel) -> Listing:
-    """The files on the hub; from the cache if it is at that commit, or if the hub is unreachable."""
+    """The files on the hub. If the hub cannot be reached, the files in the cache."""
     if remote.store == "modelscope":
-        return Listing(None, modelscope.list_files(remote.name, remote.revision))
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        commit = None
+        folder = cache_folder() / "modelscope" / _folder_name(remote.name) / _folder_name(remote.revision or "master")
+    else:
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.file_download import repo_folder_name
 
-    cached = _cached_listing(remote)
-    if cached is not None and cached.commit == remote.revision:
-        return cached
+        commit = HfApi().resolve_revision(remote.name, revision=remote.revision).resolved
+        repo = repo_folder_name(repo_id=remote.name, repo_type="model")
+        folder = Path(constants.HF_HUB_CACHE, repo, "snapshots", commit)
     try:
-        info = HfApi().model_info(remote.name, revision=remote.revision, files_metadata=True)
-    except (HTTPError, OfflineModeIsEnabled) as error:
-        refused = isinstance(error, HfHubHTTPError) and error.response.status_code < 500
-        if cached is None or refused:
+        sizes = _modelscope_sizes(remote.name, remote.revision) if commit is None else _hub_sizes(remote.name, commit)
+    except Exception:  # each client has its own errors
+        if not (folder / "config.json").exists():
             raise
-        log.info("%s: %s: the hub cannot be reached; taking commit %s of the cache", remote.key, remote, cached.commit)
-        return cached
-    return Listing(info.sha, {file.rfilename: file.size or 0 for file in info.siblings or ()})
-
-
-def _cached_listing(remote: RemoteModel) -> Listing | None:
-    """The cached files of a revision: the hub's own list, or the files on disk if an older client saved no list."""
-    from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError
-
-    config = try_to_load_from_cache(remote.name, "config.json", revision=remote.revision)
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    try:
-        sizes = {file.path: file.size for file in get_cached_repo_tree(remote.name, revision=remote.revision)}
-    except CachedRepoTreeNotFoundError:
         sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    return Listing(folder.name, sizes)
+    return Listing(commit, sizes, folder)
 
 
-def _missing(remote: RemoteModel, listing: Listing, files: Iterable[str]) -> dict[str, int]:
-    """Sizes in bytes of the files that are not cached."""
-    from huggingface_hub import try_to_load_from_cache
-
-    def here(file: str) -> bool:
-        if remote.store == "modelscope":
-            return (modelscope.folder_of(remote.name, remote.revision) / file).exists()
-        return isinstance(try_to_load_from_cache(remote.name, file, revision=listing.commit), str)
-
-    return {file: listing.sizes[file] for file in files if not here(file)}
+def _folder_name(name: str) -> str:
+    return name.replace("/", "--")
 
 
-def _check_disk_space(remote: RemoteModel, missing: Mapping[str, int]) -> str:
+def _hub_sizes(name: str, commit: str) -> dict[str, int]:
+    from huggingface_hub import HfApi, get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        tree = get_cached_repo_tree(name, revision=commit)
+    except CachedRepoTreeNotFoundError:
+        tree = HfApi().list_repo_tree(name, revision=commit)
+    return {file.path: file.size for file in tree if isinstance(file, RepoFile)}
+
+
+@cache
+def _modelscope_sizes(name: str, revision: str | None) -> dict[str, int]:
+    from modelscope.hub.api import HubApi
+
+    found = HubApi().get_model_files(name, revision=revision, recursive=True)
+    return {file["Path"]: int(file["Size"]) for file in found if file.get("Type") != "tree"}
+
+
+def _check_disk_space(remote: RemoteModel, listing: Listing, missing: Mapping[str, int]) -> str:
     """The size and place of a download, for the log.
 
     Raises:
@@ -187,14 +193,14 @@ def _check_disk_space(remote: RemoteModel, missing: Mapping[str, int]) -> str:
     """
     from huggingface_hub import constants
 
-    modelscopes = remote.store == "modelscope"
-    cache = modelscope.folder_of(remote.name, remote.revision) if modelscopes else Path(constants.HF_HUB_CACHE)
+    modelscope = remote.store == "modelscope"
+    cache = listing.folder if modelscope else Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(place for place in (cache, *cache.absolute().parents) if place.exists())).free
     needed = sum(missing.values())
     if needed > free:
         raise DeviceError(
-            f"{remote.key}: {remote}: {_size(needed)} are to be fetched and {_size(free)} are free at {cache}; free "
-            f"some, or set {'TWINLENS_CACHE' if modelscopes else 'HF_HOME'} to a folder on another disk."
+            f"{remote.key}: {remote}: the download needs {_size(needed)}, but {_size(free)} are free at {cache}; free "
+            f"space, or set {'TWINLENS_CACHE' if modelscope else 'HF_HOME'} to a folder on another disk."
         )
     return f"{_size(needed)} in {len(missing)} files to {cache}, where {_size(free)} are free"
 
@@ -206,39 +212,43 @@ def _size(count: int) -> str:
 
 @contextmanager
 def _explain_errors(remote: RemoteModel) -> Generator[None, None, None]:
-    """Turn errors of the hub client into one sentence."""
+    """Turn errors of the hub's client into one sentence."""
     from httpx2 import HTTPError
     from huggingface_hub import errors
 
     where = f"{remote.key}: {remote}"
+    modelscope = remote.store == "modelscope"
+    reasons = {
+        ImportError: f"ModelScope's client is not installed; run `{_INSTALL_MODELSCOPE}`",
+        errors.GatedRepoError: "the owner must grant you access; accept the terms on the model's page, then log in "
+        "with `hf auth login` or set HF_TOKEN",
+        errors.RepositoryNotFoundError: "no such local folder, and the hub has no such model or it is private; check "
+        "the name, or log in with `hf auth login`",
+        errors.RevisionNotFoundError: "the model has no such revision; give a branch, a tag or a full commit",
+        errors.HFValidationError: "not a valid name of a model on the hub; check it",
+    }
     try:
         yield
     except KitError:
         raise
-    except errors.GatedRepoError as error:
-        raise ModelError(
-            f"{where}: its owner lets in only who asked: accept the terms on the model's page, then log in with "
-            "`hf auth login` or set HF_TOKEN."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{where}: no such folder here, and the hub has no such model or it is private; check the name, or log in "
-            "with `hf auth login`."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelError(f"{where}: the model has no such revision; give a branch, a tag or a whole commit.") from error
-    except errors.HFValidationError as error:
-        raise ModelError(f"{where}: no name that a hub can have ({first_line(error)}); check it.") from error
-    except (OSError, HTTPError) as error:
+    except tuple(reasons) as error:
+        reason = next(text for kind, text in reasons.items() if isinstance(error, kind))
+        raise ModelError(f"{where}: {reason}.") from error
+    except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DeviceError(f"{where}: the disk is full; free some and run it again.") from error
+            raise DeviceError(f"{where}: the disk is full; free space and run it again.") from error
         if isinstance(error, errors.HfHubHTTPError):
             login = error.response.status_code in (401, 403)
-            mend = "log in with `hf auth login`" if login else "try later, or give a local folder"
-            raise ModelError(f"{where}: the hub refuses it ({first_line(error)}); {mend}.") from error
-        command = f"hf download {remote.name}{f' --revision {remote.revision}' if remote.revision else ''}"
+            fix = "log in with `hf auth login`" if login else "try later, or give a local folder"
+            raise ModelError(f"{where}: the hub refuses the download ({first_line(error)}); {fix}.") from error
+        if not modelscope and not isinstance(error, OSError | HTTPError | errors.RevisionResolutionError):
+            raise
+        revision = f" --revision {remote.revision}" if remote.revision else ""
+        command = f"hf download {remote.name}{revision} --local-dir FOLDER"
+        if modelscope:
+            command = f"modelscope download --model {remote.name}{revision} --local_dir FOLDER"
         raise ModelError(
-            f"{where}: no such folder here, not whole in the cache, and not to be had from the hub "
-            f"({first_line(error)}); run it again later (files that have come stay), or give the folder that "
-            f"`{command} --local-dir FOLDER` makes elsewhere."
+            f"{where}: no such local folder, not complete in the cache, and cannot be downloaded "
+            f"({first_line(error)}); check the name, run it again later (downloaded files are kept), or download it "
+            f"elsewhere with `{command}` and give that folder."
         ) from error

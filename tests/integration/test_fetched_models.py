@@ -76,4 +76,4 @@ def test_the_mirror_is_an_environment_variable(hub: HubServer, tmp_path: Path) -
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"model: owner/model: to be fetched, 2.0 MiB in 2 files to {tmp_path / 'home'}" in done.stdout
+    assert f"model: owner/model: to download: 2.0 MiB in 2 files to {tmp_path / 'home'}" in done.stdout

@@ -96,7 +96,7 @@ def test_only_what_is_needed_comes_and_comes_once(hub: HubServer, caplog: pytest
     folder = fetched("owner/model")
     assert names(folder) == NEEDED
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    assert "fetching 0.7 KiB in 3 files" in caplog.text
+    assert "downloading 0.7 KiB in 3 files" in caplog.text
     assert "are free" in caplog.text
     hub.requests.clear()
     assert fetched("owner/model") == folder
@@ -130,7 +130,7 @@ def test_what_came_before_a_failure_is_not_fetched_again(hub: HubServer, monkeyp
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's own attempts
     commit = hub.publish("owner/model", FILES | {"model-00002-of-00002.safetensors": b"more"})
     hub.torn["model.safetensors"] = 100
-    assert "files that have come stay" in refusal("owner/model")
+    assert "downloaded files are kept" in refusal("owner/model")
     assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
     hub.torn.clear()
     hub.requests.clear()
@@ -142,7 +142,7 @@ def test_too_little_disk_is_said_before_anything_comes(hub: HubServer) -> None:
     hub.publish("owner/model", FILES)
     hub.said_sizes["model.safetensors"] = 1 << 60
     said = refusal("owner/model", DeviceError)
-    assert "1,073,741,824.0 GiB are to be fetched" in said
+    assert "the download needs 1,073,741,824.0 GiB" in said
     assert "HF_HOME" in said
     assert not [line for line in hub.requests if "/resolve/" in line]
     remote = parse_remote("owner/model")
@@ -155,10 +155,10 @@ def test_what_would_be_fetched_is_announced_and_not_fetched(hub: HubServer) -> N
     hub.publish("owner/model", FILES)
     remote = parse_remote("owner/model")
     assert remote
-    assert describe_download(remote).startswith("to be fetched, 0.7 KiB in 3 files")
+    assert describe_download(remote).startswith("to download: 0.7 KiB in 3 files")
     assert not [line for line in hub.requests if "/resolve/" in line]
     fetch(remote)
-    assert describe_download(remote) == "in the cache, complete"
+    assert describe_download(remote) == "complete in the cache"
 
 
 # --- revisions
@@ -212,7 +212,7 @@ def test_offline_the_cache_is_taken_when_it_is_whole(hub: HubServer, monkeypatch
     hub.offline(monkeypatch)
     remote = parse_remote("owner/model")
     assert remote
-    assert (fetched("owner/model"), describe_download(remote)) == (folder, "in the cache, complete")
+    assert (fetched("owner/model"), describe_download(remote)) == (folder, "complete in the cache")
     assert fetched(f"owner/model@{commit}") == folder
     assert str(pin_revision(remote)) == f"owner/model@{commit}"
     assert fetched("owner/half", weights=False)
@@ -226,7 +226,7 @@ def test_a_hub_that_does_not_answer_is_as_good_as_none(hub: HubServer, monkeypat
     folder = fetched("owner/model")
     hub.unreachable(monkeypatch)
     assert fetched("owner/model") == folder
-    assert "not to be had from the hub" in refusal("owner/never")
+    assert "cannot be downloaded" in refusal("owner/never")
 
 
 # --- ModelScope

@@ -181,6 +181,6 @@ def test_a_hub_that_cannot_be_reached(hub: HubServer, monkeypatch: pytest.Monkey
     hub.unreachable(monkeypatch)
     with pytest.raises(
         ModelError,
-        match=r"tower: owner/clip: no such folder here, not whole in the cache, and not to be had from the hub",
+        match=r"tower: owner/clip: no such local folder, not complete in the cache, and cannot be downloaded",
     ):
         tower_facts("owner/clip")
