@@ -8,9 +8,9 @@ import numpy as np
 from accelerate import init_empty_weights
 from transformers import AutoModelForCausalLM
 
+from llm.data_files import read_prompts
 from llm.dataset import EncodedData, make_batches
 from llm.loading import load_model_config
-from llm.prompts import read_prompts
 from llm.rehearsal import rehearsal_prompt_limit
 from tuning.modules.quantize import linear_layers
 from tuning.settings import Task

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.chat_template.encoding import ChatTemplate
+from llm.data_files import distinct_rows, persona_card, read_conversations, read_prompts
 from llm.dataset import EncodedData, TrainingInputs, encode_data, encode_row, make_batches, write_data_facts
 from llm.evaluation import (
     compare_answers,
@@ -19,10 +20,8 @@ from llm.finetuned import finetuning_of, log_trainable
 from llm.forecast import Forecast, forecast_run
 from llm.loading import load_model, load_template, log_system
 from llm.model import LanguageModel, check_packing_isolation
-from llm.prompts import read_prompts
 from llm.rehearsal import rehearsal_rows
 from llm.settings import TextTask
-from llm.sources import distinct_rows, persona_card, read_conversations
 from tuning.evaluation.compare import Comparison
 from tuning.run_dir import RunDir
 from tuning.training.checkpoint import TrainableModule

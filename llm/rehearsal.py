@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
+from llm.data_files import read_prompts
 from llm.generation import Answer, generate_answers
 from llm.loading import LoadedModel
-from llm.prompts import read_prompts
 from tuning.atomic import write_atomically
 from tuning.data.conversation import Conversation, single_turn
 from tuning.data.formats import SourceRow

@@ -10,15 +10,14 @@ from pathlib import Path
 from llm.chat_template.named_templates import named_template
 from llm.checkpoints.embedded import EMBEDDED, INSTALL_COMMAND, embedded_weights
 from llm.checkpoints.hub import describe_download, parse_remote
-from llm.prompts import read_prompts
-from llm.sources import persona_card, read_conversations
+from llm.data_files import persona_card, read_conversations, read_prompts
 from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError, DataError, DeviceError, ModelError
 from tuning.evaluation.probes import read_probes
 from tuning.paths import resolve_path
 from twinlens.tasks import AnyTask
+from vlm.data_files import check_pictures, read_image_conversations
 from vlm.settings import ImageTask
-from vlm.sources import check_pictures, read_image_conversations
 
 
 def check_data(task: AnyTask) -> list[str]:

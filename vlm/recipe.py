@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 
 from llm.chat_template.encoding import ChatTemplate
+from llm.data_files import distinct_rows, persona_card, read_prompts
 from llm.dataset import EncodedData, TrainingInputs, encode_data, encode_row, make_batches, write_data_facts
 from llm.evaluation import (
     compare_answers,
@@ -22,9 +23,7 @@ from llm.finetuned import log_trainable
 from llm.forecast import Forecast, forecast_run
 from llm.loading import LoadedModel, load_model, load_template, log_system
 from llm.model import check_packing_isolation
-from llm.prompts import read_prompts
 from llm.rehearsal import rehearsal_rows
-from llm.sources import distinct_rows, persona_card
 from tuning.errors import ConfigError
 from tuning.evaluation.compare import Comparison
 from tuning.evaluation.probes import Probe
@@ -33,6 +32,7 @@ from tuning.training.checkpoint import TrainableModule
 from tuning.training.engine import EvaluationHooks, StepReport, fit
 from tuning.training.samples import EncodedSample
 from vlm.checkpoints.initialize import check_initial_parts
+from vlm.data_files import check_pictures, read_image_conversations
 from vlm.features import PictureTable
 from vlm.finetuned import check_finetuned, load_finetuned, load_trained_weights, save_finetuned, save_trained_weights
 from vlm.loading import (
@@ -45,7 +45,6 @@ from vlm.loading import (
     make_initial_parts,
 )
 from vlm.settings import ImageTask
-from vlm.sources import check_pictures, read_image_conversations
 from vlm.towers.clip_siglip import count_trainable
 from vlm.towers.registry import tower_facts
 from vlm.towers.tower import TowerFacts

@@ -104,15 +104,16 @@ def fetch(remote: RemoteModel, weights: bool = True) -> Path:
         listing = _list_files(remote)
         if missing := listing.missing(weights):
             log.info("%s: %s: downloading %s", remote.key, remote, _check_disk_space(remote, listing, missing))
+            files = list(missing)
             if remote.store == "modelscope":
                 from modelscope.hub.snapshot_download import snapshot_download
 
-                target = {"revision": remote.revision, "local_dir": str(listing.folder)}
+                folder = str(listing.folder)
+                snapshot_download(remote.name, revision=remote.revision, local_dir=folder, allow_patterns=files)
             else:
                 from huggingface_hub import snapshot_download
 
-                target = {"revision": listing.commit}
-            snapshot_download(remote.name, allow_patterns=list(missing), **target)
+                snapshot_download(remote.name, revision=listing.commit, allow_patterns=files)
         return listing.folder
 
 

@@ -23,7 +23,7 @@ def modules(*folders: str) -> list[str]:
 TORCH_FREE = [
     *(f"tuning.{file.stem}" for file in sorted((ROOT / "tuning").glob("*.py")) if file.name != "__init__.py"),
     *modules("tuning/data", "tuning/evaluation", "data_gen", "twinlens/xtuner/configs"),
-    *("llm.settings", "llm.prompts", "llm.sources", "llm.checkpoints.embedded", "vlm.settings", "vlm.sources"),
+    *("llm.settings", "llm.data_files", "llm.checkpoints.embedded", "vlm.settings", "vlm.data_files"),
     *("twinlens.cli.app", "twinlens.tasks", "twinlens.task_files", "twinlens.checks"),
 ]
 

@@ -22,12 +22,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import llm.finetuned
 from llm.chat import Chat
 from llm.checkpoints.shards import SAFETENSORS
+from llm.data_files import read_conversations
 from llm.dataset import encode_data
 from llm.generation import Sampling
 from llm.loading import load_model, load_template
 from llm.recipe import compare, forecast
 from llm.settings import TextTask
-from llm.sources import read_conversations
 from tuning.data.conversation import single_turn
 from tuning.errors import DeviceError
 from tuning.run_dir import RunDir, read_jsonl

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 from data_gen.persona import write_persona
+from llm.data_files import read_conversations
 from llm.dataset import encode_data, make_batches
 from llm.loading import load_model, load_template
 from llm.model import LanguageModel
 from llm.recipe import forecast
 from llm.settings import TextTask
-from llm.sources import read_conversations
 from tuning.errors import DataError
 from tuning.modules.lora import ADAPTER_WEIGHTS, attach_adapter
 from tuning.run_dir import RunDir, read_jsonl

@@ -29,7 +29,7 @@ class Conversation:
     """Turns in order (a system turn may be at any position), and the pictures of their `<image>` tokens.
 
     Args:
-        images: picture paths as in the dataset file, relative to it; `vlm/sources.py` replaces them by full paths.
+        images: picture paths as in the dataset file, relative to it; `vlm/data_files.py` replaces them by full paths.
     """
 
     turns: tuple[Turn, ...]

@@ -39,7 +39,7 @@ def task_with(*overrides: str) -> TextTask:
 
 def test_check_reports_files_and_download(folder: Path, hub: HubServer) -> None:
     lines = [*check_data(task_with()), *check_models(task_with())]
-    for said in ("data.jsonl: 1 rows", "probes.yaml: 1 questions", "rehearsal: 1 prompts", "fetched, 3.0 MiB in 2"):
+    for said in ("data.jsonl: 1 rows", "probes.yaml: 1 questions", "rehearsal: 1 prompts", "to download: 3.0 MiB in 2"):
         assert any(said in line for line in lines), said
     assert not [line for line in hub.requests if "/resolve/" in line], "a check downloads no files"
     assert sorted(path.name for path in folder.iterdir()) == ["data.jsonl", "probes.yaml", "prompts.yaml", "task.yaml"]

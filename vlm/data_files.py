@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from llm.sources import dataset_path
+from llm.data_files import dataset_path
 from tuning.data.conversation import Conversation
 from tuning.data.formats import SourceRow, read_rows
 from tuning.data.pictures import open_picture, picture_path
