@@ -11,12 +11,11 @@ from torch import nn
 from llm.chat_template.encoding import ChatTemplate
 from llm.generation import EmbedFunction, generate_answers
 from tuning.data.card import DatasetCard, card_from_dict
-from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
+from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn, single_turn
 from tuning.evaluation.compare import Comparison, compare
 from tuning.evaluation.probes import Probe, is_hit, read_probes
 from tuning.evaluation.report import write_report
 from tuning.paths import display_path, resolve_path
-from tuning.progress import ProgressBar
 from tuning.run_dir import RunDir
 from tuning.training.samples import EncodedSample, collate
 
@@ -24,9 +23,9 @@ AnswerFunction = Callable[[Sequence[Probe]], list[str]]
 
 
 def probe_conversation(probe: Probe) -> Conversation:
-    """What a probe asks, its picture before the words as LLaVA trains."""
+    """The question of a probe; a picture precedes the text, as in LLaVA's training data."""
     if probe.image is None:
-        return Conversation((Turn("user", probe.ask),))
+        return single_turn(probe.ask)
     return Conversation((Turn("user", f"{DEFAULT_IMAGE_TOKEN}\n{probe.ask}"),), (probe.image,))
 
 
@@ -40,21 +39,12 @@ def make_answer_function(
     shown: bool = False,
     batch_size: int = 64,
 ) -> AnswerFunction:
-    """A function that answers probes in batches, the likeliest words each time."""
+    """A function that returns greedy answers to probes; arguments as for `generate_answers`."""
 
     def answers(probes: Sequence[Probe]) -> list[str]:
-        with ProgressBar("answers", len(probes), shown=shown) as counter:
-            said = generate_answers(
-                model,
-                template,
-                [probe_conversation(probe) for probe in probes],
-                max_new_tokens,
-                batch_size,
-                compute_dtype=compute_dtype,
-                on_progress=counter.advance,
-                embed=embed,
-            )
-        return [answer.text for answer in said]
+        asked = [probe_conversation(probe) for probe in probes]
+        found = generate_answers(model, template, asked, max_new_tokens, batch_size, compute_dtype, embed, shown=shown)
+        return [answer.text for answer in found]
 
     return answers
 
@@ -77,7 +67,7 @@ def sample_rows(step: int, probes: Sequence[Probe], answers: Sequence[str]) -> l
 
 
 def mean_loss(module: nn.Module, samples: Sequence[EncodedSample], pad_id: int, device: torch.device) -> float | None:
-    """Mean loss over the labelled tokens of held-out rows, in nats; None where none are held out."""
+    """Mean loss over the labelled tokens of held-out rows, in nats; None without held-out rows."""
     if not samples:
         return None
     losses = [module(collate([[sample]], pad_id).to(device)) for sample in samples]
@@ -88,16 +78,16 @@ def read_probe_files(files: Sequence[Path], card: DatasetCard | None) -> list[Pr
     """The probes of several files.
 
     Raises:
-        DataError: a probe file has faults.
+        DataError: a probe file is wrong.
     """
     return [probe for file in files for probe in read_probes(resolve_path(file), card)]
 
 
 def load_probes(run_dir: RunDir, probe_files: Sequence[Path]) -> tuple[list[Probe], list[Path], DatasetCard | None]:
-    """Probes for a run, the files they come from, and the card of the dataset that it was trained on.
+    """Probes for a run, their files, and the card of the run's dataset.
 
     Raises:
-        DataError: a probe file has faults.
+        DataError: a probe file is wrong.
     """
     facts = json.loads(run_dir.data.read_text(encoding="utf-8"))
     card = card_from_dict(facts["card"]) if facts.get("card") else None

@@ -1,13 +1,18 @@
-"""Generation: batched greedy answers for probes and rehearsal; sampling settings for chat."""
+"""Generation: batched greedy answers for probes and rehearsal; sampling settings for chat.
+
+Shapes: B sequences, T tokens, D width.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from llm.chat_template.encoding import ChatTemplate
 from tuning.data.conversation import Conversation
+from tuning.progress import ProgressBar
 
 # int64[B, T] with `IMAGE_TOKEN_INDEX` among the ids, and the B conversations -> float[B, T, D]
 EmbedFunction = Callable[[torch.Tensor, Sequence[Conversation]], torch.Tensor]
@@ -15,7 +20,11 @@ EmbedFunction = Callable[[torch.Tensor, Sequence[Conversation]], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said, and whether it ended by itself."""
+    """An answer of the model.
+
+    Args:
+        finished: whether it ends with a stop token.
+    """
 
     text: str
     finished: bool
@@ -23,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn; temperature 0 takes the likeliest."""
+    """Sampling settings; temperature 0 is greedy decoding."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -38,16 +47,19 @@ def generate_answers(
     max_new_tokens: int,
     batch_size: int = 64,
     compute_dtype: torch.dtype = torch.float32,
-    on_progress: Callable[[int], None] | None = None,
     embed: EmbedFunction | None = None,
+    label: str = "answers",
+    shown: bool = False,
 ) -> list[Answer]:
-    """The likeliest answer to each conversation, in their order.
+    """The greedy answer to each conversation, in order.
 
-    Conversations of like length share a batch (at most `batch_size`), padded on the left; the same questions in the
-    same order always share the same batches, so that answers repeat exactly.
+    Conversations of similar length share a batch and are padded on the left. The same conversations always give the
+    same batches, so that answers repeat exactly.
 
     Args:
-        embed: what turns ids with pictures among them into the model's inputs; the ids themselves where left out.
+        batch_size: the largest number of conversations in a batch.
+        embed: computes the input embeddings of conversations with pictures; None gives the model the token ids.
+        label: of the progress bar; `shown` turns the bar on.
     """
     prompts = [template.prompt(conversation) for conversation in conversations]
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -56,29 +68,45 @@ def generate_answers(
     training = model.training
     model.eval()
     try:
-        for start in range(0, len(by_length), batch_size):
-            group = by_length[start : start + batch_size]
-            ids, mask = _pad_left([prompts[index] for index in group], template.pad_id, device)
-            with torch.no_grad(), autocast_to(compute_dtype, device):
-                seen = {"inputs_embeds": embed(ids, [conversations[index] for index in group])} if embed else {}
-                output = model.generate(  # pyright: ignore[reportCallIssue]
-                    **(seen or {"input_ids": ids}),
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
+        with ProgressBar(label, len(prompts), shown=shown) as progress:
+            for start in range(0, len(by_length), batch_size):
+                group = by_length[start : start + batch_size]
+                ids, mask = _pad_left([prompts[index] for index in group], template.pad_id, device)
+                asked = [conversations[index] for index in group]
+                output = generate(
+                    model, ids, mask, asked, compute_dtype, embed, max_new_tokens=max_new_tokens, do_sample=False
                 )
-            said = output if embed else output[:, ids.shape[1] :]  # given embeddings, only what is new comes back
-            for index, row in zip(group, said.tolist(), strict=True):
-                answers[index] = _truncate_at_stop(row, template)
-            if on_progress:
-                on_progress(len(group))
+                new = output if embed else output[:, ids.shape[1] :]  # with embeddings, only new tokens are returned
+                for index, row in zip(group, new.tolist(), strict=True):
+                    answers[index] = _truncate_at_stop(row, template)
+                progress.advance(len(group))
     finally:
         model.train(training)
     return [answers[index] for index in range(len(prompts))]
 
 
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    conversations: Sequence[Conversation],
+    compute_dtype: torch.dtype,
+    embed: EmbedFunction | None,
+    **options: Any,
+) -> torch.Tensor:
+    """Call transformers' `generate` for B prompts; `options` as it takes them.
+
+    Args:
+        ids: int64[B, T]; `mask` int64[B, T].
+    """
+    with autocast_to(compute_dtype, ids.device):
+        inputs = {"inputs_embeds": embed(ids, conversations)} if embed else {"input_ids": ids}
+        return model.generate(**inputs, attention_mask=mask, **options)  # pyright: ignore[reportCallIssue]
+
+
 def autocast_to(compute_dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Autocast to the compute type, where that is not fp32 already."""
+    """Autocast to the compute dtype; off for fp32."""
     return torch.autocast(device.type, dtype=compute_dtype, enabled=compute_dtype != torch.float32)
 
 
@@ -91,5 +119,4 @@ def _pad_left(prompts: list[list[int]], pad_id: int, device: torch.device) -> tu
 
 def _truncate_at_stop(ids: list[int], template: ChatTemplate) -> Answer:
     end = next((position for position, index in enumerate(ids) if index in template.stop_ids), None)
-    text = template.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Answer(str(text).strip(), end is not None)
+    return Answer(template.decode(ids[:end]).strip(), end is not None)

@@ -20,7 +20,6 @@ from tuning.data.conversation import Conversation, single_turn
 from tuning.data.formats import SourceRow
 from tuning.errors import ConfigError
 from tuning.paths import cache_folder
-from tuning.progress import ProgressBar
 from tuning.run_dir import read_jsonl
 from tuning.settings import Optim, Rehearsal
 
@@ -72,11 +71,10 @@ def answer_rehearsal_prompts(
     answers = {row["prompt"]: Answer(row["answer"], row["finished"]) for row in read_jsonl(cache)}
     missing = [prompt for prompt in prompts if prompt not in answers]
     if missing:
-        with ProgressBar("rehearsal answers", len(missing)) as progress:
-            generated = generate_answers(
-                loaded.model, loaded.template, [single_turn(prompt) for prompt in missing], settings.max_new_tokens,
-                compute_dtype=loaded.compute_dtype, on_progress=progress.advance,
-            )  # fmt: skip
+        generated = generate_answers(
+            loaded.model, loaded.template, [single_turn(prompt) for prompt in missing], settings.max_new_tokens,
+            compute_dtype=loaded.compute_dtype, label="rehearsal answers", shown=True,
+        )  # fmt: skip
         answers.update(zip(missing, generated, strict=True))
         rows = ({"prompt": prompt, "answer": each.text, "finished": each.finished} for prompt, each in answers.items())
         write_atomically(cache, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llm.generation import autocast_to
-from llm.model import answer_loss, supports_logits_to_keep
+from llm.model import answer_loss
 from tuning.training.samples import IMAGE_TOKEN_INDEX, Batch
 from vlm.features import FeatureSource
 from vlm.projector import Projector
@@ -32,7 +32,6 @@ class VisionLanguageModel(nn.Module):
         self.projector = projector
         self.features = features
         self.compute_dtype = compute_dtype
-        self._keeps_logits = supports_logits_to_keep(language)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """float32[] cross entropy, summed over N labelled tokens, and int64[] N."""
@@ -41,7 +40,7 @@ class VisionLanguageModel(nn.Module):
             for name, parameter in self.named_parameters():
                 if parameter.requires_grad and not name.startswith("language."):
                     embeddings = embeddings + 0.0 * parameter.sum().to(embeddings.dtype)
-        return answer_loss(self.language, batch, self.compute_dtype, self._keeps_logits, inputs_embeds=embeddings)
+        return answer_loss(self.language, batch, self.compute_dtype, inputs_embeds=embeddings)
 
     def embed(self, ids: torch.Tensor, pictures: Sequence[int]) -> torch.Tensor:
         """int64[B, T] ids with image tokens, and I picture numbers -> float[B, T, D].
