@@ -1,10 +1,11 @@
-"""Weight shards of a model folder: lazy tensors, weight index, sharded writing; never all weights in memory."""
+"""Weight shards of a model folder: lazy tensors, weight index, sharded writing. One shard is in memory at a time."""
 
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,30 +29,23 @@ class LazyTensor:
     read: Callable[[], Tensor]
 
 
-def find_weight_index(folder: Path) -> Path | None:
-    """The weight index that transformers would read, if any: safetensors before pickles, one file before an index."""
-    for name in (SAFETENSORS, PICKLED):
-        if (folder / name).exists():
-            return None
-        if (folder / f"{name}.index.json").exists():
-            return folder / f"{name}.index.json"
-    return None
-
-
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model, by its weight index or, without one, by their names.
+    """The weight files of a model that transformers would read; without a weight index, the shards by their names.
+
+    Safetensors are preferred to pickles, and one file to an index.
 
     Raises:
-        ModelError: there are none, or a file that the index names is missing.
+        ModelError: there are none, or a file in the index is missing.
     """
     for name in (SAFETENSORS, PICKLED):
         if (folder / name).exists():
             return [folder / name]
-    if (index := find_weight_index(folder)) is not None:
-        named = sorted(set(read_weight_index(index).values()))
-        if missing := [name for name in named if not (folder / name).exists()]:
-            raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
-        return [folder / name for name in named]
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            shards = sorted(set(read_weight_index(index).values()))
+            if missing := [shard for shard in shards if not (folder / shard).exists()]:
+                raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
+            return [folder / shard for shard in shards]
     files = sorted(folder.glob("model-*.safetensors")) or sorted(folder.glob("pytorch_model-*.bin"))
     if not files:
         raise ModelError(f"{folder}: no weights (*.safetensors) in this folder; finish the download.")
@@ -59,7 +53,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_weight_index(index: Path) -> dict[str, str]:
-    """File name by weight name; all files lie beside the index.
+    """File name by weight name; all files are in the folder of the index.
 
     Raises:
         ModelError: not a weight index, or it names files in other folders.
@@ -68,17 +62,17 @@ def read_weight_index(index: Path) -> dict[str, str]:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         odd = next((file for file in places.values() if Path(file).name != file), None)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index}: not an index of weights ({error}); get the model's files again.") from error
+        raise ModelError(f"{index}: not a weight index ({error}); get the model's files again.") from error
     if odd is not None:
-        raise ModelError(f"{index}: {odd} is no file beside it; get the model's files again.")
+        raise ModelError(f"{index}: {odd} is not a file in the same folder; get the model's files again.")
     return places
 
 
 def lazy_weights(folder: Path) -> dict[str, LazyTensor]:
-    """Every weight of a model folder by name; only names and shapes are read.
+    """Every weight of a model folder by name. Only names and shapes are read now.
 
     Raises:
-        ModelError: a file is missing or broken, or a pickle names code.
+        ModelError: a file is missing or broken, or a pickle contains code.
     """
     return {name: weight for file in weight_files(folder) for name, weight in lazy_file_weights(file).items()}
 
@@ -91,16 +85,17 @@ def with_weight_index(folder: Path) -> Iterator[Path]:
         ModelError: as `lazy_weights`.
     """
     files = weight_files(folder)
-    if files[0].name in (SAFETENSORS, PICKLED) or find_weight_index(folder) is not None:
+    name = SAFETENSORS if files[0].suffix == ".safetensors" else PICKLED
+    index = f"{name}.index.json"
+    if (folder / name).exists() or (folder / index).exists():
         yield folder
         return
-    with tempfile.TemporaryDirectory() as name:
-        linked = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        linked = Path(temporary)
         for file in folder.iterdir():
             (linked / file.name).symlink_to(file.resolve())
         places = {weight: file.name for file in files for weight in lazy_file_weights(file)}
-        kind = SAFETENSORS if files[0].suffix == ".safetensors" else PICKLED
-        (linked / f"{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        (linked / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
         yield linked
 
 
@@ -114,9 +109,7 @@ def lazy_cast(weight: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     return LazyTensor(weight.shape, dtype, lambda: weight.read().to(dtype))
 
 
-def check_shapes(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: object, fix: str
-) -> None:
+def check_shapes(found: Mapping[str, LazyTensor], wanted: Mapping[str, Tensor], source: object, fix: str) -> None:
     """Compare weight names and shapes with those of a model.
 
     Args:
@@ -125,10 +118,11 @@ def check_shapes(
     Raises:
         ModelError: a weight is missing, unexpected, or of another shape.
     """
+    other_shape = {name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape}
     for what, names in (
         ("is missing", wanted.keys() - found.keys()),
-        ("belongs to no such model", found.keys() - wanted.keys()),
-        ("has another shape", {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}),
+        ("does not belong to this model", found.keys() - wanted.keys()),
+        ("has another shape", other_shape),
     ):
         if names:
             raise ModelError(f"{source}: {min(names)} {what} ({len(names)} in all); {fix}.")
@@ -163,15 +157,12 @@ def lazy_file_weights(file: Path) -> dict[str, LazyTensor]:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 part = opened.get_slice(name)
-                found[name] = LazyTensor(tuple(part.get_shape()), part[:0].dtype, _reader(file, name))
+                found[name] = LazyTensor(tuple(part.get_shape()), part[:0].dtype, partial(_read_tensor, file, name))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file}: cannot be read as safetensors ({error}); get the file again.") from error
     return found
 
 
-def _reader(file: Path, name: str) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        with safe_open(file, "pt") as opened:
-            return opened.get_tensor(name)
-
-    return read
+def _read_tensor(file: Path, name: str) -> Tensor:
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name)

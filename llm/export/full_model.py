@@ -1,28 +1,26 @@
-"""Full language models from foreign checkpoints: check weight names and shapes, cast, write a model folder."""
+"""Full language models from XTuner checkpoints: check names and shapes, cast, write a model folder."""
 
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers import LlamaConfig
 
-from llm.checkpoints.shards import LazyTensor, check_shapes, lazy_cast, write_weights
+from llm.checkpoints.shards import LazyTensor, lazy_cast
 from llm.export.internlm_layout import rename_to_llama
-from llm.export.saving import add_transformers4_keys, checkpoint_dtype, save_tokenizer
+from llm.export.saving import check_weights, checkpoint_dtype, save_lazy_model
 from llm.loading import load_model_config, load_template, make_generation_config, model_folder, silence_libraries
 
 
 def to_published_weights(
     weights: Mapping[str, LazyTensor], base: str, source: str, fp32: bool = False
 ) -> dict[str, LazyTensor]:
-    """Every weight of a language model under the names of published checkpoints, in the base model's 16-bit dtype;
-    InternLM2 weights under Llama's names.
+    """Every weight of a language model under the names of published checkpoints, in the base model's 16-bit dtype.
+    InternLM2 weights get Llama's names.
 
     Args:
-        weights: under their training names, InternLM2's own or those of transformers 4.
+        weights: under their training names: InternLM2's own or those of transformers 4.
         base: the base model; its weights are not read.
         source: of the weights, for errors.
         fp32: keep fp32.
@@ -33,20 +31,9 @@ def to_published_weights(
     """
     config = load_model_config(base)
     dtype = torch.float32 if fp32 else checkpoint_dtype(model_folder(base, weights=False))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    # Not the names in the module: transformers 5 fuses some matrices that published files keep separate.
-    published = revert_weight_conversion(model, model.state_dict())
     named = rename_to_llama(weights, config, source) if isinstance(config, LlamaConfig) else weights
-    tied = model.all_tied_weights_keys
-    kept = {name: weight for name, weight in named.items() if name not in tied and not name.endswith(".inv_freq")}
-    check_shapes(
-        {name: weight.shape for name, weight in kept.items()},
-        {name: tuple(tensor.shape) for name, tensor in published.items() if name not in tied},
-        source,
-        "give the config that it was trained with",
-    )
-    return {name: lazy_cast(weight, dtype) for name, weight in kept.items()}
+    checked = check_weights(named, config, source, "give the config that it was trained with")
+    return {name: lazy_cast(weight, dtype) for name, weight in checked.items()}
 
 
 def total_size(weights: Mapping[str, LazyTensor]) -> int:
@@ -57,20 +44,15 @@ def total_size(weights: Mapping[str, LazyTensor]) -> int:
 def write_full_model(
     weights: Mapping[str, LazyTensor], base: str, named: str | None, folder: Path, max_shard_size: str = "2GB"
 ) -> None:
-    """Write a Hugging Face model folder; one shard is in memory at a time.
+    """Write a Hugging Face model folder. One shard is in memory at a time.
 
     Args:
         weights: from `to_published_weights`.
         base: the base model, for config and tokenizer.
-        named: the chat template of training, if not the base model's own.
+        named: the chat template of training, if it is not the base model's own.
     """
     silence_libraries()
     template = load_template(base, None, template_name=named)
     config = load_model_config(base)
-    write_weights(weights, folder, max_shard_size)
-    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-    config.dtype = next(iter(weights.values())).dtype
-    config.save_pretrained(folder)
-    add_transformers4_keys(folder)
+    save_lazy_model(weights, config, template, folder, max_shard_size)
     make_generation_config(template, config).save_pretrained(folder)
-    save_tokenizer(template, folder)

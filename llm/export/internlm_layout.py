@@ -3,43 +3,29 @@
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.checkpoints.config_json import model_type
-from llm.checkpoints.shards import LazyTensor, check_shapes, lazy_from_tensor, lazy_weights, write_weights
-from llm.export.saving import (
-    add_transformers4_keys,
-    check_destination,
-    check_shard_size,
-    checkpoint_size,
-    save_tokenizer,
-)
+from llm.checkpoints.shards import LazyTensor, lazy_from_tensor, lazy_weights, write_weights
+from llm.export.saving import check_destination, check_shard_size, check_weights, checkpoint_size, save_lazy_model
 from llm.internlm.loading import internlm_config, is_internlm
 from llm.internlm.weight_names import FUSED_QKV, SPLIT_QKV, fuse_qkv, internlm2_name, llama_name, split_qkv
 from llm.loading import load_template, model_folder
 from tuning.atomic import atomic_folder
 from tuning.errors import ModelError
 
-_KEPT = ("config.json", "generation_config.json", "tokenizer", "special_tokens_map", "added_tokens")
+_COPIED = ("config.json", "generation_config.json", "tokenizer", "special_tokens_map", "added_tokens")
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
-    """The written folder and its number of weights."""
+def convert_internlm(name: str, destination: Path, max_shard_size: str) -> int:
+    """Write an InternLM 1, 2 or 2.5 checkpoint as a Llama checkpoint with the same values; check names and shapes.
 
-    folder: Path
-    weights: int
-
-
-def convert_internlm(name: str, destination: Path, max_shard_size: str) -> Converted:
-    """Write an InternLM 1, 2 or 2.5 checkpoint as a Llama checkpoint; values unchanged, names and shapes checked.
+    Returns:
+        The number of weights.
 
     Raises:
         ModelError: not an InternLM, or a weight is missing, unexpected or of another shape.
@@ -49,19 +35,15 @@ def convert_internlm(name: str, destination: Path, max_shard_size: str) -> Conve
     check_shard_size(max_shard_size)
     folder = model_folder(name)
     if not is_internlm(folder):
-        raise ModelError(f"{name}: is no InternLM of version 1, 2 or 2.5, and needs no converting; use it as it is.")
+        raise ModelError(f"{name}: not an InternLM of version 1, 2 or 2.5, so it needs no conversion; use it directly.")
     check_destination(destination, checkpoint_size(folder))
     config = internlm_config(folder)
     weights = to_llama(lazy_weights(folder), config, folder)
     template = load_template(name, None)
     with atomic_folder(destination) as unfinished:
-        write_weights(weights, unfinished, max_shard_size)
+        save_lazy_model(weights, config, template, unfinished, max_shard_size)
         to_llama(lazy_weights(unfinished), config, unfinished)
-        config.architectures, config.dtype = ["LlamaForCausalLM"], weights["lm_head.weight"].dtype
-        config.save_pretrained(unfinished)
-        add_transformers4_keys(unfinished)
-        save_tokenizer(template, unfinished)
-    return Converted(destination, len(weights))
+    return len(weights)
 
 
 def to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, folder: Path) -> dict[str, LazyTensor]:
@@ -70,13 +52,11 @@ def to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, folder: Pat
     Raises:
         ModelError: a weight is missing, unexpected, or of another shape than in the config.
     """
-    ours = rename_to_llama(weights, config, folder)
-    _refuse_misfits({name: weight.shape for name, weight in ours.items()}, config, folder)
-    return ours
+    return check_weights(rename_to_llama(weights, config, folder), config, folder, "get the model's files again")
 
 
 def rename_to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, source: object) -> dict[str, LazyTensor]:
-    """As `to_llama`, without the check against the config; `source` names the weights in errors.
+    """As `to_llama`, but without the check against the config. `source` names the weights in errors.
 
     Raises:
         ModelError: the rows of `wqkv` are not a multiple of the heads.
@@ -85,8 +65,6 @@ def rename_to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, sour
     groups = config.num_key_value_heads or heads
     ours: dict[str, LazyTensor] = {}
     for name, weight in weights.items():
-        if name.endswith("rotary_emb.inv_freq"):
-            continue
         if FUSED_QKV not in name:
             ours[llama_name(name)] = weight
             continue
@@ -116,33 +94,25 @@ def to_internlm2(weights: Mapping[str, LazyTensor], groups: int) -> dict[str, La
     return theirs
 
 
-def check_internlm2_layout(folder: Path) -> None:
-    """Refuse a base model that is not in InternLM2's layout.
-
-    Raises:
-        ModelError: it has another layout.
-    """
-    kind = model_type(folder)
-    if kind != "internlm2":
-        raise ModelError(f"--layout internlm2: {folder} is of the type {kind}; leave --layout out.")
-
-
 def save_internlm2(
     model: PreTrainedModel, source: Path, template: ChatTemplate, folder: Path, max_shard_size: str
 ) -> None:
-    """Write a Llama's weights in the layout of the InternLM2 checkpoint that it was loaded from, with the checkpoint's
-    config and tokenizer files and this chat template, without its code."""
+    """Write a Llama model in the layout of its InternLM2 checkpoint.
+
+    Args:
+        source: the checkpoint, whose config and tokenizer files are copied, but not its code.
+        template: the chat template to write.
+    """
     weights = {name: lazy_from_tensor(tensor) for name, tensor in model.state_dict().items()}
-    groups: int = model.config.num_key_value_heads
-    write_weights(to_internlm2(weights, groups), folder, max_shard_size)
+    write_weights(to_internlm2(weights, model.config.num_key_value_heads), folder, max_shard_size)
     to_llama(lazy_weights(folder), internlm_config(source), folder)
     for file in source.iterdir():
-        if file.name.startswith(_KEPT) and file.suffix != ".py":
+        if file.name.startswith(_COPIED) and file.suffix != ".py":
             shutil.copyfile(file, folder / file.name)
     tokens = folder / "tokenizer_config.json"
-    said = json.loads(tokens.read_text(encoding="utf-8")) if tokens.exists() else {}
-    said["chat_template"] = template.tokenizer.chat_template
-    tokens.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    settings = json.loads(tokens.read_text(encoding="utf-8")) if tokens.exists() else {}
+    settings["chat_template"] = template.tokenizer.chat_template
+    tokens.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _part(weight: LazyTensor, heads: int, groups: int, number: int) -> Tensor:
@@ -152,11 +122,3 @@ def _part(weight: LazyTensor, heads: int, groups: int, number: int) -> Tensor:
 def _fused(parts: list[LazyTensor], groups: int) -> Tensor:
     query, key, value = (part.read() for part in parts)
     return fuse_qkv(query, key, value, groups)
-
-
-def _refuse_misfits(found: Mapping[str, tuple[int, ...]], config: LlamaConfig, folder: Path) -> None:
-    with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    if config.tie_word_embeddings and "lm_head.weight" not in found:
-        del wanted["lm_head.weight"]
-    check_shapes(found, wanted, folder, "get the model's files again")

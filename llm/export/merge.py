@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.export.internlm_layout import check_internlm2_layout, save_internlm2
+from llm.checkpoints.config_json import model_type
+from llm.export.internlm_layout import save_internlm2
 from llm.export.saving import (
     LOGIT_TOLERANCE,
     LogitDifference,
@@ -46,12 +47,12 @@ class MergeReport:
     """Differences of the logits.
 
     Args:
-        merged: base with adapter against merged model, in fp32: rounding of the arithmetic.
-        rounded: merged model in fp32 against the same rounded to `dtype`.
-        quantized: the model as in training, with the quantized base, against the saved one; None if unknown.
+        dtype: of the saved model.
+        merged: base with adapter against merged model, in fp32; this is the rounding of the arithmetic.
+        rounded: merged model in fp32 against the same model rounded to `dtype`.
+        quantized: adapter on the quantized base, as in training, against the saved model; None if unknown.
     """
 
-    folder: Path
     dtype: str
     merged: LogitDifference
     rounded: LogitDifference
@@ -71,26 +72,26 @@ def merge(
     """Write a merged model folder that transformers loads, with tokenizer and chat template.
 
     Args:
-        trained_on: quantization of the base model in training, to measure what its removal changes.
-        named: the chat template of training, if not the base model's own.
-        layout: `internlm2` writes InternLM2's layout, for tools that run its own code.
-        device: where the merge runs; the base model keeps its 16-bit dtype and computes in fp32.
+        trained_on: quantization of the base model in training, to measure the difference to the 16-bit base.
+        named: the chat template of training, if it is not the base model's own.
+        layout: `internlm2` writes InternLM2's layout, for tools that run InternLM2's own code.
+        device: of the merge; the base model keeps its 16-bit dtype and computes in fp32.
 
     Raises:
-        ModelError: base model or adapter are missing or do not fit; the base model is stored quantized or in another
-            layout; or the merged logits differ.
+        ModelError: base model or adapter is missing or they do not match; the base model is stored quantized or in
+            another layout; or the merged logits differ.
         ConfigError: the destination exists, or the shard size is invalid.
         DeviceError: the destination cannot be written or has too little space.
     """
     check_shard_size(max_shard_size)
     read_adapter_config(adapter)
     folder = model_folder(base)
-    if layout == "internlm2":
-        check_internlm2_layout(folder)
+    if layout == "internlm2" and (kind := model_type(folder)) != "internlm2":
+        raise ModelError(f"--layout internlm2: {folder} has the model type {kind}; omit --layout.")
     dtype = checkpoint_dtype(folder)
     check_destination(destination, checkpoint_size(folder))
     template = load_template(base, None, template_name=named)
-    was = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
+    as_trained = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
     loaded = load_model(base, template, quant_as_stored(folder), device)
     adapted = load_llama_or_internlm2_adapter(loaded.model, adapter)
     with fp32_upcast(adapted):
@@ -100,7 +101,7 @@ def merge(
     arithmetic = compare_logits(with_adapter, merged)
     if not arithmetic.difference <= LOGIT_TOLERANCE:
         raise ModelError(
-            f"{adapter}: merged and adapted logits differ ({arithmetic}); the merge is not written, keep the adapter."
+            f"{adapter}: merged and adapted logits differ ({arithmetic}), so nothing is written; use the adapter."
         )
     model = merge_adapters(adapted, dtype)
     with fp32_upcast(model):
@@ -111,16 +112,15 @@ def merge(
         else:
             save_model(model, template, unfinished, dtype, max_shard_size)
     return MergeReport(
-        destination,
         str(dtype).removeprefix("torch."),
         arithmetic,
         compare_logits(merged, rounded),
-        compare_logits(was, rounded) if was is not None else None,
+        compare_logits(as_trained, rounded) if as_trained is not None else None,
     )
 
 
 def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: Path) -> torch.Tensor:
-    """float32[N, V] on the quantized base model, which is freed afterwards."""
+    """float32[N, V] logits on the quantized base model, which is freed afterwards."""
     quantized = load_llama_or_internlm2_adapter(load_model(base, template, trained_on).model, adapter)
     logits = _logits(quantized, template)
     del quantized
@@ -130,7 +130,7 @@ def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: P
 
 @torch.no_grad()
 def _logits(model: nn.Module, template: ChatTemplate) -> torch.Tensor:
-    """float32[N, V] at every position of a few prompts in one batch; the padding is on the right."""
+    """float32[N, V] logits at the N positions of `CHECK_PROMPTS`, in one batch, padded on the right."""
     prompts = [torch.tensor(template.prompt(single_turn(asked))) for asked in CHECK_PROMPTS]
     batch = pad_sequence(prompts, batch_first=True, padding_value=template.pad_id)
     logits = model(input_ids=batch.to(next(model.parameters()).device), use_cache=False).logits

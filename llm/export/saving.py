@@ -1,30 +1,37 @@
-"""Model saving: destination and disk checks, logit comparison, config and tokenizer for all transformers versions."""
+"""Model saving: destination and disk checks, logit comparison, config and tokenizer for transformers 4 and 5."""
 
 import json
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm.chat_template.encoding import ChatTemplate
 from llm.checkpoints.config_json import stored_dtype
-from llm.checkpoints.shards import weight_files
+from llm.checkpoints.shards import LazyTensor, check_shapes, weight_files, write_weights
 from tuning.errors import ConfigError, DeviceError
 from tuning.settings import Quant
 
-LOGIT_TOLERANCE = 1e-3  # of what is written against what was trained, both fp32, relative to the largest logit
+LOGIT_TOLERANCE = 1e-3  # largest difference between merged and trained logits in fp32, relative to the largest logit
 
 
 @dataclass(frozen=True, slots=True)
 class LogitDifference:
-    """Difference of two sets of logits: the largest difference relative to the largest logit, and the share of
-    positions with the same most likely token."""
+    """Difference of two sets of logits.
+
+    Args:
+        difference: the largest difference, relative to the largest logit.
+        same_token: the share of positions with the same most likely token.
+    """
 
     difference: float
     same_token: float
@@ -58,7 +65,7 @@ def quant_as_stored(folder: Path) -> Quant:
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Round fp32 weights to the values that they have in `dtype`."""
+    """Round fp32 weights to the precision of `dtype`; they stay fp32."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype).float()
 
@@ -85,8 +92,8 @@ def check_destination(destination: Path, needed: int) -> None:
         raise DeviceError(f"{destination}: cannot be written ({error.strerror}); give another folder.") from error
     if free < needed:
         raise DeviceError(
-            f"{destination}: {needed / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free; "
-            "free some or give another disk."
+            f"{destination}: {needed / 2**30:.1f} GiB are needed, but {free / 2**30:.1f} GiB are free; "
+            "free space or give a folder on another disk."
         )
 
 
@@ -96,8 +103,8 @@ def check_shard_size(size: str) -> None:
     Raises:
         ConfigError: it is invalid.
     """
-    if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]i?B", size):
-        raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
+    if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]B", size):
+        raise ConfigError(f"--max-shard-size {size}: not a size; write for example 500MB or 2GB.")
 
 
 def save_model(
@@ -109,8 +116,46 @@ def save_model(
     save_tokenizer(template, folder)
 
 
+def check_weights(
+    weights: Mapping[str, LazyTensor], config: PreTrainedConfig, source: object, fix: str
+) -> dict[str, LazyTensor]:
+    """Check names and shapes against the model of a config. The result has no tied weights and no rotary frequencies.
+
+    Args:
+        weights: under the names of published checkpoints.
+        source: of the weights, for errors; `fix`: what the user should do.
+
+    Raises:
+        ModelError: a weight is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    # Published files keep some matrices separate that are one matrix in the modules of transformers 5.
+    published = revert_weight_conversion(model, model.state_dict())
+    tied = model.all_tied_weights_keys
+    kept = {name: weight for name, weight in weights.items() if name not in tied and not name.endswith(".inv_freq")}
+    check_shapes(kept, {name: tensor for name, tensor in published.items() if name not in tied}, source, fix)
+    return kept
+
+
+def save_lazy_model(
+    weights: Mapping[str, LazyTensor],
+    config: PreTrainedConfig,
+    template: ChatTemplate,
+    folder: Path,
+    max_shard_size: str,
+) -> None:
+    """Write a model folder from weights on disk. One shard is in memory at a time."""
+    write_weights(weights, folder, max_shard_size)
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
+    config.dtype = next(iter(weights.values())).dtype
+    config.save_pretrained(folder)
+    add_transformers4_keys(folder)
+    save_tokenizer(template, folder)
+
+
 def add_transformers4_keys(folder: Path) -> None:
-    """Add transformers 4's keys for rotary embeddings and dtype, which it would otherwise replace by defaults."""
+    """Add transformers 4's keys for rotary embeddings and dtype to config.json; without them it uses defaults."""
     file = folder / "config.json"
     config = with_transformers4_rope(json.loads(file.read_text(encoding="utf-8")))
     config["torch_dtype"] = config["dtype"]
@@ -118,7 +163,7 @@ def add_transformers4_keys(folder: Path) -> None:
 
 
 def with_transformers4_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with its rotary settings under transformers 4's keys as well."""
+    """A config that has its rotary settings also under transformers 4's keys."""
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_theta" not in rope:
         return config
@@ -128,7 +173,7 @@ def with_transformers4_rope(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_tokenizer(template: ChatTemplate, folder: Path) -> None:
-    """Write tokenizer and chat template, with names that transformers 4 knows too."""
+    """Write tokenizer and chat template, with names that transformers 4 also knows."""
     template.tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))

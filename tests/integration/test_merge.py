@@ -73,7 +73,7 @@ def test_back_into_internlm2s_layout(tiny_model, adapter, tmp_path):
     ids = torch.arange(30)[None]
     theirs = load_internlm(tmp_path / "internlm2", dtype=torch.float32)(ids).logits
     assert torch.equal(theirs, AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)(ids).logits)
-    with pytest.raises(ModelError, match="is of the type llama; leave --layout out"):
+    with pytest.raises(ModelError, match="has the model type llama; omit --layout"):
         merge(str(tiny_model), adapter, tmp_path / "other", layout="internlm2")
 
 

@@ -116,7 +116,7 @@ def internlm(
     """Convert an InternLM checkpoint to Llama's layout, which other tools load without remote code."""
     from llm.export.internlm_layout import convert_internlm
 
-    weights = convert_internlm(source, destination, max_shard_size).weights
+    weights = convert_internlm(source, destination, max_shard_size)
     lines = [f"{weights} weights, values unchanged; every name and shape matches the config", f"model: {destination}"]
     print_result({"model": str(destination), "weights": weights}, lines, command("chat", destination), as_json)
 

@@ -126,12 +126,7 @@ def _write_full_tower(parts: LlavaParts, name: str, folder: Path, max_shard_size
     """Write the tower `name` with its trained weights, in fp32."""
     tower = load_tower(name, torch.device("cpu"), torch.float32)
     trained = {key.removeprefix("vision_model."): weight for key, weight in (parts.full_tower or {}).items()}
-    check_shapes(
-        {key: weight.shape for key, weight in trained.items()},
-        {key: tuple(value.shape) for key, value in tower.network.state_dict().items()},
-        parts.source,
-        "give the tower that it was trained from",
-    )
+    check_shapes(trained, tower.network.state_dict(), parts.source, "give the tower that it was trained from")
     tower.network.load_state_dict({key: weight.read() for key, weight in trained.items()})
     save_tower(tower, folder, torch.float32, max_shard_size)
 

@@ -154,7 +154,7 @@ NORM = "llm.model.norm.weight"
     ("changes", "said"),
     [
         ({NORM: None}, r"model\.norm\.weight is missing \(1 in all\); give the config that it was trained with"),
-        ({"llm.model.extra": torch.ones(2)}, r"model\.extra belongs to no such model"),
+        ({"llm.model.extra": torch.ones(2)}, r"model\.extra does not belong to this model"),
         ({NORM: torch.ones(2)}, r"model\.norm\.weight has another shape"),
         ({"llm.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 2)}, r"contains an adapter and llm\."),
     ],
