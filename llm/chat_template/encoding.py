@@ -1,7 +1,7 @@
 """Chat template: conversation to token ids and loss mask; prompts for generation.
 
-The loss mask is exact by construction: the renderer gives prompt, answer with stop token, and separator as segments,
-which are tokenized separately and joined. No segment is searched for in text or token ids.
+The loss mask is exact: the renderer gives prompt, answer with stop token, and separator as segments, which are
+tokenized separately and joined. Nothing is searched for in text or token ids.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from llm.chat_template.named_templates import NamedTemplate
-from llm.chat_template.renderers import ChatRenderer, NamedTemplateRenderer, Segment, TokenizerTemplateRenderer
+from llm.chat_template.renderers import NamedTemplateRenderer, Segment, TokenizerTemplateRenderer
 from llm.chat_template.special_tokens import SpecialTokenEscaper
 from tuning.data.conversation import DEFAULT_IMAGE_TOKEN, Conversation, Turn
 from tuning.errors import DataError, ModelError
@@ -20,16 +20,16 @@ from tuning.training.samples import IMAGE_TOKEN_INDEX, EncodedSample
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, or a named one in its place, and the task's system text.
+    """A tokenizer with its chat template, or with a named template, and the task's system text.
 
     Args:
-        tokenizer: with a `chat_template`, unless `named` is given, which then replaces it.
+        tokenizer: its `chat_template` is replaced if `named` is given, and required otherwise.
         system: system text of conversations without a system turn; None leaves it to the template.
         tokens_per_image: image tokens for each `<image>` in a text; 0 for a text model.
-        named: a named template instead of the tokenizer's own.
+        named: a named template, used instead of the tokenizer's own.
 
     Raises:
-        ModelError: the tokenizer has no chat template, or one whose answers have no stop token.
+        ModelError: there is no chat template, or its answers have no stop token.
     """
 
     def __init__(
@@ -47,12 +47,10 @@ class ChatTemplate:
             tokenizer.chat_template = named.jinja()
         elif not tokenizer.chat_template:
             raise ModelError(
-                f"{tokenizer.name_or_path}: its tokenizer has no chat template; take the chat version of this model, "
-                "or name one with `template`."
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; use the chat version of this model, "
+                "or set `template` to a named template."
             )
-        self._renderer: ChatRenderer = (
-            NamedTemplateRenderer(named) if named else TokenizerTemplateRenderer(tokenizer, self._escaper)
-        )
+        self._renderer = NamedTemplateRenderer(named) if named else TokenizerTemplateRenderer(tokenizer, self._escaper)
         self._begin, self._end = _ids(tokenizer.bos_token_id), _ids(tokenizer.eos_token_id)
         turns = self._with_system((Turn("user", "question"), Turn("assistant", "answer")))
         closing = [ids for segment, ids in self._segments(turns, "chat template") if segment.loss][-1]
@@ -63,7 +61,7 @@ class ChatTemplate:
 
     @property
     def pad_id(self) -> int:
-        """The padding token; loss masks go by position, so any token will do."""
+        """Id of the padding token. Any token is possible, because loss masks use positions."""
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else self.stop_ids[0]
 
@@ -98,7 +96,7 @@ class ChatTemplate:
                 f"{where}: no whole answer fits into {max_length} tokens; raise data.max_length or shorten the row."
             )
         if not any(loss_mask[:kept]):
-            raise DataError(f"{where}: no answer is learned from (loss is off on all of them); turn one on or drop it.")
+            raise DataError(f"{where}: no answer is trained on (each `loss` is false); change one or remove the row.")
         truncated = answers < sum(turn.role == "assistant" for turn in conversation.turns)
         return EncodedSample(np.asarray(ids[:kept], np.int32), np.asarray(loss_mask[:kept], np.bool_), where, truncated)
 
@@ -109,7 +107,7 @@ class ChatTemplate:
             DataError: the last turn is not the user's.
         """
         if not conversation.turns or conversation.turns[-1].role != "user":
-            raise DataError("a prompt ends with a user turn; add the question.")
+            raise DataError("the last turn of a prompt must be the user's; add the question.")
         segments = self._renderer.render_prompt(self._escape_turns(self._with_system(conversation.turns)), "prompt")
         return [index for _, ids in self._tokenize_segments(segments) for index in ids]
 
@@ -123,9 +121,9 @@ class ChatTemplate:
         return tuple(turns)
 
     def _escape_turns(self, turns: Iterable[Turn]) -> tuple[Turn, ...]:
-        """The turns with spelled special tokens escaped; `<image>` stays a token for a model with a vision tower."""
-        meant = DEFAULT_IMAGE_TOKEN if self.tokens_per_image else ""
-        return tuple(replace(turn, content=self._escaper.escape(turn.content, meant)) for turn in turns)
+        """The turns with spelled special tokens escaped. For a vision-language model, `<image>` stays a token."""
+        kept = DEFAULT_IMAGE_TOKEN if self.tokens_per_image else ""
+        return tuple(replace(turn, content=self._escaper.escape(turn.content, kept)) for turn in turns)
 
     def _segments(self, turns: Sequence[Turn], where: str) -> Iterator[tuple[Segment, list[int]]]:
         return self._tokenize_segments(self._renderer.render_answers(self._escape_turns(turns), where))
@@ -138,21 +136,19 @@ class ChatTemplate:
             if segment.add_eos:
                 if not self._end:
                     raise ModelError(
-                        f"{self.tokenizer.name_or_path}: neither template nor tokenizer has a stop token; set one."
+                        f"{self.tokenizer.name_or_path}: template and tokenizer have no stop token; set one."
                     )
                 ids += self._end[:1]
             yield segment, ids
 
     def _tokenize_text(self, text: str) -> list[int]:
-        if self.tokens_per_image and DEFAULT_IMAGE_TOKEN in text:
-            before, *after = text.split(DEFAULT_IMAGE_TOKEN)
-            ids = self._escaper.tokenize(before)
-            for piece in after:
-                ids += [IMAGE_TOKEN_INDEX] * self.tokens_per_image + self._escaper.tokenize(piece)
-            return ids
-        return self._escaper.tokenize(text)
+        before, *after = text.split(DEFAULT_IMAGE_TOKEN) if self.tokens_per_image else [text]
+        ids = self._escaper.tokenize(before)
+        for piece in after:
+            ids += [IMAGE_TOKEN_INDEX] * self.tokens_per_image + self._escaper.tokenize(piece)
+        return ids
 
 
 def _ids(of: Any) -> list[int]:
-    """bos or eos ids of a tokenizer: one, several or none."""
+    """The bos or eos ids of a tokenizer as a list; a tokenizer may have one, several or none."""
     return [int(index) for index in (of if isinstance(of, list) else [of]) if index is not None]

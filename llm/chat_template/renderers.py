@@ -1,11 +1,12 @@
-"""Chat renderers: turns to prompt, answer and separator segments, by the model's chat template or a named one.
+"""Chat renderers: turns to prompt, answer and separator segments.
 
-Segments are tokenized separately, so that the loss mask is known without searching.
+One renderer uses the tokenizer's own chat template, the other a named template. Segments are tokenized separately, so
+that the loss mask is known without a search.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -36,60 +37,46 @@ class Segment:
     loss: bool = False
 
 
-class ChatRenderer(Protocol):
-    """Renders turns into segments; `where` names the row in errors."""
+@dataclass(frozen=True, slots=True)
+class NamedTemplateRenderer:
+    """Renderer of a named template. Each turn is rendered independently of the others."""
+
+    template: NamedTemplate
 
     def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
         """All segments up to the last answer and its separator."""
-        ...
-
-    def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """All segments up to the next answer."""
-        ...
-
-    def default_system(self) -> str | None:
-        """The system text that the template adds by itself."""
-        ...
-
-
-class NamedTemplateRenderer:
-    """Renderer of a named template; its text depends on one turn at a time."""
-
-    def __init__(self, template: NamedTemplate) -> None:
-        self._template = template
-
-    def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """As in `ChatRenderer`."""
-        asked: list[Turn] = []
+        question: list[Turn] = []
         begins = True
         for turn in turns[: _count_answered(turns)]:
             if turn.role != "assistant":
-                asked.append(turn)
+                question.append(turn)
                 continue
-            yield Segment((self._render_question(asked),), "prompt", add_bos=begins)
-            begins = not self._template.suffix_ends
-            yield Segment((turn.content + self._template.suffix,), "answer", add_eos=begins, loss=turn.loss)
-            yield Segment((self._template.separator,), "separator")
-            asked = []
+            yield Segment((self._render_question(question),), "prompt", add_bos=begins)
+            begins = not self.template.suffix_ends
+            yield Segment((turn.content + self.template.suffix,), "answer", add_eos=begins, loss=turn.loss)
+            yield Segment((self.template.separator,), "separator")
+            question = []
 
     def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """As in `ChatRenderer`."""
+        """All segments up to the next answer."""
+        answered = _count_answered(turns)
         yield from self.render_answers(turns, where)
-        asked = self._render_question(turns[_count_answered(turns) :])
-        yield Segment((asked,), "prompt", add_bos=not _count_answered(turns) or not self._template.suffix_ends)
+        question = self._render_question(turns[answered:])
+        yield Segment((question,), "prompt", add_bos=not answered or not self.template.suffix_ends)
 
     def default_system(self) -> str | None:
-        """None: named templates add nothing."""
+        """None: a named template has no default system text."""
         return None
 
     def _render_question(self, turns: Sequence[Turn]) -> str:
-        """System texts, then the user's texts joined: XTuner has no two questions in a row."""
+        """System texts, then the joined user texts, because XTuner has no two questions in a row."""
         systems = (turn.content for turn in turns if turn.role == "system" and turn.content)
-        said = [turn.content for turn in turns if turn.role == "user"]
-        written = [self._template.system.replace("{system}", content) for content in systems]
-        return "".join([*written, self._template.question.replace("{input}", "".join(said)) if said else ""])
+        asked = [turn.content for turn in turns if turn.role == "user"]
+        rendered = [self.template.system.replace("{system}", content) for content in systems]
+        return "".join([*rendered, self.template.question.replace("{input}", "".join(asked)) if asked else ""])
 
 
+@dataclass(frozen=True, slots=True)
 class TokenizerTemplateRenderer:
     """Renderer of the tokenizer's own chat template, turn by turn.
 
@@ -97,30 +84,46 @@ class TokenizerTemplateRenderer:
         escaper: finds the special token that ends an answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, escaper: SpecialTokenEscaper) -> None:
-        self._tokenizer = tokenizer
-        self._escaper = escaper
+    tokenizer: PreTrainedTokenizerBase
+    escaper: SpecialTokenEscaper
 
     def render_answers(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """As in `ChatRenderer`.
+        """All segments up to the last answer and its separator; `where` names the row in errors.
 
         Raises:
             DataError: the template refuses the turns.
             ModelError: the template fails, changes earlier turns, or does not contain an answer verbatim.
         """
-        return (segment for segment, _ in self._walk(turns, where))
+        text = ""
+        for index, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            before = self._render(turns[:index], True, where)
+            through = self._render(turns[: index + 1], False, where)
+            _check_append_only(before, text, where)
+            _check_append_only(through, before, where)
+            yield Segment((before[len(text) :],), "prompt")
+            rendered = through[len(before) :]
+            end = _answer_end(turn.content, rendered)
+            if end is None:
+                raise ModelError(f"{where}: the chat template does not contain this answer verbatim; use another one.")
+            closing = self.escaper.split_after_special_token(rendered[end:])
+            stop, separator = closing or ("", rendered[end:])
+            yield Segment((rendered[:end], stop), "answer", add_eos=closing is None, loss=turn.loss)
+            yield Segment((separator,), "separator")
+            text = through
 
     def render_prompt(self, turns: Sequence[Turn], where: str) -> Iterator[Segment]:
-        """As in `ChatRenderer`."""
-        text = ""
-        for segment, text in self._walk(turns, where):  # noqa: B007 - the last text is needed below
-            yield segment
+        """All segments up to the next answer; errors as in `render_answers`."""
+        answered = turns[: _count_answered(turns)]
+        yield from self.render_answers(answered, where)
+        text = self._render(answered, False, where) if answered else ""
         whole = self._render(turns, True, where)
         _check_append_only(whole, text, where)
         yield Segment((whole[len(text) :],), "prompt")
 
     def default_system(self) -> str | None:
-        """The text before the first user turn."""
+        """The system text that the template adds by itself: what it renders before the first user turn."""
         mark = "\u2063mark\u2063"
         plain = self._render((Turn("user", mark),), False, "chat template")
         given = self._render((Turn("system", mark), Turn("user", mark)), False, "chat template")
@@ -130,34 +133,13 @@ class TokenizerTemplateRenderer:
             return None
         return before[len(frame) : len(before) - len(between)]
 
-    def _walk(self, turns: Sequence[Turn], where: str) -> Iterator[tuple[Segment, str]]:
-        """Segments in order, each with the text rendered up to the end of its turn."""
-        text = ""
-        for index, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before = self._render(turns[:index], True, where)
-            whole = self._render(turns[: index + 1], False, where)
-            _check_append_only(before, text, where)
-            _check_append_only(whole, before, where)
-            yield Segment((before[len(text) :],), "prompt"), whole
-            written = whole[len(before) :]
-            end = _answer_end(turn.content, written)
-            if end is None:
-                raise ModelError(f"{where}: the chat template does not contain this answer verbatim; use another.")
-            closing = self._escaper.split_after_special_token(written[end:])
-            stop, separator = closing or ("", written[end:])
-            yield Segment((written[:end], stop), "answer", add_eos=closing is None, loss=turn.loss), whole
-            yield Segment((separator,), "separator"), whole
-            text = whole
-
     def _render(self, turns: Sequence[Turn], generate: bool, where: str) -> str:
         messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        except Exception as error:  # a template is a program, and fails as one
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+        except Exception as error:  # a template is a program and can fail in any way
             reason = first_line(error)
-            if type(error) is TemplateError:  # as its own raise_exception does
+            if type(error) is TemplateError:  # from `raise_exception` in the template
                 raise DataError(
                     f"{where}: the model's chat template refuses these turns ({reason}); change their roles."
                 ) from error
@@ -177,7 +159,7 @@ def _check_append_only(text: str, prefix: str, where: str) -> None:
     if not text.startswith(prefix):
         raise ModelError(
             f"{where}: the chat template changes earlier turns, so training and generation would differ; "
-            "give one question in each row or use a model with an append-only template."
+            "write one question in each row, or use a model with an append-only template."
         )
 
 

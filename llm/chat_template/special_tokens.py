@@ -9,27 +9,32 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-ESCAPE = "\ufdd0"  # a noncharacter, for use inside a program; a text that holds one loses it
-MATCHES_NOTHING = "(?!)"  # what a tokenizer without special tokens finds
+ESCAPE = "\ufdd0"  # a Unicode noncharacter, reserved for internal use; it is removed from texts
+MATCHES_NOTHING = "(?!)"  # the pattern of a tokenizer without special tokens
 
 
 class SpecialTokenEscaper:
-    """A tokenizer that tells a template's special tokens from user text that spells them."""
+    """Separates a template's special tokens from user text that spells them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        marks = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self.special_ids = frozenset((*marks, *tokenizer.all_special_ids))
+        added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_ids = frozenset((*added, *tokenizer.all_special_ids))
         """Ids of the special tokens."""
-        self._words = {token.content: token for token in marks.values() if token.content}
-        self._words |= {str(word): None for word in tokenizer.all_special_tokens if word not in self._words}
-        longest_first = sorted(self._words, key=len, reverse=True)
+        patterns = {  # as the tokenizer finds them: some tokens include the white space around them
+            token.content: r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip
+            for token in added.values()
+            if token.content
+        }
+        for word in map(str, tokenizer.all_special_tokens):
+            patterns.setdefault(word, re.escape(word))
+        longest_first = sorted(patterns, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, longest_first)) or MATCHES_NOTHING)
-        self._marks = re.compile("|".join(f"({self._pattern(word)})" for word in longest_first) or MATCHES_NOTHING)
+        self._marks = re.compile("|".join(f"({patterns[word]})" for word in longest_first) or MATCHES_NOTHING)
         self._ids = [int(tokenizer.convert_tokens_to_ids(word)) for word in longest_first]  # pyright: ignore[reportArgumentType]
 
     def escape(self, text: str, but: str = "") -> str:
-        """The text with every spelled special token escaped, except `but`."""
+        """The text with an escape character in every special token that it spells, except in `but`."""
         return self._spelled.sub(
             lambda found: found[0] if found[0] == but else f"{found[0][0]}{ESCAPE}{found[0][1:]}", text
         )
@@ -43,7 +48,7 @@ class SpecialTokenEscaper:
         return [index for run in self._runs(text) for index in run]
 
     def split_after_special_token(self, text: str) -> tuple[str, str] | None:
-        """The text up to the end of its first special token, and the rest; None if there is none."""
+        """The text up to the end of its first special token, and the rest; None if it has no special token."""
         found = self._marks.search(text)
         return (text[: found.end()], text[found.end() :]) if found else None
 
@@ -57,14 +62,7 @@ class SpecialTokenEscaper:
         yield self._tokenize_plain(text[start:])
 
     def _tokenize_plain(self, text: str) -> list[int]:
-        written = text.replace(ESCAPE, "")
-        if not written:
+        plain = text.replace(ESCAPE, "")
+        if not plain:
             return []
-        return self._tokenizer(written, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def _pattern(self, word: str) -> str:
-        """The pattern by which the tokenizer finds this token; some tokens include the white space around them."""
-        token = self._words[word]
-        before = r"\s*" if token is not None and token.lstrip else ""
-        behind = r"\s*" if token is not None and token.rstrip else ""
-        return before + re.escape(word) + behind
+        return self._tokenizer(plain, add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -104,7 +104,7 @@ def check_shard_size(size: str) -> None:
         ConfigError: it is invalid.
     """
     if not re.fullmatch(r"(?=.*[1-9])\d+(\.\d+)?\s*[KMGT]B", size):
-        raise ConfigError(f"--max-shard-size {size}: not a size; write for example 500MB or 2GB.")
+        raise ConfigError(f"--max-shard-size {size}: not a size; write one such as 500MB or 2GB.")
 
 
 def save_model(

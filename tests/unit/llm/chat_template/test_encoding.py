@@ -27,7 +27,7 @@ def conversation(pairs) -> Conversation:
 def test_the_mask_covers_the_answers_and_their_stop_tokens_and_nothing_else(pairs, system):
     template = ChatTemplate(make_tokenizer_once(), system)
     if not any(loss for _, _, loss in pairs):
-        with pytest.raises(DataError, match="no answer is learned from"):
+        with pytest.raises(DataError, match="no answer is trained on"):
             template.encode(conversation(pairs), 10_000)
         return
     sample = template.encode(conversation(pairs), 10_000)
