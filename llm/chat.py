@@ -1,9 +1,8 @@
 """Chat: a conversation with a model; answers are streamed token by token."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,15 +75,9 @@ class Chat:
         conversation = Conversation(asked, tuple(self.images))
         ids = torch.tensor([self.template.prompt(conversation)], device=next(self.model.parameters()).device)
         stream = TextStream(self.template, on_text)
-        options = {"streamer": stream, "max_new_tokens": self.max_new_tokens} | generation_options(self.sampling)
+        sampled = self.sampling.temperature > 0
+        sampling = asdict(self.sampling) if sampled else {"repetition_penalty": self.sampling.repetition_penalty}
+        options = {"streamer": stream, "max_new_tokens": self.max_new_tokens, "do_sample": sampled, **sampling}
         generate(self.model, ids, torch.ones_like(ids), [conversation], self.compute_dtype, self.embed, **options)
         self.turns = (*asked, Turn("assistant", stream.text.strip()))
         return stream.text
-
-
-def generation_options(sampling: Sampling) -> dict[str, Any]:
-    """Sampling settings as arguments of transformers' `generate`."""
-    options: dict[str, Any] = {"repetition_penalty": sampling.repetition_penalty, "do_sample": sampling.temperature > 0}
-    if sampling.temperature > 0:
-        options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
-    return options

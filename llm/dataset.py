@@ -1,4 +1,4 @@
-"""Training data: dataset rows encoded once each, micro-batches of the whole run, and the run's data.json."""
+"""Training data: encoded dataset rows, micro-batches of the whole run, and the run's data.json."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ from tuning.training.packing import MicroBatches
 from tuning.training.samples import IMAGE_TOKEN_INDEX, EncodedSample
 
 log = logging.getLogger("twinlens")
-# Path of a picture, and the row that names it -> the picture's number in the run.
+# Picture path, and the row that contains it -> the picture's number in the run.
 PictureNumbering = Callable[[str | Path, str], int]
 
 
@@ -35,8 +35,8 @@ class EncodedData:
 
     Args:
         samples: distinct training rows.
-        rows: int32[N], the sample number of each row of the files.
-        validation: distinct rows whose questions are held out of training.
+        rows: int32[N], for each row of the files its index in `samples`.
+        validation: distinct rows that are held out of training.
     """
 
     samples: list[EncodedSample]
@@ -46,12 +46,12 @@ class EncodedData:
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs:
-    """What a run reads and checks before its model loads.
+    """The inputs of a run, read and checked before the model loads.
 
     Args:
         rehearsal: distinct rows of `rehearsal.files`.
         card: the card of the dataset, if it has one.
-        probes: the questions that are asked during training.
+        probes: the questions for the samples during training.
     """
 
     template: ChatTemplate
@@ -68,10 +68,10 @@ def encode_data(
     seed: int,
     picture_number: PictureNumbering | None = None,
 ) -> EncodedData:
-    """Encode rows and split off validation rows. Copies of a row are encoded once and take four bytes each.
+    """Encode rows and split off validation rows. A repeated row is encoded once; each copy needs four bytes.
 
     Args:
-        picture_number: gives each picture its number, if rows have pictures.
+        picture_number: returns the number of a picture, if rows have pictures.
 
     Raises:
         DataError: a row cannot be used, or no row is left to train on.
@@ -89,14 +89,12 @@ def encode_data(
             "%d distinct rows are longer than %d tokens and were cut after the last complete answer",
             truncated, data.max_length,
         )  # fmt: skip
-    if not data.validation:
-        return EncodedData(samples, np.asarray(numbers, np.int32), [])
     questions = held_out_questions({conversation.question for conversation in distinct}, data.validation, seed)
     validation = {number for conversation, number in distinct.items() if conversation.question in questions}
     training = [number for number in range(len(samples)) if number not in validation]
-    if not training:
+    if questions and not training:
         raise DataError(
-            f"data.validation: {data.validation} holds every question out of training; lower it or add questions."
+            f"data.validation: {data.validation} leaves no question for training; lower it, or add questions."
         )
     renumbered = {old: new for new, old in enumerate(training)}
     return EncodedData(
@@ -109,12 +107,12 @@ def encode_data(
 def encode_row(
     row: SourceRow, template: ChatTemplate, data: Data, picture_number: PictureNumbering | None = None
 ) -> EncodedSample:
-    """One row in tokens, with the numbers of its pictures; pictures that truncation removed are left out.
+    """One row in tokens, with the numbers of its pictures, without the pictures that truncation removed.
 
     Raises:
         DataError: as `ChatTemplate.encode`.
     """
-    keep_separator = data.pack and data.packing == "xtuner"  # its rows see the end of the row before them
+    keep_separator = data.pack and data.packing == "xtuner"  # XTuner's packing keeps it
     sample = template.encode(row.conversation, data.max_length, row.where, keep_separator)
     if picture_number is None or not row.conversation.images:
         return sample
@@ -123,9 +121,12 @@ def encode_row(
 
 
 def held_out_questions(questions: Iterable[str], share: float, seed: int) -> set[str]:
-    """A share of the distinct questions, at least one, chosen by hash so that other rows do not change the choice."""
+    """A share of the distinct questions, at least one unless the share is 0.
+
+    The choice is by hash, so that other rows do not change it.
+    """
     ordered = sorted(questions, key=lambda question: hashlib.sha256(f"{seed}:{question}".encode()).digest())
-    return set(ordered[: max(1, round(share * len(ordered)))])
+    return set(ordered[: max(1, round(share * len(ordered))) if share else 0])
 
 
 def make_batches(
@@ -139,7 +140,7 @@ def make_batches(
     seed: int,
     processes: int | None = None,
 ) -> MicroBatches:
-    """The micro-batches of the whole run, from data rows and `ratio` rehearsal rows for each."""
+    """The micro-batches of the whole run, with `ratio` rehearsal rows for each data row."""
     per_step = optim.accumulate * (processes or PartialState().num_processes)
     first = len(data.samples)
     return MicroBatches(
@@ -165,7 +166,7 @@ def write_data_facts(
     """Write `data.json` (files with hashes, row counts, dataset card) and, with rehearsal, `rehearsal.jsonl`.
 
     Args:
-        generated: rehearsal rows that the base model answered.
+        generated: rehearsal rows with answers of the base model.
     """
     data = inputs.data
     log.info("data: %d rows, %d distinct, %d held out", len(data.rows), len(data.samples), len(data.validation))

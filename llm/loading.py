@@ -1,4 +1,4 @@
-"""Model loading: causal language models of transformers without remote code, from a folder, a hub or the package."""
+"""Model loading: causal language models of transformers, without remote code, from a folder or a hub."""
 
 import logging
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.chat_template.named_templates import NAMED_TEMPLATES, NamedTemplate, named_template
+from llm.chat_template.named_templates import NAMED_TEMPLATES, named_template
 from llm.checkpoints.config_json import read_model_config
 from llm.checkpoints.embedded import EMBEDDED, embedded_folder
 from llm.checkpoints.hub import fetch, parse_remote
@@ -37,7 +37,7 @@ from tuning.modules.quantize import (
 from tuning.settings import Quant
 
 log = logging.getLogger("twinlens")
-# What the libraries raise at files that are not what they should be.
+# Raised by the libraries for broken files.
 _BROKEN_FILE_ERRORS = (
     *(OSError, ValueError, KeyError, ArithmeticError, RuntimeError),
     *(UnpicklingError, SafetensorError, StrictDataclassError),
@@ -46,13 +46,13 @@ _BROKEN_FILE_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A base model, ready to answer or to be fine-tuned.
+    """A base model, ready for generation or fine-tuning.
 
     Args:
         model: frozen, in eval mode, on `device`.
-        template: its chat template with the task's system text.
-        compute_dtype: dtype of its matrix products.
-        name: as the task gives it; `folder` is the local folder.
+        template: the chat template with the task's system text.
+        compute_dtype: dtype of the matrix products.
+        name: as in the task; `folder` is the local folder.
         quant_report: which layers are 4- or 8-bit.
     """
 
@@ -65,7 +65,7 @@ class LoadedModel:
     quant_report: QuantReport
 
     def release(self) -> None:
-        """Free the memory of the weights, even if the model is still referenced; it cannot answer afterwards."""
+        """Free the memory of the weights, even if the model is still referenced. The model is unusable afterwards."""
         for parameter in self.model.parameters():
             parameter.data = torch.empty(0)
 
@@ -74,30 +74,26 @@ def model_folder(name: str, weights: bool = True) -> Path:
     """The local folder of a model; a hub or ModelScope name is downloaded first.
 
     Args:
-        weights: False if config and tokenizer are enough.
+        weights: False if only config and tokenizer are needed.
 
     Raises:
-        ModelError: the folder holds no model, the name cannot be downloaded, or the model needs remote code.
+        ModelError: the folder contains no model, the download fails, or the model needs remote code.
     """
     if name == EMBEDDED:
         return embedded_folder()
-    if (remote := parse_remote(name)) is not None:
-        folder = fetch(remote, weights=False)
-    else:
-        folder = Path(name).expanduser()
-        if folder.is_file():
-            raise ModelError(f"model: {name}: this is a file; give the folder that holds config.json.")
-        if not folder.is_dir():
-            raise ModelError(
-                f"model: {name}: no such folder; give a model folder, a hub name (owner/model), modelscope:owner/model "
-                "or embedded."
-            )
+    remote = parse_remote(name)
+    folder = Path(name).expanduser() if remote is None else fetch(remote, weights=False)
+    if folder.is_file():
+        raise ModelError(f"model: {name}: this is a file; give the folder that contains config.json.")
+    if not folder.is_dir():
+        raise ModelError(
+            f"model: {name}: no such folder; give a model folder, a hub name (owner/model), modelscope:owner/model or "
+            "embedded."
+        )
     _check_model_type(folder)
-    if not weights:
-        return folder
-    if remote is not None:
-        folder = fetch(remote)
-    weight_files(folder)
+    if weights:
+        folder = folder if remote is None else fetch(remote)
+        weight_files(folder)
     return folder
 
 
@@ -114,7 +110,7 @@ def load_model_config(name: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except _BROKEN_FILE_ERRORS as error:
         file = folder / "config.json"
-        raise ModelError(f"{file}: cannot be used ({first_line(error)}); get the model's files again.") from error
+        raise ModelError(f"{file}: cannot be used ({first_line(error)}); download the model again.") from error
 
 
 def load_template(
@@ -132,43 +128,32 @@ def load_template(
     chosen = named_template(template_name) if template_name else None
     folder = model_folder(name, weights=False)
     tokenizer = load_tokenizer(folder)
-    if chosen is None and not tokenizer.chat_template:
-        chosen = _family_template(folder, tokenizer)
+    if chosen is None and not tokenizer.chat_template and is_internlm(folder):
+        # Some InternLM checkpoints have their chat template only as code; a special token shows the version.
+        for token, family in (("<eoa>", "internlm"), ("<|im_end|>", "internlm2_chat")):
+            if chosen is None and token in tokenizer.all_special_tokens:
+                chosen = NAMED_TEMPLATES[family]
     return ChatTemplate(tokenizer, system, tokens_per_image, chosen)
 
 
 def log_system(template: ChatTemplate) -> None:
-    """Log the system text of the conversations, and whether the task or the chat template sets it."""
+    """Log the system text, and whether the task or the chat template sets it."""
     if template.system:
-        log.info("system text, from the task: %r", template.system)
+        log.info("system text from the task: %r", template.system)
     elif injected := template.default_system():
-        log.info("system text, from the model's own chat template: %r; set `system` in the task to change it", injected)
-
-
-def _family_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> NamedTemplate | None:
-    """The template of InternLM's own code, for checkpoints that have it only as code."""
-    if not is_internlm(folder):
-        return None
-    first = "<eoa>" in tokenizer.all_special_tokens
-    return (
-        NAMED_TEMPLATES["internlm"]
-        if first
-        else NAMED_TEMPLATES["internlm2_chat"]
-        if "<|im_end|>" in tokenizer.all_special_tokens
-        else None
-    )
+        log.info("system text from the model's chat template: %r; set `system` in the task to change it", injected)
 
 
 def load_model(
     name: str, template: ChatTemplate, quant: Quant, device: str = "auto", *, full_finetuning: bool = False
 ) -> LoadedModel:
-    """Load a model with the asked quantization and log which layers are quantized.
+    """Load a model with the given quantization, and log which layers are quantized.
 
     Args:
-        full_finetuning: its weights will be trained, so they are stored in fp32, whatever the compute dtype.
+        full_finetuning: store the weights in fp32 for training, with any compute dtype.
 
     Raises:
-        ModelError: it is missing, incomplete, or of a kind transformers does not know without remote code.
+        ModelError: the model is missing, incomplete, or needs remote code.
         DeviceError: no such device, or it has too little memory.
     """
     folder = model_folder(name)
@@ -188,7 +173,7 @@ def load_model(
         )
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"model: {name}: does not fit on {target_device}; take quant.bits=4 or a smaller model."
+            f"model: {name}: does not fit on {target_device}; set quant.bits=4 or use a smaller model."
         ) from error
     except _BROKEN_FILE_ERRORS as error:
         raise ModelError(f"model: {name}: cannot be loaded ({first_line(error)}); check the folder's files.") from error
@@ -203,7 +188,7 @@ def load_model(
 
 
 def make_generation_config(template: ChatTemplate, config: PreTrainedConfig) -> GenerationConfig:
-    """The generation settings of a model: its stop tokens, by its chat template."""
+    """The generation settings of a model: the stop tokens of its chat template."""
     return GenerationConfig(
         eos_token_id=list(template.stop_ids),
         pad_token_id=template.pad_id,
@@ -212,24 +197,22 @@ def make_generation_config(template: ChatTemplate, config: PreTrainedConfig) -> 
 
 
 def silence_libraries() -> None:
-    """Turn off progress bars and hints of transformers; our own log says the same."""
+    """Turn off progress bars and hints of transformers, because our own log has the same information."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
 
 def _check_model_type(folder: Path) -> None:
-    """Refuse a folder without config.json, or with a model type that transformers does not load itself."""
+    """Refuse a folder without config.json, or a model type that transformers cannot load without remote code."""
     path = folder / "config.json"
     if not path.exists():
         raise ModelError(f"model: {folder}: config.json is missing; give the folder of a model in Hugging Face layout.")
     config = read_model_config(folder)
     kind = config.get("model_type")
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     if kind not in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_TYPES):
         why = (
-            "runs by code that comes with it (auto_map), and such code is never run here"
+            "needs remote code (auto_map), which twinlens never runs"
             if "auto_map" in config
-            else "is no causal language model that transformers loads by itself"
+            else "is not a causal language model of transformers"
         )
-        raise ModelError(f"{path}: model_type {kind!r} {why}; take another model.")
+        raise ModelError(f"{path}: model_type {kind!r} {why}; use another model.")

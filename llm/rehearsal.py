@@ -1,6 +1,6 @@
-"""Rehearsal rows: unrelated prompts with the base model's own answers, generated before training and cached.
+"""Rehearsal rows: unrelated prompts with the base model's own answers, generated before training.
 
-Answers are cached per model and prompt, so that a second run does not generate them again.
+Answers are cached by model and prompt, so that a second run does not generate them again.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ log = logging.getLogger("twinlens")
 
 
 def rehearsal_rows(loaded: LoadedModel, settings: Rehearsal, optim: Optim, pack: bool, seed: int) -> list[SourceRow]:
-    """The rehearsal prompts with the base model's answers; one process answers first, so that all train on the same.
+    """The rehearsal prompts with the base model's answers. The main process generates them; the others read its cache.
 
     Raises:
         ConfigError: no answer ends within the token limit.
@@ -41,13 +41,13 @@ def rehearsal_rows(loaded: LoadedModel, settings: Rehearsal, optim: Optim, pack:
     if not answered:
         raise ConfigError(
             f"rehearsal.max_new_tokens: no answer of the base model ends within {settings.max_new_tokens} tokens; "
-            "raise it, or leave rehearsal.prompts out."
+            "raise it, or remove rehearsal.prompts."
         )
     return [SourceRow(f"rehearsal {row.question[:40]!r}", row) for row in answered]
 
 
 def rehearsal_prompt_limit(settings: Rehearsal, optim: Optim, pack: bool, processes: int) -> int | None:
-    """The largest number of prompts to answer, at most what a short run can use; None if nothing limits it."""
+    """The largest number of prompts to answer: `max_prompts`, or fewer if the run is short. None without a limit."""
     if optim.steps is None or pack:
         return settings.max_prompts
     rows = optim.steps * optim.accumulate * optim.micro_batch * processes
@@ -58,10 +58,10 @@ def rehearsal_prompt_limit(settings: Rehearsal, optim: Optim, pack: bool, proces
 def answer_rehearsal_prompts(
     loaded: LoadedModel, settings: Rehearsal, limit: int | None = None, seed: int = 0
 ) -> list[Conversation]:
-    """Prompts with the base model's own answers; answers without a stop token are left out.
+    """Prompts with the base model's own answers. Answers without a stop token are left out.
 
     Args:
-        limit: the largest number of prompts; if there are more, `seed` draws them.
+        limit: the largest number of prompts. If there are more, a random subset is drawn with `seed`.
     """
     prompts = read_prompts(settings.prompts)
     if limit is not None and limit < len(prompts):
@@ -80,14 +80,14 @@ def answer_rehearsal_prompts(
         write_atomically(cache, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     usable = [prompt for prompt in prompts if answers[prompt].finished and answers[prompt].text]
     log.info(
-        "rehearsal: %d prompts answered by the base model, %d of them now; %d left out, no end within %d tokens",
+        "rehearsal: the base model answered %d prompts, %d of them now; %d left out, without an end within %d tokens",
         len(prompts), len(missing), len(prompts) - len(usable), settings.max_new_tokens,
     )  # fmt: skip
     return [single_turn(prompt, answers[prompt].text) for prompt in usable]
 
 
 def _cache_key(loaded: LoadedModel, settings: Rehearsal) -> str:
-    """Hash of everything that an answer depends on besides its prompt."""
+    """Hash of everything that determines an answer, except the prompt."""
     digest = hashlib.sha256()
     for path in sorted(loaded.folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model"):
@@ -102,7 +102,7 @@ def _cache_key(loaded: LoadedModel, settings: Rehearsal) -> str:
 
 
 def _head_and_tail(path: Path, size: int = 1 << 16) -> bytes:
-    """The first and last bytes of a weights file: enough to tell two checkpoints apart without reading gigabytes."""
+    """The first and last bytes of a weights file. They differ between checkpoints, and gigabytes need not be read."""
     with path.open("rb") as stream:
         head = stream.read(size)
         stream.seek(max(0, path.stat().st_size - size))

@@ -111,7 +111,7 @@ class ChatTemplate:
         segments = self._renderer.render_prompt(self._escape_turns(self._with_system(conversation.turns)), "prompt")
         return [index for _, ids in self._tokenize_segments(segments) for index in ids]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: list[int]) -> str:
         """The text of token ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 

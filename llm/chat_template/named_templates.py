@@ -1,10 +1,10 @@
-"""Named chat templates: those of XTuner 0.2.0 for models that transformers loads itself, and InternLM 1's own.
+"""Named chat templates: those of XTuner 0.2.0 for models of transformers, and InternLM 1's own.
 
-XTuner's configs name one; a task does so with `template`. Written are, in order: the token that begins a text, where
-nothing stands before or the turn before ended one; the system text; the question; the answer with its suffix; the
-token that ends a text, unless the suffix stands for it; the separator.
+A task selects one with `template`, an XTuner config with `prompt_template`. A conversation is written in this order:
+the bos token, at the beginning and after each eos token; the system text; the question; the answer with its suffix; the
+eos token, unless the suffix replaces it; the separator.
 
-Facts: xtuner/utils/templates.py of 0.2.0; InternLM 1's modeling_internlm.py, `build_inputs`.
+Sources: xtuner/utils/templates.py of 0.2.0; InternLM 1's modeling_internlm.py, `build_inputs`.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from tuning.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class NamedTemplate:
-    """What is written around a turn.
+    """The text around each turn.
 
     Args:
-        system: around `{system}`; `question` around `{input}`.
-        suffix: right behind an answer, learned with it.
-        suffix_ends: whether the suffix stands for the token that ends a text.
-        separator: behind an answer that has ended, not learned.
+        system: the text with `{system}`; `question` with `{input}`.
+        suffix: follows an answer and is trained on.
+        suffix_ends: whether the suffix replaces the eos token.
+        separator: follows a finished answer and is not trained on.
     """
 
     system: str
@@ -30,7 +30,7 @@ class NamedTemplate:
     separator: str = "\n"
 
     def jinja(self) -> str:
-        """The same as a chat template of transformers, for what is saved."""
+        """The same as a Jinja chat template of transformers, to save with the tokenizer."""
         system, question = (
             " + ".join((_quoted(before), "message['content']", _quoted(behind)))
             for before, _, behind in (self.system.partition("{system}"), self.question.partition("{input}"))
@@ -141,8 +141,8 @@ def named_template(name: str) -> NamedTemplate:
     """The template of a name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no template has this name.
     """
     if name not in NAMED_TEMPLATES:
-        raise ConfigError(f"template: {name}: no template has that name; take one of {', '.join(NAMED_TEMPLATES)}.")
+        raise ConfigError(f"template: {name}: no template has this name; use one of {', '.join(NAMED_TEMPLATES)}.")
     return NAMED_TEMPLATES[name]

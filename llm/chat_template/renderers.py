@@ -16,8 +16,6 @@ from llm.chat_template.special_tokens import SpecialTokenEscaper
 from tuning.data.conversation import Turn
 from tuning.errors import DataError, ModelError, first_line
 
-Kind = Literal["prompt", "answer", "separator"]
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -31,7 +29,7 @@ class Segment:
     """
 
     texts: tuple[str, ...]
-    kind: Kind
+    kind: Literal["prompt", "answer", "separator"]
     add_bos: bool = False
     add_eos: bool = False
     loss: bool = False

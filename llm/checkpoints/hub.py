@@ -145,7 +145,8 @@ def _list_files(remote: RemoteModel) -> Listing:
     """The files on the hub. If the hub cannot be reached, the files in the cache."""
     if remote.store == "modelscope":
         commit = None
-        folder = cache_folder() / "modelscope" / _folder_name(remote.name) / _folder_name(remote.revision or "master")
+        folder = cache_folder() / "modelscope" / remote.name.replace("/", "--")
+        folder /= (remote.revision or "master").replace("/", "--")
     else:
         from huggingface_hub import HfApi, constants
         from huggingface_hub.file_download import repo_folder_name
@@ -160,10 +161,6 @@ def _list_files(remote: RemoteModel) -> Listing:
             raise
         sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     return Listing(commit, sizes, folder)
-
-
-def _folder_name(name: str) -> str:
-    return name.replace("/", "--")
 
 
 def _hub_sizes(name: str, commit: str) -> dict[str, int]:

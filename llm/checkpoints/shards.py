@@ -62,9 +62,9 @@ def read_weight_index(index: Path) -> dict[str, str]:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         odd = next((file for file in places.values() if Path(file).name != file), None)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ModelError(f"{index}: not a weight index ({error}); get the model's files again.") from error
+        raise ModelError(f"{index}: not a weight index ({error}); download the model again.") from error
     if odd is not None:
-        raise ModelError(f"{index}: {odd} is not a file in the same folder; get the model's files again.")
+        raise ModelError(f"{index}: {odd} is not a file in the same folder; download the model again.")
     return places
 
 
@@ -148,7 +148,7 @@ def lazy_file_weights(file: Path) -> dict[str, LazyTensor]:
     """Every weight of a safetensors or `.bin` file by name.
 
     Raises:
-        ModelError: the file is missing or broken, or a pickle names code.
+        ModelError: the file is missing or broken, or a pickle contains code.
     """
     if file.suffix == ".bin":
         return {name: lazy_from_tensor(tensor) for name, tensor in state_dict_in(read_pth(file), file).items()}
@@ -159,7 +159,7 @@ def lazy_file_weights(file: Path) -> dict[str, LazyTensor]:
                 part = opened.get_slice(name)
                 found[name] = LazyTensor(tuple(part.get_shape()), part[:0].dtype, partial(_read_tensor, file, name))
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: cannot be read as safetensors ({error}); get the file again.") from error
+        raise ModelError(f"{file}: cannot be read as safetensors ({error}); download the file again.") from error
     return found
 
 

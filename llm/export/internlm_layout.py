@@ -52,7 +52,7 @@ def to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, folder: Pat
     Raises:
         ModelError: a weight is missing, unexpected, or of another shape than in the config.
     """
-    return check_weights(rename_to_llama(weights, config, folder), config, folder, "get the model's files again")
+    return check_weights(rename_to_llama(weights, config, folder), config, folder, "download the model again")
 
 
 def rename_to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, source: object) -> dict[str, LazyTensor]:
@@ -70,11 +70,10 @@ def rename_to_llama(weights: Mapping[str, LazyTensor], config: LlamaConfig, sour
             continue
         size, odd = divmod(weight.shape[0], heads + 2 * groups)
         if odd:
-            raise ModelError(f"{source}: {name} has {weight.shape[0]} rows; get the model's files again.")
+            raise ModelError(f"{source}: {name} has {weight.shape[0]} rows; download the model again.")
         for number, (part, count) in enumerate(zip(SPLIT_QKV, (heads, groups, groups), strict=True)):
-            shape = (count * size, *weight.shape[1:])
             read = partial(_part, weight, heads, groups, number)
-            ours[name.replace(FUSED_QKV, part)] = LazyTensor(shape, weight.dtype, read)
+            ours[name.replace(FUSED_QKV, part)] = LazyTensor((count * size, *weight.shape[1:]), weight.dtype, read)
     return ours
 
 
@@ -120,5 +119,4 @@ def _part(weight: LazyTensor, heads: int, groups: int, number: int) -> Tensor:
 
 
 def _fused(parts: list[LazyTensor], groups: int) -> Tensor:
-    query, key, value = (part.read() for part in parts)
-    return fuse_qkv(query, key, value, groups)
+    return fuse_qkv(*(part.read() for part in parts), groups=groups)

@@ -91,7 +91,12 @@ def merge(
     dtype = checkpoint_dtype(folder)
     check_destination(destination, checkpoint_size(folder))
     template = load_template(base, None, template_name=named)
-    as_trained = _as_trained(base, template, trained_on, adapter) if trained_on and trained_on.bits != 16 else None
+    as_trained = None
+    if trained_on and trained_on.bits != 16:
+        quantized = load_llama_or_internlm2_adapter(load_model(base, template, trained_on).model, adapter)
+        as_trained = _logits(quantized, template)
+        del quantized
+        gc.collect()  # before the next model loads
     loaded = load_model(base, template, quant_as_stored(folder), device)
     adapted = load_llama_or_internlm2_adapter(loaded.model, adapter)
     with fp32_upcast(adapted):
@@ -117,15 +122,6 @@ def merge(
         compare_logits(merged, rounded),
         compare_logits(as_trained, rounded) if as_trained is not None else None,
     )
-
-
-def _as_trained(base: str, template: ChatTemplate, trained_on: Quant, adapter: Path) -> torch.Tensor:
-    """float32[N, V] logits on the quantized base model, which is freed afterwards."""
-    quantized = load_llama_or_internlm2_adapter(load_model(base, template, trained_on).model, adapter)
-    logits = _logits(quantized, template)
-    del quantized
-    gc.collect()
-    return logits
 
 
 @torch.no_grad()

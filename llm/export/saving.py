@@ -16,9 +16,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm.chat_template.encoding import ChatTemplate
-from llm.checkpoints.config_json import stored_dtype
+from llm.checkpoints.config_json import read_model_config
 from llm.checkpoints.shards import LazyTensor, check_shapes, weight_files, write_weights
-from tuning.errors import ConfigError, DeviceError
+from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.settings import Quant
 
 LOGIT_TOLERANCE = 1e-3  # largest difference between merged and trained logits in fp32, relative to the largest logit
@@ -52,16 +52,22 @@ def checkpoint_dtype(folder: Path) -> torch.dtype:
     Raises:
         ModelError: the model is stored quantized.
     """
-    return torch.float16 if stored_dtype(folder) == "fp16" else torch.bfloat16
+    return torch.float16 if quant_as_stored(folder).compute == "fp16" else torch.bfloat16
 
 
 def quant_as_stored(folder: Path) -> Quant:
-    """Settings that load a model in the dtype of its weights on disk, 16 bits or fp32.
+    """Settings that load a model in the dtype of its weights on disk: bf16, fp16 or fp32.
 
     Raises:
         ModelError: the model is stored quantized.
     """
-    return Quant(bits=16, compute=stored_dtype(folder))
+    config = read_model_config(folder)
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{folder}: is stored quantized, so the trained changes would be lost; use the 16-bit original."
+        )
+    name = config.get("dtype") or config.get("torch_dtype")
+    return Quant(bits=16, compute="fp16" if name == "float16" else "fp32" if name == "float32" else "bf16")
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:

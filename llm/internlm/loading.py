@@ -1,9 +1,9 @@
 """InternLM 1, 2 and 2.5 checkpoints loaded as Llama models, without remote code.
 
-Version 1 has Llama's names. Version 2 has its own, and query, key and value in one matrix. transformers' loader renames
-and splits while it streams the shards, so that nothing is held twice and a 4-bit load stays a 4-bit load.
+Version 1 has Llama's weight names. Version 2 has its own names, and one matrix for query, key and value. The loader of
+transformers renames and splits while it streams the shards. So no weight is in memory twice, and 4-bit loading works.
 
-Facts: InternEvo's configuration and modelling files of both versions.
+Sources: InternEvo's configuration and modeling files of both versions.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from tuning.errors import ModelError, first_line
 
 MODEL_TYPES = ("internlm", "internlm2")
 ROPE = {"origin": "default", "default": "default", "linear": "linear", "dynamic": "dynamic"}
-SHARED_FIELDS = (  # fields that both configs call alike
+SHARED_FIELDS = (  # the same names in both configs
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
     *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
@@ -33,31 +33,31 @@ DEFAULTS: dict[str, Any] = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-
 
 
 def is_internlm(folder: Path) -> bool:
-    """Whether a checkpoint is of version 1, 2 or 2.5; version 3 is Llama to transformers already."""
+    """Whether a checkpoint is of version 1, 2 or 2.5. transformers loads version 3 as Llama by itself."""
     return model_type(folder) in MODEL_TYPES
 
 
 def internlm_config(folder: Path) -> LlamaConfig:
-    """The same network's config as Llama's; what its file leaves out is as InternLM's own classes have it.
+    """A checkpoint's config as a Llama config. Missing values get the defaults of InternLM's own classes.
 
     Raises:
-        ModelError: a rotary type that neither version knows, or values that no such network has.
+        ModelError: an unknown rotary type, or invalid values.
     """
     try:
         return _as_llama(read_model_config(folder), folder)
     except (ValueError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         file = folder / "config.json"
-        raise ModelError(f"{file}: cannot be used ({first_line(error)}); get the model's files again.") from error
+        raise ModelError(f"{file}: cannot be used ({first_line(error)}); download the model again.") from error
 
 
 def _as_llama(values: Mapping[str, Any], folder: Path) -> LlamaConfig:
     first = values["model_type"] == "internlm"
-    # An old file of version 1 says nothing of rotary embeddings, and its class grows the base past the trained length.
+    # Old configs of version 1 have no `rotary`; InternLM's class then uses dynamic scaling.
     rotary = dict(values.get("rotary", {"type": "dynamic"}) if first else values.get("rope_scaling") or {})
     named = str(rotary.get("type", rotary.get("rope_type", "default")))
     if named not in ROPE:
         raise ModelError(
-            f"{folder / 'config.json'}: rotary type {named} is none of {', '.join(ROPE)}; get the model's files again."
+            f"{folder / 'config.json'}: rotary type {named} is none of {', '.join(ROPE)}; download the model again."
         )
     rope: dict[str, Any] = {"rope_type": ROPE[named]}
     rope["rope_theta"] = float((rotary.get("base") if first else values.get("rope_theta")) or 10000)
@@ -70,27 +70,27 @@ def _as_llama(values: Mapping[str, Any], folder: Path) -> LlamaConfig:
 
 
 def load_internlm(folder: Path, **options: Any) -> LlamaForCausalLM:
-    """The checkpoint as a plain Llama; `options` as `from_pretrained` takes them.
+    """The checkpoint as a plain Llama model; `options` are those of `from_pretrained`.
 
     Raises:
-        ModelError: a weight is missing, too many, or of another shape.
+        ModelError: a weight is missing, unexpected, or of another shape.
     """
     config = internlm_config(folder)
-    with with_weight_index(folder) as whole:
-        loaded = _InternLM.from_pretrained(whole, config=config, output_loading_info=True, **options)
+    with with_weight_index(folder) as indexed:
+        loaded = _InternLM.from_pretrained(indexed, config=config, output_loading_info=True, **options)
     model, found = cast(Any, loaded)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, found[what])):
             raise ModelError(
-                f"{folder}: {what.replace('_', ' ')}: {names[0]} ({len(names)} in all); get the model's files again."
+                f"{folder}: {what.replace('_', ' ')}: {names[0]} ({len(names)} in all); download the model again."
             )
-    model.__class__ = LlamaForCausalLM  # from here on nobody needs to know
+    model.__class__ = LlamaForCausalLM  # `_InternLM` is only needed for loading
     model._weight_conversions = None
     return model
 
 
 class _InternLM(LlamaForCausalLM):
-    """Llama, for the loader to find the names below by."""
+    """A Llama class of its own, so that the loader finds the weight conversion registered below."""
 
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012 - as transformers has it
 

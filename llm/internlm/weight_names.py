@@ -1,6 +1,6 @@
-"""InternLM2 and Llama weight names; fused query-key-value matrix split and fused again.
+"""InternLM2 and Llama weight names; the fused query-key-value matrix, split and fused again.
 
-One table, for whole checkpoints and for adapters, both ways. Facts: InternLM's tools/convert2llama.py.
+The table serves full checkpoints and adapters, in both directions. Source: InternLM's tools/convert2llama.py.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor  # configs are read by this table too, and start without torch
+    from torch import Tensor  # the config reader imports this module and starts without torch
 
 LLAMA_NAMES = {
     "tok_embeddings": "embed_tokens",
@@ -26,24 +26,23 @@ SPLIT_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 TARGET_MODULES = {theirs.rpartition(".")[2]: (ours.rpartition(".")[2],) for theirs, ours in LLAMA_NAMES.items()} | {
     FUSED_QKV.rpartition(".")[2]: tuple(part.rpartition(".")[2] for part in SPLIT_QKV)
 }
-"""A kind of layer in InternLM2, as adapters name it, and what it is in Llama."""
-INTERNLM2_NAMES = {ours: theirs for theirs, ours in LLAMA_NAMES.items()}
+"""Layer names in adapters: InternLM2's to Llama's."""
 
 
 def llama_name(name: str) -> str:
-    """A weight's name in Llama; those that both call alike, and the fused matrix, keep theirs."""
+    """A weight's name in Llama. Names that both models share, and the fused matrix, do not change."""
     return _renamed(name, LLAMA_NAMES)
 
 
 def internlm2_name(name: str) -> str:
-    """A weight's name in InternLM2; the three that are one there keep theirs."""
-    return _renamed(name, INTERNLM2_NAMES)
+    """A weight's name in InternLM2. Query, key and value, which are one matrix there, do not change."""
+    return _renamed(name, {ours: theirs for theirs, ours in LLAMA_NAMES.items()})
 
 
 def split_qkv(fused: "Tensor", heads: int, groups: int) -> "tuple[Tensor, Tensor, Tensor]":
-    """Rows of queries [heads D, ...], keys and values [groups D, ...] out of `wqkv`'s [(heads + 2 groups) D, ...].
+    """Split `wqkv` [(heads + 2 groups) D, ...] into queries [heads D, ...], keys and values [groups D, ...].
 
-    Each group holds its queries, then its key, then its value, D rows each.
+    Each group consists of its queries, its key and its value, D rows each.
     """
     rows = fused.unflatten(0, (groups, heads // groups + 2, -1))
     query, key, value = (part.flatten(0, 2).contiguous() for part in rows.split((heads // groups, 1, 1), dim=1))
@@ -51,7 +50,7 @@ def split_qkv(fused: "Tensor", heads: int, groups: int) -> "tuple[Tensor, Tensor
 
 
 def fuse_qkv(query: "Tensor", key: "Tensor", value: "Tensor", groups: int) -> "Tensor":
-    """`wqkv` out of what `split_qkv` makes of it."""
+    """The inverse of `split_qkv`."""
     import torch
 
     return torch.cat([part.unflatten(0, (groups, -1)) for part in (query, key, value)], dim=1).flatten(0, 1)

@@ -63,4 +63,4 @@ def test_a_quantized_base_is_refused(folder, refused, tiny_model):
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
     error = refused("train", "task.yaml", f"model={base}")
-    assert "stored quantized" in error and "give its 16-bit original" in error
+    assert "stored quantized" in error and "use the 16-bit original" in error

@@ -113,7 +113,7 @@ def test_a_tokenizer_comes_without_the_weights(hub: HubServer, tiny_model: Path)
 def test_code_that_comes_along_is_refused_before_the_weights(hub: HubServer) -> None:
     config = {"model_type": "novel", "auto_map": {"AutoModelForCausalLM": "model.Novel"}}
     hub.publish("owner/novel", FILES | {"config.json": json.dumps(config).encode()})
-    with pytest.raises(ModelError, match=r"'novel' runs by code that comes with it .* never run here"):
+    with pytest.raises(ModelError, match=r"'novel' needs remote code .* never runs"):
         model_folder("owner/novel")
     assert not [line for line in hub.requests if "safetensors" in line or ".py" in line]
 

@@ -221,7 +221,7 @@ def test_a_model_that_needs_code_of_its_own_is_refused(tiny_model, tmp_path):
     needs = {"model_type": "internlmxcomposer2", "auto_map": {"AutoModelForCausalLM": "modeling.Composer"}}
     (folder / "config.json").write_text(json.dumps(needs))
     (folder / "modeling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(ModelError, match="'internlmxcomposer2' runs by code that comes with it"):
+    with pytest.raises(ModelError, match="'internlmxcomposer2' needs remote code"):
         load_template(str(folder), None)
     assert not (tmp_path / "ran").exists()
 
