@@ -166,7 +166,7 @@ def test_peft_reads_a_fused_adapter_with_another_rank_in_its_fused_layer(tmp_pat
     ("changes", "reason"),
     [
         ({"use_dora": True}, "more than LoRA's two matrices"),
-        ({"alpha_pattern": {"layers.1.wo": 3}}, "alpha_pattern names layers.1.wo"),
+        ({"alpha_pattern": {"layers.1.wo": 3}}, "alpha_pattern contains layers.1.wo"),
         ({"r": 3}, "does not fit the model"),
     ],
 )

@@ -104,9 +104,9 @@ def test_a_broken_file_is_refused_by_name(tmp_path, broken):
 @pytest.mark.parametrize(
     ("added", "reason"),
     [
-        ([], "does not name tokens"),
-        ({"five": {"content": "<a>"}}, "does not name tokens"),
-        ({"5": {}}, "does not name tokens"),
+        ([], "must map ids to tokens"),
+        ({"five": {"content": "<a>"}}, "must map ids to tokens"),
+        ({"5": {}}, "must map ids to tokens"),
         ({"-1": {"content": "<a>"}}, "<a> cannot have the id -1"),
         ({"99999999": {"content": "<a>"}}, "<a> cannot have the id 99999999"),
     ],
