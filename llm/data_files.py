@@ -43,7 +43,7 @@ def dataset_path(file: Path) -> Path:
     """The path of a dataset file.
 
     Raises:
-        DataError: the file does not exist and its name is a dataset name of a hub, as in XTuner's configs.
+        DataError: the file does not exist and its name looks like a dataset on a hub, as in XTuner's configs.
     """
     path = resolve_path(file)
     if len(file.parts) == 2 and not file.suffix and not file.is_absolute() and not path.exists():

@@ -19,8 +19,6 @@ from tuning.paths import display_path, resolve_path
 from tuning.run_dir import RunDir
 from tuning.training.samples import EncodedSample, collate
 
-AnswerFunction = Callable[[Sequence[Probe]], list[str]]
-
 
 def probe_conversation(probe: Probe) -> Conversation:
     """The question of a probe; a picture precedes the text, as in LLaVA's training data."""
@@ -38,7 +36,7 @@ def make_answer_function(
     embed: EmbedFunction | None = None,
     shown: bool = False,
     batch_size: int = 64,
-) -> AnswerFunction:
+) -> Callable[[Sequence[Probe]], list[str]]:
     """A function that returns greedy answers to probes; arguments as for `generate_answers`."""
 
     def answers(probes: Sequence[Probe]) -> list[str]:

@@ -40,10 +40,8 @@ class SpecialTokenEscaper:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text that may contain escapes."""
-        if not text:
-            return []
         if ESCAPE not in text:
-            return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            return self._tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         ids: list[int] = []
         start = 0
         for found in self._marks.finditer(text):

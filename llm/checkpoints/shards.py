@@ -29,27 +29,31 @@ class LazyTensor:
     read: Callable[[], Tensor]
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model that transformers would read; without a weight index, the shards by their names.
+def find_weight_index(folder: Path) -> Path | None:
+    """The weight index that transformers would read, if any: safetensors before pickles, one file before an index."""
+    for name in (SAFETENSORS, PICKLED):
+        if (folder / name).exists():
+            return None
+        if (folder / f"{name}.index.json").exists():
+            return folder / f"{name}.index.json"
+    return None
 
-    Safetensors are preferred to pickles, and one file to an index.
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model that transformers would read, or its shards without an index.
 
     Raises:
         ModelError: there are none, or a file in the index is missing.
     """
-    for name in (SAFETENSORS, PICKLED):
-        if (folder / name).exists():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.exists():
-            shards = sorted(set(read_weight_index(index).values()))
-            if missing := [shard for shard in shards if not (folder / shard).exists()]:
-                raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
-            return [folder / shard for shard in shards]
-    files = sorted(folder.glob("model-*.safetensors")) or sorted(folder.glob("pytorch_model-*.bin"))
-    if not files:
-        raise ModelError(f"{folder}: no weights (*.safetensors) in this folder; finish the download.")
-    return files
+    if (index := find_weight_index(folder)) is not None:
+        shards = sorted(set(read_weight_index(index).values()))
+        if missing := [name for name in shards if not (folder / name).exists()]:
+            raise ModelError(f"{index}: {missing[0]} is missing ({len(missing)} in all); finish the download.")
+        return [folder / name for name in shards]
+    for pattern in (SAFETENSORS, PICKLED, "model-*.safetensors", "pytorch_model-*.bin"):
+        if files := sorted(folder.glob(pattern)):
+            return files
+    raise ModelError(f"{folder}: no weights (*.safetensors) in this folder; finish the download.")
 
 
 def read_weight_index(index: Path) -> dict[str, str]:
@@ -85,9 +89,7 @@ def with_weight_index(folder: Path) -> Iterator[Path]:
         ModelError: as `lazy_weights`.
     """
     files = weight_files(folder)
-    name = SAFETENSORS if files[0].suffix == ".safetensors" else PICKLED
-    index = f"{name}.index.json"
-    if (folder / name).exists() or (folder / index).exists():
+    if files[0].name in (SAFETENSORS, PICKLED) or find_weight_index(folder) is not None:
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,7 +97,8 @@ def with_weight_index(folder: Path) -> Iterator[Path]:
         for file in folder.iterdir():
             (linked / file.name).symlink_to(file.resolve())
         places = {weight: file.name for file in files for weight in lazy_file_weights(file)}
-        (linked / index).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        kind = SAFETENSORS if files[0].suffix == ".safetensors" else PICKLED
+        (linked / f"{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
         yield linked
 
 
@@ -109,7 +112,9 @@ def lazy_cast(weight: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     return LazyTensor(weight.shape, dtype, lambda: weight.read().to(dtype))
 
 
-def check_shapes(found: Mapping[str, LazyTensor], wanted: Mapping[str, Tensor], source: object, fix: str) -> None:
+def check_shapes(
+    found: Mapping[str, LazyTensor | Tensor], wanted: Mapping[str, Tensor], source: object, fix: str
+) -> None:
     """Compare weight names and shapes with those of a model.
 
     Args:

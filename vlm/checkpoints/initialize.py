@@ -102,13 +102,9 @@ def _copy_adapter(model: PeftModel, weights: Mapping[str, Tensor], source: str, 
             f"set {key}.targets=[{','.join(targets)}]."
         )
     fix = "its adapter is for another model, use the one it was trained on"
-    check_shapes(_shapes(state), _shapes(parameters), f"start: {source}", fix)
+    check_shapes(state, parameters, f"start: {source}", fix)
     for name, parameter in parameters.items():
         parameter.copy_(state[name])
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in weights.items()}
 
 
 def _drop_unused_layer(tower: PeftModel, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llm.checkpoints.shards import weight_files
+from llm.checkpoints.shards import find_weight_index, weight_files
 from llm.export.saving import with_transformers4_rope
 from llm.internlm.loading import is_internlm
 from llm.loading import load_model_config, model_folder
@@ -90,7 +90,8 @@ def write_language_model(name: str, folder: Path) -> None:
     config["torch_dtype"] = str(config.pop("dtype", None) or "float32").removeprefix("torch.")
     config.pop("auto_map", None)  # no code from the checkpoint runs
     write_atomically(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
-    for file in [*weight_files(source), *source.glob("*.index.json")]:
+    index = find_weight_index(source)
+    for file in [*weight_files(source), *([index] if index else [])]:
         (folder / file.name).symlink_to(file)
 
 
