@@ -1,4 +1,4 @@
-"""Data files of a text task: dataset rows, persona card, rehearsal prompts. No model is loaded."""
+"""Data files of a text task: dataset rows, dataset card, rehearsal prompts; read without a model."""
 
 # pyright: reportUnknownMemberType=false
 

@@ -1,4 +1,4 @@
-"""Training data: encoded dataset rows, micro-batches of the whole run, and the run's data.json."""
+"""Training data: each row tokenized once, micro-batches of the whole run, `data.json` with row counts."""
 
 import hashlib
 import json

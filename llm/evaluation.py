@@ -1,4 +1,4 @@
-"""Evaluation: answers to probes, samples and validation loss in training, comparison before and after."""
+"""Evaluation: answers to probes and validation loss during training; answers compared before and after."""
 
 import json
 from collections.abc import Callable, Sequence

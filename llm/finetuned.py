@@ -1,4 +1,4 @@
-"""Fine-tuning methods of a language model: adapter or full. Each trains, saves, checks and loads."""
+"""Fine-tuning methods (adapter, full): make a model trainable; save, check and load the result."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Cost forecast: steps, tokens, parameters and FLOPs of a run before any weights load."""
+"""Cost forecast of a run without loading weights: steps, tokens, parameters, FLOPs."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Generation: batched greedy answers for probes and rehearsal; sampling settings for chat.
+"""Generation: greedy answers in batches for probes and rehearsal; sampling settings for chat.
 
 Shapes: B sequences, T tokens, D width.
 """

@@ -1,4 +1,4 @@
-"""Model loading: causal language models of transformers, without remote code, from a folder or a hub."""
+"""Load causal language models of transformers from a folder or a hub, without remote code."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Training module of the language model: summed cross entropy over labelled tokens.
+"""Training module of the language model: summed cross entropy over labeled tokens.
 
 Shapes: B sequences, T tokens, D width, N labelled tokens.
 """

@@ -1,4 +1,4 @@
-"""Settings of a text task."""
+"""Settings of a text task: the settings that all tasks have."""
 
 from tuning.settings import Task
 

@@ -1,4 +1,4 @@
-"""Chat renderers: turns to prompt, answer and separator segments.
+"""Chat renderers: split a conversation into prompt, answer and separator segments.
 
 One renderer uses the tokenizer's own chat template, the other a named template. Segments are tokenized separately, so
 that the loss mask is known without a search.

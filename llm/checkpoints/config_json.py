@@ -1,4 +1,4 @@
-"""config.json of a model folder: read with clear errors."""
+"""Read config.json of a model folder, with clear errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Model downloads by name from Hugging Face or ModelScope: file choice, size, disk check, pinned commit."""
+"""Model downloads from Hugging Face and ModelScope: choose files, check size and disk, pin the commit."""
 
 # pyright: reportMissingImports=false, reportUnknownArgumentType=false, reportUnknownMemberType=false
 # pyright: reportUnknownVariableType=false

@@ -1,4 +1,4 @@
-"""Weight shards of a model folder: lazy tensors, weight index, sharded writing. One shard is in memory at a time."""
+"""Weight shards of a model folder: lazy tensors, weight index, writing shard by shard."""
 
 import json
 import tempfile

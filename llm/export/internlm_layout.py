@@ -1,4 +1,4 @@
-"""InternLM2 layout to Llama layout and back, tensor by tensor, without a model in memory."""
+"""Convert between InternLM2 and Llama layouts, tensor by tensor, without a model in memory."""
 
 import json
 import shutil

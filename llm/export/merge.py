@@ -1,4 +1,4 @@
-"""Adapter merge: LoRA adapter into the 16-bit base model; logits compared before and after rounding."""
+"""Merge a LoRA adapter into its 16-bit base model and compare the logits."""
 
 import gc
 from dataclasses import dataclass

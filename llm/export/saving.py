@@ -1,4 +1,4 @@
-"""Model saving: destination and disk checks, logit comparison, config and tokenizer for transformers 4 and 5."""
+"""Save models: destination and disk checks, logit comparison, config and tokenizer for transformers 4 and 5."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""LoRA adapters of InternLM2 layers as adapters of Llama layers, and back, without rounding.
+"""Convert LoRA adapters between InternLM2's fused layers and Llama's layers, without rounding.
 
 To split a fused layer, query, key and value each get a copy of A and their own rows of B. To fuse three layers, their A
 are stacked, and their B are the blocks of a block-diagonal matrix, so that the rank is the sum of the three ranks.

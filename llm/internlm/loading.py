@@ -1,4 +1,4 @@
-"""InternLM 1, 2 and 2.5 checkpoints loaded as Llama models, without remote code.
+"""Load InternLM 1, 2 and 2.5 checkpoints as Llama models, without remote code.
 
 Version 1 has Llama's weight names. Version 2 has its own names, and one matrix for query, key and value. The loader of
 transformers renames and splits while it streams the shards. So no weight is in memory twice, and 4-bit loading works.

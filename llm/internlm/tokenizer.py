@@ -1,4 +1,4 @@
-"""InternLM tokenizers: fast tokenizers from the sentencepiece file, with the ids of the official classes.
+"""InternLM fast tokenizers from the sentencepiece file; token ids equal the official tokenizers'.
 
 transformers' own conversion of this file gives other ids (it adds a leading space) or needs remote code. The file is a
 list of pieces with scores. The official classes only do byte-pair encoding by score with it.

@@ -1,4 +1,4 @@
-"""InternLM2 and Llama weight names; the fused query-key-value matrix, split and fused again.
+"""InternLM2 and Llama weight names; split and fuse the query-key-value matrix.
 
 The table serves full checkpoints and adapters, in both directions. Source: InternLM's tools/convert2llama.py.
 """
