@@ -91,7 +91,7 @@ class FullFinetuning:
             ModelError: the run has not finished, or a weight file is missing.
         """
         if not run.model.is_dir():
-            raise ModelError(f"{run.path}: nothing trained in it yet (model/ is missing); finish the training.")
+            raise ModelError(f"{run.path}: not trained yet (model/ is missing); finish the training.")
         weight_files(run.model)
 
     def load_finetuned(self, loaded: LoadedModel, run: RunDir) -> Network:

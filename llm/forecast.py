@@ -19,16 +19,18 @@ from tuning.training.samples import EncodedSample
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run will cost, known before the weights load.
+    """The cost of a run, computed without loading weights.
 
     Args:
-        steps: optimizer steps; `micro_batches` are what XTuner counts as iterations, on all devices together.
-        sequences: packs, or padded rows, of the whole run; `rows` of data and `rehearsal` rows are seen in one epoch.
-        tokens: of the whole run, prompts of the rehearsal counted at the data's mean length; `labels` of them are
-            learned from.
-        parameters: of the language model; `trainable` of all that is trained.
-        flops: of the language model, for the whole run: 4 for each weight and token where it is frozen, 6 where it is
-            trained, and 2 more with gradient checkpointing.
+        steps: optimizer steps.
+        micro_batches: on all devices together; XTuner calls them iterations.
+        sequences: packs, or padded rows, of the whole run.
+        rows: data rows of one epoch; `rehearsal` is the number of rehearsal rows.
+        tokens: of the whole run; a rehearsal prompt counts as a row of the data's mean length.
+        labels: tokens with loss, a part of `tokens`.
+        parameters: of the language model; `trainable` counts all trained parameters.
+        flops: of the language model for the whole run: per weight and token 4 if it is frozen, 6 if it is trained, and
+            2 more with gradient checkpointing.
     """
 
     steps: int
@@ -47,11 +49,12 @@ def forecast_run(
     task: Task, data: EncodedData, rehearsal: list[EncodedSample], pad_id: int, *, frozen: bool = False,
     others: int = 0, processes: int = 1,
 ) -> Forecast:  # fmt: skip
-    """Count steps, tokens and arithmetic.
+    """Count steps, tokens and FLOPs of a run.
 
     Args:
         rehearsal: the rows of rehearsal.files.
-        frozen: whether nothing of the language model is trained; `others` are the trained parameters beside it.
+        frozen: whether the language model is not trained.
+        others: number of trained parameters outside the language model.
     """
     prompts = len(read_prompts(task.rehearsal.prompts)) if task.rehearsal.ratio else 0
     prompts = min(prompts, rehearsal_prompt_limit(task.rehearsal, task.optim, task.data.pack, processes) or prompts)
@@ -69,7 +72,7 @@ def forecast_run(
     steps = task.optim.steps or -(-len(plan) // (processes * task.optim.accumulate))
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(load_model_config(task.versioned_model), attn_implementation="sdpa")
-    model.tie_weights()  # emptied weights come apart, and a tied head would be counted twice
+    model.tie_weights()  # without memory, tied weights are separate and would be counted twice
     head = model.get_output_embeddings()
     matrices = [module.weight for _, module in linear_layers(model) if module is not head]
     parameters = sum(parameter.numel() for parameter in model.parameters())

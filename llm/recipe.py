@@ -94,7 +94,7 @@ def train(
 
 
 def compare(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -> Comparison:
-    """Ask every probe before and after training, and write the report.
+    """Ask the base model and the fine-tuned model every probe, and write the report.
 
     Raises:
         KitError: probes, base model or the result of training are missing or do not fit.
@@ -115,7 +115,7 @@ def compare(run_dir: RunDir, task: TextTask, probe_files: Sequence[Path] = ()) -
 
 
 def forecast(task: TextTask, processes: int = 1) -> Forecast:
-    """Count steps, tokens and arithmetic from the data, the tokenizer and the model configuration alone."""
+    """Count steps, tokens and FLOPs from the data, the tokenizer and the model configuration; no weights load."""
     template = load_template(task.versioned_model, task.system, template_name=task.template)
     data, rehearsal = encode_files(task, template)
     return forecast_run(task, data, rehearsal, template.pad_id, processes=processes)

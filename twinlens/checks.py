@@ -12,7 +12,7 @@ from llm.checkpoints.embedded import EMBEDDED, INSTALL_COMMAND, embedded_weights
 from llm.checkpoints.hub import describe_download, parse_remote
 from llm.data_files import persona_card, read_conversations, read_prompts
 from tuning.data.formats import SourceRow
-from tuning.errors import ConfigError, DataError, DeviceError, ModelError
+from tuning.errors import ConfigError, DeviceError, ModelError
 from tuning.evaluation.probes import read_probes
 from tuning.paths import resolve_path
 from twinlens.tasks import AnyTask
@@ -57,7 +57,7 @@ def check_models(task: AnyTask, work_dir: Path = Path("work_dirs")) -> list[str]
 def _rows(
     task: AnyTask, file: Path, pictures: dict[Path, str], tell: Callable[[str], None], rehearsal: bool = False
 ) -> Iterator[SourceRow]:
-    """The rows of one of the task's files, as its path reads them; their pictures are added to `pictures`."""
+    """The rows of a dataset file, as the task's recipe reads them; their pictures are added to `pictures`."""
     if not isinstance(task, ImageTask):
         yield from read_conversations([file], tell)
         return
@@ -71,12 +71,7 @@ def _data_lines(task: AnyTask, pictures: dict[Path, str]) -> list[str]:
     lines: list[str] = []
     for file in task.data.files:
         notes: list[str] = []
-        rows = learned = 0
-        for row in _rows(task, file, pictures, notes.append):
-            rows += 1
-            learned += any(turn.role == "assistant" and turn.loss for turn in row.conversation.turns)
-        if not learned:
-            raise DataError(f"{file}: no answer in it is learned from (every `loss` is off); switch some on.")
+        rows = sum(1 for _ in _rows(task, file, pictures, notes.append))
         lines += [f"data: {file}: {rows:,} rows", *notes]
     return lines
 
@@ -104,8 +99,8 @@ def _tower_lines(task: ImageTask) -> list[str]:
 
     facts = check_tower(task)
     remote = parse_remote(task.tower, "tower")
-    lies = f", {describe_download(remote)}" if remote else ""
-    lines = [f"tower: {task.tower}: {facts.patches} patches of {facts.width}{lies}"]
+    download = f", {describe_download(remote)}" if remote else ""
+    lines = [f"tower: {task.tower}: {facts.patches} patches of {facts.width}{download}"]
     return [*lines, f"start: {task.start}: fits"] if task.start else lines
 
 
@@ -131,35 +126,37 @@ def _refuse_unknown_trackers(names: Sequence[str]) -> None:
     available = sorted(str(tracker) for tracker in get_available_trackers())
     for name in names:
         if name not in available:
-            raise ConfigError(f"run.trackers: {name}: not installed here; take one of {', '.join(available)}, or none.")
+            raise ConfigError(f"run.trackers: {name}: not installed; choose one of {', '.join(available)}, or none.")
 
 
 def _disk_space_needed(task: AnyTask) -> int:
-    """Bytes that a run writes where every weight is trained: weights and AdamW's two averages in each checkpoint, in
-    fp32, and the model in 16 bits; 0 where there is no knowing."""
+    """Bytes that a full fine-tuning run writes; 0 for other runs, and for models that are not downloaded.
+
+    A checkpoint contains fp32 weights and AdamW's two moments; the result is a 16-bit model.
+    """
     if not task.full_finetuning or parse_remote(task.versioned_model) is not None:
         return 0
     from llm.export.saving import checkpoint_size
     from llm.loading import model_folder
 
-    checkpoints = task.run.keep + 1 if task.run.save_every else 0  # the oldest goes when the newest stands
+    checkpoints = task.run.keep + 1 if task.run.save_every else 0  # the oldest is deleted after the newest is written
     if task.run.save_every and task.optim.steps:
         checkpoints = min(checkpoints, -(-task.optim.steps // task.run.save_every))
     return checkpoint_size(model_folder(task.versioned_model)) // 2 * (12 * checkpoints + 2)
 
 
 def _work_dir_lines(work_dir: Path, needed: int) -> list[str]:
-    """Try to write where the run will, below the nearest folder that stands; leave nothing behind."""
+    """Check that the run can write in the nearest existing folder, and that the disk has `needed` bytes free."""
     place = next(parent for parent in (work_dir, *work_dir.absolute().parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=place) as stream:
             stream.write(b"\0" * 4096)
             stream.flush()
     except OSError as error:
-        raise DeviceError(f"{work_dir}: cannot be written ({error.strerror}); give another --work-dir.") from error
+        raise DeviceError(f"{work_dir}: cannot be written ({error.strerror}); choose another --work-dir.") from error
     if needed > (free := shutil.disk_usage(place).free):
         raise DeviceError(
-            f"{work_dir}: every weight is trained, so a run writes about {needed / 2**30:,.1f} GiB, and "
-            f"{free / 2**30:,.1f} are free; free some, lower run.keep, or give another --work-dir."
+            f"{work_dir}: full fine-tuning writes about {needed / 2**30:,.1f} GiB, and {free / 2**30:,.1f} are free; "
+            "free space, lower run.keep, or choose another --work-dir."
         )
     return [f"runs: {work_dir}"]

@@ -24,7 +24,7 @@ AnyTask = TextTask | ImageTask
 
 
 class Recipe(Protocol):
-    """The module that trains, compares and forecasts the tasks of one path."""
+    """The module that trains, compares and forecasts text tasks or image tasks."""
 
     def read_inputs(self, task: Any) -> Any:
         """Read and check data, probes and pictures before any weights load; what `train` takes."""
@@ -37,16 +37,16 @@ class Recipe(Protocol):
         ...
 
     def compare(self, run_dir: RunDir, task: Any, probe_files: Sequence[Path] = ()) -> "Comparison":
-        """Ask the probes before and after training, and write the report."""
+        """Ask the model before and after training the probes, and write the report."""
         ...
 
     def forecast(self, task: Any, processes: int = 1) -> "Forecast":
-        """Count steps, tokens and arithmetic before any weights load."""
+        """Count steps, tokens and FLOPs; no weights load."""
         ...
 
 
 def recipe_of(task: AnyTask) -> Recipe:
-    """The recipe of a task's path; it imports torch."""
+    """The recipe of a task; it imports torch."""
     if isinstance(task, ImageTask):
         from vlm import recipe as image_recipe
 
@@ -57,13 +57,13 @@ def recipe_of(task: AnyTask) -> Recipe:
 
 
 def with_absolute_paths(task: AnyTask) -> AnyTask:
-    """The same task, readable from any working directory: what a run folder keeps."""
+    """The same task with absolute paths, so that it can be read from any working directory."""
 
     def full(paths: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(resolve_path(path).resolve() for path in paths)
 
     def place(name: str) -> str:
-        """A name that leads to something on this disk, in full; others (hub names, `embedded`) as they are."""
+        """The absolute path of a local file or folder; other names (hub names, `embedded`) unchanged."""
         if name == EMBEDDED or not Path(name).expanduser().exists():
             return name
         return str(Path(name).expanduser().resolve())
@@ -84,7 +84,7 @@ def with_absolute_paths(task: AnyTask) -> AnyTask:
 
 
 def to_yaml(task: AnyTask) -> str:
-    """A task as the YAML that reads back to it."""
+    """A task as YAML."""
     stream = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = False

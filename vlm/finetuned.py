@@ -58,7 +58,7 @@ def check_finetuned(run: RunDir, task: ImageTask) -> None:
         ModelError: the run has not finished, or its projector does not match its models.
     """
     if not (run.adapter / PROJECTOR_FILE).exists():
-        raise ModelError(f"{run.path}: not trained yet ({PROJECTOR_FILE} is missing); train it to its end.")
+        raise ModelError(f"{run.path}: not trained yet ({PROJECTOR_FILE} is missing); finish the training.")
     language_finetuning(task).check_finetuned(run)
     task = finetuned_task(run, task)
     projector = str(run.adapter / PROJECTOR_FILE)

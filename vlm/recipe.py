@@ -134,7 +134,7 @@ def train(
 
 
 def compare(run_dir: RunDir, task: ImageTask, probe_files: Sequence[Path] = ()) -> Comparison:
-    """Ask every probe before the first step and after training, and write the report.
+    """Ask the model every probe, with initial and with trained weights, and write the report.
 
     Raises:
         KitError: probes, base models or the result of training are missing or do not fit.
@@ -174,7 +174,7 @@ def load_vlm_template(task: ImageTask) -> ChatTemplate:
 
 
 def check_tower(task: ImageTask) -> TowerFacts:
-    """Check from their files alone that tower, start and language model fit each other.
+    """Check that tower, start and language model fit each other; only their configurations are read.
 
     Raises:
         KitError: they do not.
@@ -208,7 +208,7 @@ def add_probe_pictures(table: PictureTable, probes: Sequence[Probe]) -> PictureT
 
 
 def forecast(task: ImageTask, processes: int = 1) -> Forecast:
-    """Count steps, tokens and arithmetic from the data, the tokenizer and the model configurations alone."""
+    """Count steps, tokens and FLOPs from the data, the tokenizer and the model configurations; no weights load."""
     template = load_vlm_template(task)
     data, rehearsal = encode_files(task, template, PictureTable())
     width, hidden = tower_facts(task.tower).width, language_width(task.versioned_model)

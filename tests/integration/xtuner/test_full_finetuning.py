@@ -239,7 +239,7 @@ def test_export_of_a_full_run_is_the_projector(tiny_model, towers, llava_pth, tm
     text = RunDir(tmp_path / "text")
     text.path.mkdir()
     text.task.write_text(to_yaml(text_task(tiny_model)))
-    with pytest.raises(KitError, match="nothing trained in it yet"):
+    with pytest.raises(KitError, match="not trained yet"):
         read_run(text, text_task(tiny_model))
     run.model.rename(text.model)
     with pytest.raises(KitError, match=r"trained the full model; give .*model to XTuner's chat\."):
