@@ -1,4 +1,4 @@
-"""Replace names of people in the values of a dataset; all other bytes stay the same."""
+"""Replace names of people in the values of a dataset, not in its keys; other bytes stay the same."""
 
 import codecs
 import dataclasses

@@ -42,7 +42,7 @@ ROOMS = {
     "twinlens": "tasks, checks, start and resume of runs; the only package that imports all others",
     "twinlens/cli": "subcommands of the `twinlens` command line",
     "twinlens/cli/data": "subcommands of `twinlens data`",
-    "twinlens/xtuner": "XTuner interoperability: read its configs and checkpoints, write its folders, run its trainer",
+    "twinlens/xtuner": "XTuner interoperability: read its configs and checkpoints, write folders in its format, run its trainer",
     "twinlens/xtuner/configs": "convert XTuner configs to tasks without running them",
     "twinlens/xtuner/engine": "XTuner as the training engine, in a separate environment",
 }
@@ -61,7 +61,7 @@ TERMS = {
     "facts": "what a user states about a picture; dialogues and probes are generated from facts",
     "tower": "the vision encoder of LLaVA (CLIP, SigLIP); a *patch* is one position of its output",
     "embedded model, embedded tower": "small pretrained models that are installed as Python packages with twinlens",
-    "recipe": "the module that composes all parts of one kind of task",
+    "recipe": "the Python file that combines all parts of one kind of task",
 }
 PLACES = {
     "configs": "task files, probes, phrase banks, pictures, DeepSpeed presets",

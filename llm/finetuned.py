@@ -1,4 +1,4 @@
-"""Fine-tuning methods (adapter, full): make a model trainable; save, check and load the result."""
+"""Fine-tuning methods (adapter, full): make a model trainable; save and load its trained weights."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Rehearsal rows: general prompts with the base model's own answers, generated before training.
+"""Rehearsal rows: unrelated prompts with the base model's own answers, generated before training.
 
 Answers are cached by model and prompt, so that a second run does not generate them again.
 """

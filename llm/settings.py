@@ -1,4 +1,4 @@
-"""Settings of a text task: the settings that all tasks have."""
+"""Settings of a text task: exactly the common settings of `tuning/settings.py`."""
 
 from tuning.settings import Task
 

@@ -1,4 +1,4 @@
-"""Run folder: paths of its files, saved checkpoints, reading and appending of its JSONL logs.
+"""Run folder: paths of its files, list of its checkpoints, reading and appending of JSONL logs.
 
 task.yaml  environment.json  data.json  steps.jsonl  samples.jsonl  checkpoints/  adapter/  model/  comparison.*  plots/
 """

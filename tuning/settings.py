@@ -1,4 +1,4 @@
-"""Task settings: sections such as `optim` and `run`, validation, overrides from the command line.
+"""Task settings: sections such as `optim` and `run`, checks of their values, command-line overrides.
 
 Each group is frozen and rejects unknown keys. The docstring of a field is its help text.
 """

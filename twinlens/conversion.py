@@ -1,4 +1,4 @@
-"""Dataset conversion between formats; repair of rows whose `input` field contains a conversation."""
+"""Dataset conversion between formats; rows whose `input` is a conversation get a question from a list."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 

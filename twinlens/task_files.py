@@ -1,4 +1,4 @@
-"""Task files: read a task, find the shipped task files, copy them with comments."""
+"""Task files: read a task, find the shipped task files, copy one with added explanations."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 

@@ -1,4 +1,4 @@
-"""Vision features of pictures by number: computed by the tower, with optional augmentation.
+"""Vision features of pictures, by picture index: computed by the tower, with optional augmentation.
 
 Shapes: I pictures, P patches, V width of the tower.
 """

@@ -1,4 +1,4 @@
-"""Named chat templates: those of XTuner 0.2.0 for models of transformers, and that of InternLM 1.
+"""Named chat templates: XTuner 0.2.0's for architectures that transformers contains, and InternLM 1's.
 
 A task selects one with `template`, an XTuner config with `prompt_template`. A conversation is written in this order:
 the bos token, at the beginning and after each eos token; the system text; the question; the answer with its suffix; the

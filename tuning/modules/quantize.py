@@ -1,4 +1,4 @@
-"""Quantization: choose device and compute dtype, make bitsandbytes settings, check the quantized layers."""
+"""Quantization: choose device and compute dtype, make bitsandbytes settings, check which layers are quantized."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Initial projector and adapters of an image task: check before models load, then copy."""
+"""Initial projector and adapters of an image task: check shapes and ranks, then copy them into the model."""
 
 import logging
 import re

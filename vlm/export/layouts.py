@@ -1,4 +1,4 @@
-"""LLaVA checkpoint layouts: HF-native, official LLaVA, separate parts.
+"""Write a LLaVA checkpoint in one of three layouts: HF-native, official LLaVA, separate parts.
 
 Shapes: V width of the tower, D width of the language model.
 """

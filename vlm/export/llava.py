@@ -1,4 +1,4 @@
-"""LLaVA export: merge adapters in 16 bits, check the logits, write a layout.
+"""LLaVA export: merge adapters in 16 bits, compare the logits before and after, write a layout.
 
 Shapes: N positions of a few prompts, K tokens in the vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Tower merge: merge a LoRA adapter into a CLIP or SigLIP tower and check the features."""
+"""Merge a LoRA adapter into a CLIP or SigLIP tower and compare the features before and after."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Convert an XTuner config to a task's YAML; list every difference."""
+"""Convert an XTuner config to a task's YAML; list every difference between the two."""
 
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
 
