@@ -42,7 +42,7 @@ ROOMS = {
     "twinlens": "tasks, checks, start and resume of runs; the only package that imports all others",
     "twinlens/cli": "subcommands of the `twinlens` command line",
     "twinlens/cli/data": "subcommands of `twinlens data`",
-    "twinlens/xtuner": "XTuner interoperability: read configs and checkpoints, write folders for XTuner, run its trainer",
+    "twinlens/xtuner": "XTuner interoperability: read configs and checkpoints, write XTuner folders, run its trainer",
     "twinlens/xtuner/configs": "convert XTuner configs to tasks without running them",
     "twinlens/xtuner/engine": "XTuner as the training engine, in a separate environment",
 }
