@@ -64,7 +64,7 @@ TERMS = {
     "recipe": "the Python file that combines all parts of one kind of task",
 }
 PLACES = {
-    "configs": "task files, probes, phrase banks, pictures, DeepSpeed presets",
+    "configs": "task files, probes, phrase banks (sentences of generated datasets), pictures, DeepSpeed presets",
     "benchmarks": "scripts that measure time, memory and accuracy",
     "docs": "journeys, references, decisions, measurements",
     "tests": "unit (folders as in the code), integration, e2e (command line), house (documents, configs, layering)",
@@ -167,9 +167,9 @@ def _type(annotation: Any) -> str:
 
 
 def cli_reference() -> str:
-    """A section for each verb with its arguments and options, as typer documents them."""
+    """A section for each command with its arguments and options, as typer documents them."""
     text = (
-        "# The command line\n\nWritten by `docs/generate.py` from the verbs themselves.\n\n"
+        "# The command line\n\nWritten by `docs/generate.py` from the commands themselves.\n\n"
         "Exit codes: 0 done; 2 you must change something, and one sentence on stderr says what; 130 interrupted;\n"
         "1 a bug in twinlens. `--json` prints one JSON object on stdout.\n\n"
     )

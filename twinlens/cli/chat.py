@@ -17,22 +17,50 @@ EXIT, RESET = "EXIT", "RESET"
 
 
 def chat(
-    target: str = typer.Argument(..., help="A run folder, an adapter, a model folder, a hub name, or embedded."),
-    system: str | None = typer.Option(None, help="System text; by default that of the run."),
-    template: str | None = typer.Option(
-        None, "--template", "--prompt-template", help="Name of a chat template; by default that of the run or model."
+    target: str = typer.Argument(
+        ...,
+        help="A run folder, a LoRA adapter folder (of PEFT or XTuner), a model folder, a hub name (owner/model), or "
+        "`embedded`: the embedded model, SmolLM2-135M-Instruct.",
     ),
-    temperature: float = typer.Option(0.0, min=0.0, help="Sampling temperature; 0 is greedy decoding."),
-    top_p: float = typer.Option(1.0, min=0.0, max=1.0, help="Nucleus sampling: total probability of the candidates."),
-    top_k: int = typer.Option(0, min=0, help="Number of most likely tokens to sample from; 0 means all."),
-    repetition_penalty: float = typer.Option(1.0, min=0.1, help="Above 1 makes repeated tokens less likely."),
-    max_new_tokens: int = typer.Option(512, min=1, help="Maximum length of an answer in tokens."),
-    seed: int = typer.Option(0, help="Seed of sampling."),
-    bits: int = typer.Option(4, help="4, 8 or 16: bits of the weights; a run uses its own."),
-    image: list[Path] = typer.Option([], help="Picture for the first question; may be given several times."),
-    base: bool = typer.Option(False, "--base", help="Chat with the model of a run as it was before training."),
+    system: str | None = typer.Option(
+        None, help="System prompt. By default that of the run's task; other targets have that of their chat template."
+    ),
+    template: str | None = typer.Option(
+        None,
+        "--template",
+        "--prompt-template",
+        help="Name of one of XTuner's chat templates, such as internlm2_chat; an unknown name prints all names. By "
+        "default that of the run's task, else the model's own.",
+    ),
+    temperature: float = typer.Option(
+        0.0,
+        min=0.0,
+        help="Sampling temperature. 0 is greedy decoding, in which --top-p, --top-k and --seed have no effect.",
+    ),
+    top_p: float = typer.Option(
+        1.0, min=0.0, max=1.0, help="Nucleus sampling: total probability of the candidate tokens; 1 means all tokens."
+    ),
+    top_k: int = typer.Option(0, min=0, help="Number of most likely tokens to sample from; 0 means all tokens."),
+    repetition_penalty: float = typer.Option(
+        1.0, min=0.1, help="Repetition penalty: above 1 makes repeated tokens less likely, 1 has no effect."
+    ),
+    max_new_tokens: int = typer.Option(512, min=1, help="Maximum number of tokens in an answer."),
+    seed: int = typer.Option(0, help="Random seed of sampling."),
+    bits: int = typer.Option(
+        4,
+        help="Load the weights in 4 bits (NF4), 8 bits (LLM.int8) or 16 bits (not quantized). No effect on a run "
+        "folder: it uses quant.bits of its task.",
+    ),
+    image: list[Path] = typer.Option(
+        [],
+        help="Picture for the first question, also for the first after RESET; may be given several times. Only for "
+        "the run of an image task, or `embedded`.",
+    ),
+    base: bool = typer.Option(
+        False, "--base", help="Chat with the model of a run as it was before training, or with the base of an adapter."
+    ),
 ) -> None:
-    """Chat with a model. RESET clears the conversation, EXIT ends."""
+    """Chat with a model. Type RESET to clear the conversation, EXIT to end."""
     if bits not in (4, 8, 16):
         raise ConfigError(f"--bits {bits}: use 4, 8 or 16.")
     import torch

@@ -11,15 +11,22 @@ from twinlens.cli.output import JSON, WORK_DIR, command, print_result
 from twinlens.task_files import OpenedTask, describe, explain, open_task, shipped_tasks
 from twinlens.tasks import to_yaml
 
-FILE = typer.Argument(..., help="Your task file or XTuner config, or the name of a shipped task.")
-OVERRIDES = typer.Argument([], metavar="[key=value ...]", help="Settings to override.")
+FILE = typer.Argument(..., help="A YAML task file, the .py file of an XTuner config, or a name that list-cfg prints.")
+OVERRIDES = typer.Argument(
+    [],
+    metavar="[key=value ...]",
+    help="Settings to override, with the names that show-cfg prints, also for an XTuner config; such as "
+    "optim.learning_rate=1e-4. The value is YAML: [a, b] is a list, null or an empty value is null.",
+)
 
 
 def list_cfg(
-    pattern: str = typer.Option("", "-p", "--pattern", help="Only names that contain this text, case-insensitive."),
+    pattern: str = typer.Option(
+        "", "-p", "--pattern", help="List only names that contain this text, case-insensitive; by default all."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """List the task files that ship with twinlens."""
+    """List the task files that ship with twinlens. A task file is a YAML file with the settings of a training run."""
     tasks = {name: file for name, file in shipped_tasks().items() if pattern.casefold() in name.casefold()}
     if not tasks:
         raise ConfigError(f"-p {pattern}: no shipped task has this text in its name; omit -p to see all.")
@@ -31,11 +38,16 @@ def list_cfg(
 
 def copy_cfg(
     name: str = typer.Argument(..., help="A name that list-cfg prints."),
-    dest: Path = typer.Argument(..., help="The file to write, or a folder for it."),
+    dest: Path = typer.Argument(
+        ..., help="The file to write, or an existing folder, in which the file gets its shipped name."
+    ),
     force: bool = typer.Option(False, "--force", help="Overwrite the file if it exists."),
     as_json: bool = JSON,
 ) -> None:
-    """Copy a shipped task file, with a comment that explains every setting."""
+    """Copy a shipped task file and explain each setting in a comment above it.
+
+    Settings that the shipped file omits are added as comments with their default values.
+    """
     file = shipped_tasks().get(name.removesuffix(".yaml"))
     if file is None:
         raise ConfigError(f"{name}: no shipped task has this name; `twinlens list-cfg` lists the shipped tasks.")
@@ -47,7 +59,7 @@ def copy_cfg(
 
 
 def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
-    """Print a task after overrides, with all defaults filled in."""
+    """Print all settings of a task as YAML, with the overrides applied and all defaults filled in."""
     opened = open_and_report(file, overrides)
     lines = to_yaml(opened.task).splitlines()
     # No next command: the output is itself a task file.
@@ -57,12 +69,22 @@ def show_cfg(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool 
 def check(
     file: Path = FILE,
     overrides: list[str] = OVERRIDES,
-    work_dir: Path = typer.Option(WORK_DIR, help="Where run folders will be created."),
-    deepspeed: str | None = typer.Option(None, help="The DeepSpeed preset or JSON file that train will use."),
-    data_only: bool = typer.Option(False, "--data-only", help="Check only settings and data; needs no torch."),
+    work_dir: Path = typer.Option(
+        WORK_DIR, help="The --work-dir that train will use; only its write access and disk space are checked."
+    ),
+    deepspeed: str | None = typer.Option(
+        None, help="The --deepspeed value that train will use, to check it too. No effect with --data-only."
+    ),
+    data_only: bool = typer.Option(
+        False, "--data-only", help="Check only settings and data files, not models, device and disk; needs no torch."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Check settings, data, model and disk before any model loads."""
+    """Check a task without loading the model weights: settings, data files, model files, device and disk.
+
+    Model files: that they are complete or can be downloaded. Disk: write access to --work-dir, and enough free
+    space for downloads and full fine-tuning.
+    """
     from twinlens.checks import check_data, check_models
     from twinlens.start import deepspeed_config
 

@@ -16,31 +16,52 @@ from twinlens.task_files import read_task
 from twinlens.tasks import AnyTask
 from vlm.settings import ImageTask
 
-DEST = typer.Argument(..., metavar="DEST", help="A new folder.")
-SHARD = typer.Option("2GB", help="Maximum size of a weights file, such as 500MB or 2GB.")
-FP32 = typer.Option(False, "--fp32", help="Keep fp32 in a full language model or in XTuner's layout, not 16 bits.")
-SAFE = typer.Option(False, "--safe-serialization", help="Write safetensors instead of pickles in XTuner's layout too.")
+DEST = typer.Argument(..., metavar="DEST", help="The folder to write; it must be new or empty.")
+SHARD = typer.Option("2GB", help="Maximum size of one weights file, such as 500MB or 2GB.")
 
 
 def merge(
     paths: list[str] = typer.Argument(
-        ..., metavar="RUN DEST | BASE ADAPTER DEST", help="A run, or a base model and an adapter (also of XTuner)."
+        ...,
+        metavar="RUN DEST | BASE ADAPTER DEST",
+        help="RUN: run folder of a text task. BASE: model folder, hub name (owner/model) or `embedded`. ADAPTER: LoRA "
+        "adapter folder of PEFT or XTuner. DEST: the folder to write, new or empty.",
     ),
     layout: Literal["hf", "internlm2"] = typer.Option(
-        "hf", help="internlm2 is the layout of an InternLM2 base, which other tools load with that model's code."
+        "hf",
+        help="hf: Hugging Face layout, InternLM as Llama; transformers loads it without remote code. internlm2: the "
+        "original layout, only for an InternLM2 base; other tools need the .py files of InternLM2 in DEST to load it.",
     ),
     template: str | None = typer.Option(
-        None, "--template", "--prompt-template", help="Chat template to save; by default that of the run or base."
+        None,
+        "--template",
+        "--prompt-template",
+        help="Name of one of XTuner's chat templates to save with the model; an unknown name prints all names. By "
+        "default that of the run's task, else that of the base model.",
     ),
     max_shard_size: str = SHARD,
-    device: Literal["cpu", "cuda", "auto"] = typer.Option("cpu", help="Device that computes the merge."),
-    is_clip: bool = typer.Option(False, "--is-clip", help="BASE is a CLIP or SigLIP tower, ADAPTER is its adapter."),
+    device: Literal["cpu", "cuda", "auto"] = typer.Option(
+        "cpu", help="Device that computes the merge; auto is a GPU if there is one. No effect with --is-clip (CPU)."
+    ),
+    is_clip: bool = typer.Option(
+        False,
+        "--is-clip",
+        help="BASE is a CLIP or SigLIP vision tower, ADAPTER its LoRA adapter: RUN/adapter/tower, or XTuner's "
+        "visual_encoder_adapter. Not with --layout internlm2 or --template.",
+    ),
     safe_serialization: bool = typer.Option(
-        True, "--safe-serialization", help="For XTuner's command lines; weights are always written as safetensors."
+        True,
+        "--safe-serialization",
+        help="No effect; accepted because XTuner has this option. Weights are always written as safetensors.",
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Merge an adapter into its 16-bit base, verify it, and show the effect of rounding."""
+    """Merge a LoRA adapter into its base model, and write a model in 16 bits that needs no adapter.
+
+    The base model is loaded without quantization, also if the adapter was trained on a 4-bit base. Verification: in
+    fp32, base with adapter and merged model must give the same logits, else nothing is written. The output shows
+    how much rounding to 16 bits changes the logits. With --is-clip a vision tower is merged, and written in fp32.
+    """
     if is_clip:
         if layout != "hf" or template:
             raise ConfigError("convert merge --is-clip: a tower has neither --layout nor --template; omit them.")
@@ -70,15 +91,22 @@ def merge(
 
 
 def llava(
-    run: Path = typer.Argument(..., metavar="RUN", help="The folder of an image run."),
+    run: Path = typer.Argument(..., metavar="RUN", help="Run folder of a finished image task."),
     destination: Path = DEST,
     layout: Literal["hf", "official", "parts"] | None = typer.Option(
-        None, help="By default hf if transformers' LLaVA supports the tower, else parts."
+        None,
+        help="hf: for transformers' LLaVA (CLIP and SigLIP towers). official: for LLaVA's own code (CLIP towers, "
+        "Llama models). parts: language model and projector separately, and the tower if it was trained. By default "
+        "hf if the tower allows it, else parts.",
     ),
     max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
-    """Merge an image run in 16 bits, verify it, and write a LLaVA checkpoint or separate parts."""
+    """Merge the adapters of an image task's run, and write a LLaVA checkpoint or its separate parts, in 16 bits.
+
+    Verification: in fp32, the run and the merged model must give the same logits, else nothing is written. The
+    output shows how much rounding to 16 bits changes the logits.
+    """
     run_dir = open_run(run)
     task, _ = read_task(run_dir.task)
     if not isinstance(task, ImageTask):
@@ -108,12 +136,17 @@ def llava(
 
 
 def internlm(
-    source: str = typer.Argument(..., metavar="SRC", help="A checkpoint of InternLM 1, 2 or 2.5."),
+    source: str = typer.Argument(
+        ..., metavar="SRC", help="Model folder or hub name (owner/model) of an InternLM 1, 2 or 2.5."
+    ),
     destination: Path = DEST,
     max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
-    """Convert an InternLM checkpoint to Llama's layout, which other tools load without remote code."""
+    """Convert an InternLM checkpoint to Llama's layout, which other tools load without remote code.
+
+    The values of the weights do not change.
+    """
     from llm.export.internlm_layout import convert_internlm
 
     weights = convert_internlm(source, destination, max_shard_size)
@@ -122,20 +155,45 @@ def internlm(
 
 
 def pth_to_hf(
-    config: Path = typer.Argument(..., help="The task file or config of the training."),
-    checkpoint: Path = typer.Argument(..., metavar="PTH", help="XTuner's iter_N.pth: a file, or DeepSpeed's folder."),
+    config: Path = typer.Argument(
+        ...,
+        help="Settings that the checkpoint was trained with: a YAML task file, the .py file of an XTuner config, or a "
+        "name that list-cfg prints.",
+    ),
+    checkpoint: Path = typer.Argument(
+        ..., metavar="PTH", help="XTuner's checkpoint iter_N.pth: a file, or the folder that DeepSpeed wrote."
+    ),
     destination: Path = DEST,
     overrides: list[str] = OVERRIDES,
     layout: Literal["peft", "xtuner"] | None = typer.Option(
-        None, help="peft (the default) for twinlens and PEFT, or for a LLaVA an image run; xtuner for XTuner."
+        None,
+        help="peft (default): the files described above. xtuner: the files that XTuner's own converter writes, for "
+        "`xtuner chat`; not after full fine-tuning.",
     ),
-    save_format: str | None = typer.Option(None, help="XTuner's name for --layout: xtuner."),
-    fp32: bool = FP32,
-    safe_serialization: bool = SAFE,
+    save_format: str | None = typer.Option(
+        None,
+        help="XTuner's name of --layout. The only accepted value is xtuner; no effect if --layout is given.",
+    ),
+    fp32: bool = typer.Option(
+        False,
+        "--fp32",
+        help="Write fp32 instead of 16 bits: a fully fine-tuned language model (default: dtype of its base), or with "
+        "--layout xtuner the adapter of the language model (default: fp16). All other weights are always fp32.",
+    ),
+    safe_serialization: bool = typer.Option(
+        False,
+        "--safe-serialization",
+        help="With --layout xtuner: write .safetensors files instead of pickle files (.bin). No effect with --layout "
+        "peft, which always writes .safetensors files.",
+    ),
     max_shard_size: str = SHARD,
     as_json: bool = JSON,
 ) -> None:
-    """Convert an XTuner checkpoint to an adapter or a model, or for a LLaVA to the folder of an image run."""
+    """Convert an XTuner checkpoint (.pth) to files that twinlens and other tools read.
+
+    LoRA training of a text model gives a PEFT adapter, full fine-tuning of a text model gives a model folder. A
+    LLaVA checkpoint gives the run folder of an image task, for `chat` and `convert llava`.
+    """
     if save_format not in (None, "xtuner"):
         raise ConfigError(
             f"--save-format {save_format}: convert without it, then `twinlens convert llava {destination} LLAVA`."
@@ -166,13 +224,29 @@ def pth_to_hf(
 
 
 def to_xtuner(
-    run: Path = typer.Argument(..., metavar="RUN", help="A run folder."),
+    run: Path = typer.Argument(
+        ...,
+        metavar="RUN",
+        help="Run folder of a finished text task with an adapter, or of an image task with a CLIP tower.",
+    ),
     destination: Path = DEST,
-    fp32: bool = FP32,
-    safe_serialization: bool = SAFE,
+    fp32: bool = typer.Option(
+        False,
+        "--fp32",
+        help="Write the adapter of the language model in fp32 instead of fp16. All other weights are always fp32.",
+    ),
+    safe_serialization: bool = typer.Option(
+        False, "--safe-serialization", help="Write .safetensors files instead of pickle files (.bin)."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Convert a run for XTuner's chat; on an InternLM2 base its adapters become adapters of the fused layers."""
+    """Convert the result of a run to the files that `xtuner chat` reads.
+
+    The files are the adapters, and for an image task also the projector.
+
+    XTuner's InternLM2 computes query, key and value in one fused layer, wqkv. For an InternLM2 base, the adapters
+    of these three layers are therefore written as one adapter of wqkv.
+    """
     run_dir = open_run(run)
     task, _ = read_task(run_dir.task)
     from twinlens.xtuner.export import read_run, write_xtuner

@@ -6,7 +6,11 @@ from twinlens.cli.output import JSON, print_result
 
 
 def doctor(as_json: bool = JSON) -> None:
-    """Show what is installed, what works, and how to fix failures."""
+    """Check whether fine-tuning can run on this machine, and show how to fix failures.
+
+    The command checks Python packages, GPUs, 4-bit layers, the weights of the embedded model and tower, the
+    optional XTuner, the settings of the model hub, and disk space.
+    """
     from twinlens.diagnosis import diagnose
 
     findings = diagnose()

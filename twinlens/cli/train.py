@@ -20,21 +20,43 @@ if TYPE_CHECKING:
 
 
 def plan(file: Path = FILE, overrides: list[str] = OVERRIDES, as_json: bool = JSON) -> None:
-    """Show packs, steps, tokens and cost of a run before any weights load."""
+    """Forecast a training run without loading the model weights.
+
+    Shows the number of rows, sequences (packs of rows, or padded rows), micro-batches, optimizer steps, tokens and
+    trainable parameters, and the compute in TFLOP.
+    """
     _print_forecast(open_and_report(file, overrides), command("train", file, *overrides), as_json)
 
 
 def train(
-    file: Path | None = typer.Argument(None, help=FILE.help),
+    file: Path | None = typer.Argument(None, help=f"{FILE.help} Required, except with --resume."),
     overrides: list[str] = OVERRIDES,
-    work_dir: Path = typer.Option(WORK_DIR, help="Where run folders are created."),
-    deepspeed: str | None = typer.Option(None, help="A preset (deepspeed_zero1, zero2, ...) or a JSON file."),
-    engine: Literal["twinlens", "xtuner"] = typer.Option("twinlens", help="Training engine."),
-    resume: Path | None = typer.Option(None, help="A run folder to resume, with its own task."),
-    dry_run: bool = typer.Option(False, help="Check everything and show the plan; do not train."),
+    work_dir: Path = typer.Option(
+        WORK_DIR,
+        help="Folder of all runs: the run folder is created in it as TASK/TIME, where TASK is the name of FILE "
+        "without suffix. No effect with --resume.",
+    ),
+    deepspeed: str | None = typer.Option(
+        None,
+        help="Train with DeepSpeed: a JSON configuration file, or one of the presets zero1, zero2, zero2_offload, "
+        "zero3 and zero3_offload, with or without the prefix deepspeed_. By default without DeepSpeed.",
+    ),
+    engine: Literal["twinlens", "xtuner"] = typer.Option(
+        "twinlens",
+        help="twinlens: its own training loop. xtuner: XTuner 0.2.0, which `twinlens xtuner install` installs; one "
+        "device only, without --deepspeed and --resume.",
+    ),
+    resume: Path | None = typer.Option(
+        None,
+        help="Run folder of a stopped run, to continue it from its last checkpoint (from the start if it has none). "
+        "The settings are those in its task.yaml, so give no FILE and no overrides.",
+    ),
+    dry_run: bool = typer.Option(
+        False, help="Check everything and show the output of `plan`, but do not train. No effect with --resume."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Fine-tune a model as a task file describes."""
+    """Fine-tune a model with the settings of a task file, and write the results into a new run folder."""
     if (file is None) == (resume is None):
         raise ConfigError("train: give a task file or --resume RUN, one of the two.")
     if engine == "xtuner" and (deepspeed or resume):
@@ -68,11 +90,19 @@ def train(
 
 
 def compare(
-    run: Path = typer.Argument(..., help="A run folder."),
-    probes: list[Path] = typer.Option([], help="Probe files; by default those of the task."),
+    run: Path = typer.Argument(..., help="Folder of a finished run."),
+    probes: list[Path] = typer.Option(
+        [],
+        help="YAML file of test questions (probes); may be given several times. By default the files in "
+        "evaluation.probes of the run's task.",
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Ask the probes before and after training, and write the report."""
+    """Compare the answers of a run's model before and after training to the same test questions (probes).
+
+    The command loads the model in both states and asks both. It writes the report RUN/comparison.html, also as
+    .json and .md.
+    """
     run_dir = open_run(run)
     task, _ = read_task(run_dir.task)
     if not probes and not task.evaluation.probes:

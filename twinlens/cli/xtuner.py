@@ -8,10 +8,17 @@ from twinlens.cli.output import JSON, print_result
 
 
 def install(
-    into: Path | None = typer.Option(None, help="Folder of the environment; by default in the cache folder."),
+    into: Path | None = typer.Option(
+        None,
+        help="Folder of the environment. By default $TWINLENS_XTUNER, else xtuner-0.2.0 in the cache folder "
+        "($TWINLENS_CACHE or ~/.cache/twinlens). For any other folder, set TWINLENS_XTUNER to it before training.",
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Create a virtual environment with XTuner 0.2.0 (several GB, once)."""
+    """Install XTuner 0.2.0 in a virtual environment of its own, for `train --engine xtuner`.
+
+    One installation is enough. It takes about 6 GB on disk, and up to 10 GB while it runs.
+    """
     from twinlens.xtuner.engine import environment
 
     folder = (into or environment.default_folder()).expanduser().absolute()

@@ -40,7 +40,7 @@ def test_an_explained_copy_without_lora_has_no_lora_settings(tmp_path: Path) -> 
     file = folder / "whole.yaml"
     file.write_text("# Whole.\nmodel: x\nlora: null\ndata:\n  files: [rows.jsonl]\n", encoding="utf-8")
     text = explain(file)
-    assert "rank:" not in text and "null selects full fine-tuning" in text
+    assert "rank:" not in text and "`lora: null` fine-tunes all weights" in text
 
 
 def test_a_task_is_found_by_path_or_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

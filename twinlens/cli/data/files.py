@@ -14,21 +14,33 @@ from twinlens.cli.output import JSON, command, print_result
 
 
 def convert(
-    source: Path = typer.Argument(metavar="IN", help="Dataset file: JSONL, a JSON array or Parquet, any row format."),
-    out: Path = typer.Argument(metavar="OUT", help="The file to write; its suffix selects the container."),
-    to: Literal["messages", "xtuner", "alpaca", "sharegpt", "llava"] = typer.Option("messages", help="Row format."),
+    source: Path = typer.Argument(
+        metavar="IN",
+        help="Dataset file. Its file type (JSON lines, JSON array, Parquet) and row format (messages, xtuner, alpaca, "
+        "sharegpt, llava, oasst) are detected from its content.",
+    ),
+    out: Path = typer.Argument(
+        metavar="OUT", help="The file to write; the suffix .jsonl, .json or .parquet selects its file type."
+    ),
+    to: Literal["messages", "xtuner", "alpaca", "sharegpt", "llava"] = typer.Option(
+        "messages", help="Row format of OUT; messages is that of OpenAI."
+    ),
     container: Literal["jsonl", "json", "parquet"] | None = typer.Option(
-        None, help="Container, if the suffix of OUT does not select it."
+        None, help="File type of OUT. By default that of its suffix, which this option overrides."
     ),
     repair_nested: Path | None = typer.Option(
         None,
         metavar="QUESTIONS",
-        help="Repair rows whose input is a full conversation: row i gets question i mod their number. A text "
-        "file with one question per line, a JSON list, or JSON lines of strings.",
+        help="Repair rows of XTuner's format whose `input` contains a conversation instead of a question: the input "
+        "of row i, counted from 0, is replaced by question i mod N of the N questions in this file. The file is a "
+        "text file with one question per line, a JSON list, or JSON lines of strings.",
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Convert a dataset to another format and write its card; IN stays unchanged."""
+    """Convert a dataset to another row format or file type, and write its dataset card (OUT.card.json).
+
+    IN stays unchanged.
+    """
     from twinlens import conversion
 
     kind = container or CONTAINER_BY_SUFFIX.get(out.suffix.lower())
@@ -59,16 +71,36 @@ def convert(
 
 
 def inspect(
-    file: Path = typer.Argument(metavar="FILE", help="Dataset file of any supported format."),
-    model: str | None = typer.Option(None, help="Model whose chat template is shown: a folder, a hub name, embedded."),
-    system: str | None = typer.Option(None, help="System text of the task; needs --model."),
-    template_name: str | None = typer.Option(None, "--template", help="Name of a chat template; needs --model."),
-    rows: int = typer.Option(3, "--rows", min=0, help="Number of distinct rows to show."),
-    max_length: int = typer.Option(2048, min=8, help="Maximum row length in tokens, as data.max_length of a task."),
-    html: Path | None = typer.Option(None, metavar="OUT", help="Write the result as one self-contained page."),
+    file: Path = typer.Argument(
+        metavar="FILE", help="Dataset file, of any file type and row format that `data convert` reads."
+    ),
+    model: str | None = typer.Option(
+        None,
+        help="Show the rows in the chat template of this model: a model folder, a hub name (owner/model), or "
+        "`embedded` (the embedded model, SmolLM2-135M-Instruct). By default as roles and texts.",
+    ),
+    system: str | None = typer.Option(
+        None, help="System prompt for rows without one, as the setting `system`. Needs --model."
+    ),
+    template_name: str | None = typer.Option(
+        None,
+        "--template",
+        help="Name of one of XTuner's chat templates, such as internlm2_chat, instead of the model's own; an unknown "
+        "name prints all names. Needs --model, for its tokenizer.",
+    ),
+    rows: int = typer.Option(3, "--rows", min=0, help="Number of rows to show: the first distinct ones."),
+    max_length: int = typer.Option(
+        2048,
+        min=8,
+        help="Maximum row length in tokens, as data.max_length: longer rows are counted, and shown truncated. No "
+        "effect without --model.",
+    ),
+    html: Path | None = typer.Option(
+        None, metavar="OUT", help="Also write the result to this file, as one self-contained HTML page."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Show statistics of a dataset, and rows as the model sees them with the trained text highlighted."""
+    """Show statistics of a dataset and some of its rows; the text that contributes to the loss is highlighted."""
     from data_gen.container import refuse_overwriting
     from twinlens import inspection
 

@@ -19,35 +19,56 @@ if TYPE_CHECKING:
 
 def image_qa(
     facts: Path = typer.Argument(
-        metavar="FACTS", help="Facts about the pictures: YAML, JSON or CSV; picture paths are relative to this file."
+        metavar="FACTS",
+        help="File with facts about pictures: YAML, JSON or CSV; picture paths are relative to its folder.",
     ),
-    out: Path = typer.Argument(metavar="OUT", help="The file to write: .json has LLaVA rows, .jsonl messages."),
+    out: Path = typer.Argument(
+        metavar="OUT", help="The file to write: .json is a JSON array of llava rows, .jsonl has messages rows."
+    ),
     dialogues: int = typer.Option(6, help="Number of dialogues about each picture in each language."),
-    rounds: int = typer.Option(5, help="Number of questions and answers in a dialogue."),
-    repeat: int = typer.Option(200, help="Number of copies of each dialogue."),
-    seed: int = typer.Option(0, help="Seed of order and wording; the same seed gives the same bytes."),
-    language: str = typer.Option("en", help="Language of questions and answers: en, zh or both."),
+    rounds: int = typer.Option(5, help="Number of question-answer pairs in a dialogue."),
+    repeat: int = typer.Option(200, help="Number of times that each dialogue is in OUT."),
+    seed: int = typer.Option(0, help="Random seed of order and wording; the same seed gives the same bytes."),
+    language: str = typer.Option(
+        "en", help="Language of the dialogues: en, zh, or both (the dialogues in each language)."
+    ),
     row_format: str | None = typer.Option(
-        None, "--format", help="llava or messages; by default from the suffix of OUT."
+        None, "--format", help="Row format: llava or messages. By default llava for .json, messages for .jsonl."
     ),
     others: Path | None = typer.Option(
-        None, metavar="FACTS", help="Untrained pictures for the probes; by default the shipped ones."
+        None,
+        metavar="FACTS",
+        help="Facts about pictures that are not in the training data; probes ask the same questions about them. By "
+        "default the pictures that ship with twinlens.",
     ),
     teacher: str | None = typer.Option(
-        None, metavar="URL", help="OpenAI-compatible server that writes as many dialogues again; it gets the pictures."
+        None,
+        metavar="URL",
+        help="OpenAI-compatible server with a teacher model that writes additional dialogues, the same number for "
+        "each picture. Pictures and facts are sent to this server. By default there is no teacher.",
     ),
-    model: str | None = typer.Option(None, help="Name of the teacher's model on that server."),
+    model: str | None = typer.Option(None, help="Name of the teacher model on that server; required with --teacher."),
     api_key_env: str | None = typer.Option(
-        None, metavar="NAME", help="Environment variable with the server's API key; by default OPENAI_API_KEY if set."
+        None,
+        metavar="NAME",
+        help="Name of the environment variable with the server's API key. By default OPENAI_API_KEY, if it is set.",
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Create dialogues about pictures, and probes that ask the same in other words.
+    """Create dialogues about pictures, and test questions (probes) that ask the same in other words.
 
-    FACTS is a list under `pictures`: image, caption, objects (name, color, count, place), text (a list), facts (ask,
-    answer, source, expect, also), absent (a list). A caption, an object or a fact is needed. As CSV its columns are
-    image, caption, name, color, count, place, text, ask, answer, source, absent; a row without an image continues the
-    picture above.
+    The command writes OUT, the dataset card OUT.card.json, the probes OUT.probes.yaml, and OUT.others.jsonl: the
+    same questions about other pictures, for rehearsal.files.
+
+    FACTS is a list of pictures under the key `pictures`. Each needs `image`, its path, and at least one of
+    `caption`, `objects` and `facts`. `objects` is a list of visible objects with name, color, count and place; only
+    the name is required. `facts` is a list of facts that the picture does not show: ask (a question) and answer,
+    and optionally source (who states the fact), expect (a list of terms; a correct answer contains one of them; by
+    default terms of the answer) and also (a list: the question in other words). `text` is an optional list of texts
+    written in the picture, `absent` an optional list of objects that are not in it.
+
+    In CSV the columns are image, caption, name, color, count, place, text, ask, answer, source and absent. Each row
+    adds an object, text, fact or absent object to its picture; an empty image means the picture of the row above.
     """
     from data_gen.image_qa.teacher.generate import ask_teacher
     from data_gen.image_qa.teacher.store import store_path

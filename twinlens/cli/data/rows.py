@@ -9,25 +9,55 @@ from tuning.data.card import card_path
 from tuning.errors import ConfigError
 from twinlens.cli.output import JSON, command, print_dataset, print_result
 
-IN = typer.Argument(metavar="IN", help="A dataset: a JSON array, or one JSON row per line.")
-OUT = typer.Argument(metavar="OUT", help="The file to write; its card is written to the same folder.")
+IN = typer.Argument(metavar="IN", help="Dataset file: a JSON array, or JSON lines (one row per line).")
+OUT = typer.Argument(
+    metavar="OUT", help="The file to write, of the same file type as IN; the dataset card is OUT.card.json."
+)
 
 
 def persona(
-    out: Path = typer.Argument(metavar="OUT", help="The file to write: .json is an array, .jsonl one row per line."),
-    owner: str | None = typer.Option(None, help="Owner and maker of the assistant."),
-    name: str | None = typer.Option(None, help="Name of the assistant."),
-    model: str | None = typer.Option(None, help="Name of the base model that the assistant states."),
-    language: str = typer.Option("en", help="Language of questions and answers: zh, en or both."),
-    turns: str = typer.Option("both", help="Turns of a conversation: single, multi or both."),
-    repeat: int = typer.Option(1, help="Number of copies of each row."),
-    seed: int = typer.Option(0, help="Seed of the wording of answers; the same seed gives the same bytes."),
-    row_format: str = typer.Option("messages", "--format", help="messages (OpenAI's) or xtuner."),
-    question: list[str] = typer.Option([], help="A literal question, with --answer; replaces the phrase bank."),
-    answer: list[str] = typer.Option([], help="The answer to the --question at the same position."),
+    out: Path = typer.Argument(
+        metavar="OUT",
+        help="The file to write: .json is a JSON array, .jsonl has one row per line. The dataset card is "
+        "OUT.card.json.",
+    ),
+    owner: str | None = typer.Option(
+        None, help="Owner and maker of the assistant. Required with --name, unless --question is given."
+    ),
+    name: str | None = typer.Option(
+        None, help="Name of the assistant. Required with --owner, unless --question is given."
+    ),
+    model: str | None = typer.Option(
+        None,
+        help="Base model that the assistant names in its answers: only a text, no model is loaded. By default no "
+        "answer names a base model. Needs --owner and --name.",
+    ),
+    language: str = typer.Option(
+        "en", help="Language of questions and answers: zh, en or both. No effect with --question."
+    ),
+    turns: str = typer.Option(
+        "both",
+        help="single: one question per conversation. multi: two or three. both: about a third of the conversations "
+        "are multi. No effect with --question.",
+    ),
+    repeat: int = typer.Option(1, help="Number of times that each row is in OUT."),
+    seed: int = typer.Option(
+        0, help="Random seed of the choice of answers and later questions; the same seed gives the same bytes."
+    ),
+    row_format: str = typer.Option(
+        "messages", "--format", help="Row format: messages (that of OpenAI) or xtuner (that of XTuner)."
+    ),
+    question: list[str] = typer.Option(
+        [],
+        help="Your own question, written unchanged; may be given several times, each with an --answer. If given, the "
+        "built-in questions are not used.",
+    ),
+    answer: list[str] = typer.Option(
+        [], help="The answer to the --question at the same position; may be given several times."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Create a dataset that teaches a model a persona."""
+    """Create a dataset that teaches a model its identity (persona): its name, its owner and its base model."""
     from data_gen.persona import Persona, write_persona
 
     if len(question) != len(answer):
@@ -51,10 +81,15 @@ def persona(
 def repeat(
     source: Path = IN,
     out: Path = OUT,
-    number: int = typer.Option(..., "-n", "--number", help="Number of copies of the rows."),
+    number: int = typer.Option(
+        ..., "-n", "--number", help="Number of times that each row is in OUT; 1 repeats nothing."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Write all rows of a dataset several times; data.repeat of a task does the same without a file."""
+    """Write all rows of a dataset several times in succession into one file.
+
+    The setting data.repeat does the same in training, without such a file.
+    """
     from data_gen.repeat import repeat_dataset
 
     card = repeat_dataset(source, out, number)
@@ -65,11 +100,17 @@ def repeat(
 def rename(
     source: Path = IN,
     out: Path = OUT,
-    old: list[str] = typer.Option([], "--from", help="A name to replace; may be given several times."),
+    old: list[str] = typer.Option(
+        [], "--from", help="A name to replace; may be given several times, each with a --to."
+    ),
     new: list[str] = typer.Option([], "--to", help="The new name for the --from at the same position."),
     as_json: bool = JSON,
 ) -> None:
-    """Replace names of people in a dataset: full words in Latin scripts, in values and never in keys."""
+    """Replace the given names in the texts of a dataset; JSON keys stay unchanged.
+
+    A name with Chinese, Japanese or Korean characters is replaced wherever it occurs, any other name only as a
+    whole word. Case and width must match; other spellings are reported, but not replaced.
+    """
     from data_gen.rename import rename_dataset
 
     if len(old) != len(new):

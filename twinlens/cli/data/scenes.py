@@ -13,26 +13,48 @@ NOUNS = "data/scene-nouns.yaml"
 
 def scenes(
     out: Path = typer.Argument(
-        metavar="OUT", help="The .jsonl to write, next to a folder of its pictures; with --probes, a folder."
+        metavar="OUT",
+        help="The .jsonl file to write, or with --facts the .yaml file; the pictures are written to the folder OUT "
+        "without its suffix. With --probes a folder, with the pictures in OUT/pictures.",
     ),
     emoji: Path = typer.Option(
         ...,
         metavar="FOLDER",
-        help="Emoji pictures: the unpacked `npm pack @lobehub/fluent-emoji-3d` (MIT), or any folder of HEXCODE.webp or "
-        ".png.",
+        help="Folder of emoji images, .webp or .png, named by their Unicode code points, such as 1f415.webp or "
+        "1f408-200d-2b1b.webp. The npm package @lobehub/fluent-emoji-3d (MIT license) has them: download it with `npm "
+        "pack` and unpack it.",
     ),
-    count: int = typer.Option(20_000, help="Number of scenes."),
-    seed: int = typer.Option(0, help="Seed; the same seed gives the same bytes for any number of --processes."),
-    nouns: Path | None = typer.Option(None, metavar="FILE", help=f"Vocabulary; by default configs/{NOUNS}."),
+    count: int = typer.Option(20_000, help="Number of scenes, each with one picture."),
+    seed: int = typer.Option(0, help="Random seed; the same seed gives the same bytes for any --processes."),
+    nouns: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="YAML file with the names of the objects and their emoji images, in the groups known and unseen. By "
+        f"default the shipped configs/{NOUNS}, whose comments explain the format.",
+    ),
     probes: bool = typer.Option(
-        False, "--probes", help="Write probes instead of rows: objects.yaml, colours.yaml and places.yaml."
+        False,
+        "--probes",
+        help="Write test questions (probes) instead of training rows: objects.yaml, colours.yaml and places.yaml ask "
+        "for the name, the color and the position of an object.",
     ),
-    facts: bool = typer.Option(False, "--facts", help="Write a .yaml of facts for `data image-qa` instead of rows."),
-    objects: Literal["known", "unseen"] = typer.Option("known", help="With --probes: trained or untrained nouns."),
-    processes: int | None = typer.Option(None, min=1, help="Number of processes; by default one per core."),
+    facts: bool = typer.Option(
+        False, "--facts", help="Write a FACTS file (.yaml) for `data image-qa` instead of training rows."
+    ),
+    objects: Literal["known", "unseen"] = typer.Option(
+        "known",
+        help="Group of --nouns that the scenes use. Training rows use known; unseen, only with --probes, has objects "
+        "that are in no training row.",
+    ),
+    processes: int | None = typer.Option(
+        None, min=1, help="Number of processes; by default one per CPU core. No effect with --facts."
+    ),
     as_json: bool = JSON,
 ) -> None:
-    """Draw scenes of one to three objects, and write questions about them with answers."""
+    """Compose pictures (scenes) of one to three objects from emoji images, and write questions with answers.
+
+    They are training data or test questions for the projector of a vision-language model.
+    """
     from data_gen.scenes.write_dataset import write_scene_facts, write_scene_probes, write_scenes
     from tuning.paths import shipped_file
 
