@@ -87,8 +87,10 @@ def load_probes(run_dir: RunDir, probe_files: Sequence[Path]) -> tuple[list[Prob
     Raises:
         DataError: a probe file is wrong.
     """
-    facts = json.loads(run_dir.data.read_text(encoding="utf-8"))
-    card = card_from_dict(facts["card"]) if facts.get("card") else None
+    card = None
+    if run_dir.data.exists():  # a run folder that was converted from an XTuner checkpoint has none
+        facts = json.loads(run_dir.data.read_text(encoding="utf-8"))
+        card = card_from_dict(facts["card"]) if facts.get("card") else None
     return read_probe_files(probe_files, card), [resolve_path(file) for file in probe_files], card
 
 

@@ -67,7 +67,7 @@ def open_target(
         if isinstance(task, ImageTask):
             return open_vlm(task, run if with_adapter else None)
     elif pictures and target == EMBEDDED:
-        return open_vlm(embedded_vlm_task(bits, system), None)
+        return open_vlm(embedded_vlm_task(bits, system).model_copy(update={"template": template_name}), None)
     if pictures:
         raise ConfigError(f"--image: {target} has no vision tower; give the folder of an image run, or embedded.")
     if task is not None:

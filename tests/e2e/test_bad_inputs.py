@@ -70,6 +70,7 @@ def test_bad_task_files(refused: Refused, task: Callable[..., Path], write: Call
     assert "not a group" in refused("train", task(), "model.x=1")
     assert "not a run folder" in refused("train", "--resume", "gone")
     assert "one of the two" in refused("train")
+    assert "twinlens plan gone/task.yaml" in refused("train", "--resume", "gone", "--dry-run")
 
 
 def test_several_errors_are_reported(refused: Refused, task: Callable[..., Path], capsys) -> None:

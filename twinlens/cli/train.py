@@ -52,13 +52,17 @@ def train(
         "The settings are those in its task.yaml, so give no FILE and no overrides.",
     ),
     dry_run: bool = typer.Option(
-        False, help="Check everything and show the output of `plan`, but do not train. No effect with --resume."
+        False, help="Check everything and show the output of `plan`, but do not train; not with --resume."
     ),
     as_json: bool = JSON,
 ) -> None:
     """Fine-tune a model with the settings of a task file, and write the results into a new run folder."""
     if (file is None) == (resume is None):
         raise ConfigError("train: give a task file or --resume RUN, one of the two.")
+    if resume is not None and dry_run:
+        raise ConfigError(
+            f"train: --resume has no --dry-run; `{command('plan', resume / 'task.yaml')}` shows the plan."
+        )
     if engine == "xtuner" and (deepspeed or resume):
         raise ConfigError("train: --engine xtuner supports neither --deepspeed nor --resume; omit them.")
     from twinlens import start
