@@ -1,7 +1,7 @@
-"""Fixtures that every test may use: a tiny chat model in Hugging Face layout, made here.
+"""Fixtures for all tests: a tokenizer, a tiny chat model in Hugging Face layout, a local hub, a cache folder.
 
-The suite states what would otherwise depend on the CPU: the compute dtype and the number of threads. Both can be set
-from outside, such as `TWINLENS_CPU_COMPUTE=bf16 OMP_NUM_THREADS=1 pytest`; processes that tests start inherit them.
+The compute dtype and the number of threads depend on the CPU by default, so the suite sets both. Environment variables
+override them, such as `TWINLENS_CPU_COMPUTE=bf16 OMP_NUM_THREADS=1 pytest`; subprocesses of tests inherit them.
 """
 
 import os
@@ -52,23 +52,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["fp32", "bf16"])
 def compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test once for each compute dtype of a CPU, whatever the CPU at hand would choose."""
+    """Runs a test once for each compute dtype of a CPU, independent of the default of this CPU."""
     monkeypatch.setenv("TWINLENS_CPU_COMPUTE", request.param)
     return request.param
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own."""
+    """A cache folder for one test."""
     monkeypatch.setenv("TWINLENS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub of the test's own, and an empty cache of it."""
+    """A local hub for one test, and an empty cache for its files."""
     with serving() as server:
-        server.lead_here(monkeypatch, tmp_path / "hub")
+        server.redirect_client(monkeypatch, tmp_path / "hub")
         yield server
 
 

@@ -1,4 +1,4 @@
-"""A hub on a port of its own: the few addresses that its client asks, and the faults that a test wants."""
+"""A local hub server: the endpoints that the client requests, and faults that tests inject."""
 
 import hashlib
 import json
@@ -48,7 +48,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, b"{}", **{"X-Error-Code": "RevisionNotFound"})
         elif rest and rest[0] == "tree":
             tree = [
-                {"type": "file", "path": path, "size": self.server.said_sizes.get(path, len(body)), "oid": digest(body)}
+                {
+                    "type": "file",
+                    "path": path,
+                    "size": self.server.reported_sizes.get(path, len(body)),
+                    "oid": digest(body),
+                }
                 for path, body in files.items()
             ]
             self.send(200, json.dumps(tree).encode())
@@ -68,9 +73,11 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
             self.server.resumed.append((path, start))
-        torn = self.command == "GET" and self.server.torn.get(path, 0) > 0
-        self.server.torn[path] = self.server.torn.get(path, 0) - torn
-        self.send(206 if start else 200, body[start:], stop=max(0, len(body) // 2 - start) if torn else None, **headers)
+        truncated = self.command == "GET" and self.server.truncations.get(path, 0) > 0
+        self.server.truncations[path] = self.server.truncations.get(path, 0) - truncated
+        self.send(
+            206 if start else 200, body[start:], stop=max(0, len(body) // 2 - start) if truncated else None, **headers
+        )
 
     def send(self, code: int, body: bytes, stop: int | None = None, **headers: str) -> None:
         self.send_response(code)
@@ -85,11 +92,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class HubServer(ThreadingHTTPServer):
-    """Models as the bytes of their files, by commit.
+    """Serves models from memory: the bytes of their files, by commit.
 
-    `refused` answers a model's name with a status and the hub's code for it; `torn` says of a file how often its
-    transfer breaks off half way; `said_sizes` are told in place of the true ones; `requests` and `resumed` are what was
-    asked.
+    `refused` maps a model to an HTTP status and the hub's error code; `truncations` maps a file to the number of its
+    transfers that end half way; `reported_sizes` replace the true file sizes; `requests` and `resumed` record the
+    requests.
     """
 
     daemon_threads = True
@@ -99,31 +106,31 @@ class HubServer(ThreadingHTTPServer):
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
         self.branches: dict[str, dict[str, str]] = {}
         self.refused: dict[str, tuple[int, str | None]] = {}
-        self.torn: dict[str, int] = {}
-        self.said_sizes: dict[str, int] = {}
+        self.truncations: dict[str, int] = {}
+        self.reported_sizes: dict[str, int] = {}
         self.requests: list[str] = []
         self.resumed: list[tuple[str, int]] = []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def publish(self, model: str, files: dict[str, bytes], branch: str = "main") -> str:
-        """Put files on a branch; the commit."""
+        """Put files on a branch; returns the commit."""
         commit = digest(repr(sorted(files.items())).encode())
         self.commits.setdefault(model, {})[commit] = files
         self.branches.setdefault(model, {})[branch] = commit
         return commit
 
-    def lead_here(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        """What HF_ENDPOINT, HF_HUB_CACHE and the like would have done before the client was imported."""
+    def redirect_client(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Sets what HF_ENDPOINT and HF_HUB_CACHE set when the client is imported."""
         self._point(monkeypatch, self.url)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
     def offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As HF_HUB_OFFLINE=1."""
+        """Sets what HF_HUB_OFFLINE=1 sets."""
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     def unreachable(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As without a network: a port where nobody listens."""
+        """Points the client to a port without a server."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._point(monkeypatch, f"http://127.0.0.1:{free.getsockname()[1]}")
@@ -134,7 +141,7 @@ class HubServer(ThreadingHTTPServer):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients that hang up are part of the tests
+        pass  # some tests use clients that disconnect
 
 
 def serving() -> AbstractContextManager[HubServer]:

@@ -1,4 +1,4 @@
-"""Servers of this machine that tests talk to."""
+"""Local servers that run in a thread of the test process."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ Server = TypeVar("Server", bound=BaseServer)
 
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
-    """The server answers while the block runs."""
+    """Runs the server in a thread until the block ends."""
     with server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:

@@ -1,4 +1,4 @@
-"""Where tests find the checkout and its fixtures, however deep a test lies."""
+"""Paths of the checkout and of the test fixtures."""
 
 from pathlib import Path
 

@@ -1,11 +1,11 @@
-"""What a pickle can do that is opened without care."""
+"""A malicious object for pickle files."""
 
 import os
 from pathlib import Path
 
 
 class Harm:
-    """Runs a program when it is unpickled; the file shows that it did."""
+    """Runs a program when it is unpickled; the program creates the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

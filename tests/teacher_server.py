@@ -1,4 +1,4 @@
-"""A chat endpoint on a port of its own, that behaves as a test tells it."""
+"""A local chat endpoint with scripted behavior."""
 
 import base64
 import io
@@ -12,11 +12,11 @@ from typing import Any
 from local_server import running
 from PIL import Image
 
-Behaviour = Callable[["Handler", dict[str, Any]], None]
+Behavior = Callable[["Handler", dict[str, Any]], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Plays the server's script, one behaviour a request, and answers well once it has ended."""
+    """Runs one behavior of the server's script for each request, then `otherwise` for all later requests."""
 
     server: "TeacherServer"
     protocol_version = "HTTP/1.1"
@@ -42,45 +42,48 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class TeacherServer(ThreadingHTTPServer):
-    """Keeps (path, headers, body) of `requests`; `script` is what it does first, `otherwise` what it does then."""
+    """Records (path, headers, body) in `requests`.
+
+    `script` has one behavior for each of the first requests, `otherwise` is the behavior for all later requests.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        self.script: list[Behaviour] = []
-        self.otherwise: Behaviour = good
+        self.script: list[Behavior] = []
+        self.otherwise: Behavior = good
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        pass  # clients that hang up are part of the tests
+        pass  # some tests use clients that disconnect
 
 
 def serving() -> AbstractContextManager[TeacherServer]:
     return running(TeacherServer())
 
 
-def said(text: str | None, finish: str = "stop") -> str:
+def completion(text: str | None, finish: str = "stop") -> str:
     message = {"role": "assistant", "content": text}
     return json.dumps({"id": "x", "choices": [{"index": 0, "finish_reason": finish, "message": message}]})
 
 
 def rounds_for(body: dict[str, Any], number: int) -> list[dict[str, str]]:
-    """Rounds that depend on the request alone."""
+    """Rounds that depend only on the request."""
     return [{"question": f"What is {body['seed']} {n}?", "answer": f"It is {n}."} for n in range(number)]
 
 
 def good(handler: Handler, body: dict[str, Any]) -> None:
     number = int(prompt_of(body).split("exactly ")[1].split()[0])
-    handler.send(200, said("Here:\n```json\n" + json.dumps({"rounds": rounds_for(body, number)}) + "\n```"))
+    handler.send(200, completion("Here:\n```json\n" + json.dumps({"rounds": rounds_for(body, number)}) + "\n```"))
 
 
-def saying(text: str | None, finish: str = "stop") -> Behaviour:
-    return lambda handler, _: handler.send(200, said(text, finish))
+def saying(text: str | None, finish: str = "stop") -> Behavior:
+    return lambda handler, _: handler.send(200, completion(text, finish))
 
 
-def failing(code: int, text: str = "{}", **headers: str) -> Behaviour:
+def failing(code: int, text: str = "{}", **headers: str) -> Behavior:
     return lambda handler, _: handler.send(code, text, **headers)
 
 
@@ -89,7 +92,7 @@ def silent(handler: Handler, _: dict[str, Any]) -> None:
     handler.close_connection = True
 
 
-def half_a_body(handler: Handler, _: dict[str, Any]) -> None:
+def truncated_body(handler: Handler, _: dict[str, Any]) -> None:
     handler.send_response(200)
     handler.send_header("content-length", "1000")
     handler.end_headers()

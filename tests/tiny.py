@@ -1,4 +1,4 @@
-"""A tokenizer small enough to make in every test run; every text survives a round trip through it."""
+"""A byte-level BPE tokenizer that each test run trains."""
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -11,7 +11,7 @@ WORDS = [
 
 
 def make_tokenizer(template: str | None = CHATML):
-    """A byte-level BPE tokenizer of a few hundred tokens: every text survives a round trip."""
+    """A byte-level BPE tokenizer of a few hundred tokens; decoding inverts encoding for every text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

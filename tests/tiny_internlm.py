@@ -1,4 +1,4 @@
-"""A tiny Llama in the layout of InternLM2, made apart from the code under test."""
+"""A tiny Llama in InternLM2's layout, made without the code under test."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ NAMES = {
 
 
 def fuse(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, groups: int, width: int) -> torch.Tensor:
-    """Rows in InternLM2's order, put together one group at a time."""
+    """The rows of `wqkv` in InternLM2's order, one group at a time."""
     per_group = query.shape[0] // groups
     rows = []
     for group in range(groups):

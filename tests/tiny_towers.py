@@ -55,13 +55,13 @@ def as_open_clip(vision: CLIPVisionModel) -> dict[str, Tensor]:
         named[f"ln_pre.{side}"] = state[f"pre_layrnorm.{side}"]
         named[f"ln_post.{side}"] = state[f"post_layernorm.{side}"]
         for layer in range(3):
-            there, here = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
-            heads = [state[f"{here}.self_attn.{part}_proj.{side}"] for part in "qkv"]
-            named[f"{there}.attn.in_proj_{side}"] = torch.cat(heads)
-            named[f"{there}.attn.out_proj.{side}"] = state[f"{here}.self_attn.out_proj.{side}"]
+            target, source = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+            heads = [state[f"{source}.self_attn.{part}_proj.{side}"] for part in "qkv"]
+            named[f"{target}.attn.in_proj_{side}"] = torch.cat(heads)
+            named[f"{target}.attn.out_proj.{side}"] = state[f"{source}.self_attn.out_proj.{side}"]
             for theirs, ours in (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1")):
-                named[f"{there}.{theirs}.{side}"] = state[f"{here}.{ours}.{side}"]
-            named[f"{there}.mlp.c_proj.{side}"] = state[f"{here}.mlp.fc2.{side}"]
+                named[f"{target}.{theirs}.{side}"] = state[f"{source}.{ours}.{side}"]
+            named[f"{target}.mlp.c_proj.{side}"] = state[f"{source}.mlp.fc2.{side}"]
     return {f"visual.{name}": tensor.clone() for name, tensor in named.items()}
 
 

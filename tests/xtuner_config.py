@@ -1,4 +1,4 @@
-"""Small configs in the style of XTuner's own."""
+"""Small configs in the style of XTuner's configs."""
 
 TEXT = """
 import torch

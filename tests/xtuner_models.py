@@ -1,4 +1,4 @@
-"""InternLM tokenizers as their checkpoints have them: the real sentencepiece files, beside configs made here."""
+"""Tokenizers and tiny models in the official layouts of InternLM, with the real sentencepiece files."""
 
 import json
 import shutil
@@ -17,17 +17,19 @@ def write_tokenizer(folder: Path, family: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     first = family == "internlm_v1"
     shutil.copy(FIXTURES / f"tokenizer_internlm{'' if first else '2'}.model", folder / "tokenizer.model")
-    said: dict[str, object] = {"tokenizer_class": "InternLMTokenizer" if first else "InternLM2Tokenizer"}
+    tokenizer_config: dict[str, object] = {"tokenizer_class": "InternLMTokenizer" if first else "InternLM2Tokenizer"}
     if family == "internlm2_chat":
         named = dict(enumerate(("<unk>", "<s>", "</s>"))) | dict(enumerate(CHAT_NAMES, 92538))
-        said["added_tokens_decoder"] = {str(index): {"content": name, "special": True} for index, name in named.items()}
-        said["chat_template"] = CHATML
-    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+        tokenizer_config["added_tokens_decoder"] = {
+            str(index): {"content": name, "special": True} for index, name in named.items()
+        }
+        tokenizer_config["chat_template"] = CHATML
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     return folder
 
 
 def write_internlm(folder: Path, family: str, hidden: int = 64, layers: int = 2) -> Path:
-    """A tiny chat model of random weights in the official layout of its family, with the real tokenizer."""
+    """A tiny chat model with random weights in the official layout of its family, with the real tokenizer."""
     import torch
     from safetensors.torch import save_file
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from teacher_server import failing, good, half_a_body, picture_of, prompt_of, saying, serving, silent
+from teacher_server import failing, good, picture_of, prompt_of, saying, serving, silent, truncated_body
 
 from data_gen.image_qa.facts import Fact, Picture, Thing
 from data_gen.image_qa.teacher.client import Teacher, make_teacher
@@ -110,7 +110,9 @@ def test_stopped_anywhere_and_gone_on_with_is_the_run_that_was_not_stopped(serve
     assert len(server.requests) == 8
 
 
-@pytest.mark.parametrize("fault", [failing(500), failing(503, "<html>busy</html>"), failing(429), half_a_body, silent])
+@pytest.mark.parametrize(
+    "fault", [failing(500), failing(503, "<html>busy</html>"), failing(429), truncated_body, silent]
+)
 def test_what_fails_on_its_way_is_asked_again(server, ask, fault):
     server.script = [fault]
     result = ask()
@@ -140,7 +142,7 @@ def test_a_pause_that_the_server_asks_for_is_kept(server, ask):
         (failing(200, '{"choices": []}'), ConfigError, "not as an OpenAI-compatible"),
         (failing(500, '{"error": {"message": "out of memory"}}'), DeviceError, "fails .500: out of memory"),
         (failing(429, retry_after="3600"), DeviceError, "allows fewer requests"),
-        (half_a_body, DeviceError, "cannot be reached"),
+        (truncated_body, DeviceError, "cannot be reached"),
         (silent, DeviceError, "did not answer within 0.3 seconds, 2 times"),
     ],
 )

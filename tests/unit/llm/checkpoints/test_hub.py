@@ -1,4 +1,4 @@
-"""Models by name, from a hub of the test's own: only what is needed, weighed, pinned, gone on with, and had offline."""
+"""Downloads of models by name from a local hub: file selection, size check, pinned revision, resume, offline use."""
 
 import json
 import sys
@@ -41,20 +41,20 @@ def fetched(name: str, weights: bool = True) -> Path:
 def refusal(name: str, kind: type[Exception] = ModelError) -> str:
     with pytest.raises(kind) as caught:
         fetched(name)
-    said = str(caught.value)
-    assert said.startswith(f"model: {name}: ")
-    return said
+    message = str(caught.value)
+    assert message.startswith(f"model: {name}: ")
+    return message
 
 
 # --- names and files
 
 
 @pytest.mark.parametrize("source", ["embedded", "./a/b", "~/a/b", "/a/b", "a/b/c", "open_clip:ViT/openai", "a", ""])
-def test_what_is_no_name_of_a_store(source: str) -> None:
+def test_paths_and_other_sources_are_no_remote_names(source: str) -> None:
     assert parse_remote(source) is None
 
 
-def test_what_lies_here_goes_before_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folder_takes_precedence_over_the_remote_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert str(parse_remote("owner/model@v1")) == "owner/model@v1"
     assert str(parse_remote("modelscope:owner/model")) == "modelscope:owner/model"
@@ -72,7 +72,7 @@ PATHS = st.sampled_from(
 
 
 @given(st.sets(PATHS))
-def test_weights_come_once_and_code_never(files: set[str]) -> None:
+def test_needed_files_have_one_weight_format_and_no_code(files: set[str]) -> None:
     chosen = needed_files(sorted(files), weights=True)
     assert len(set(chosen)) == len(chosen)
     assert not [file for file in chosen if file.endswith((".py", ".gguf", ".onnx", ".h5", ".md")) or "/" in file]
@@ -90,7 +90,7 @@ def test_weights_come_once_and_code_never(files: set[str]) -> None:
 # --- fetching
 
 
-def test_only_what_is_needed_comes_and_comes_once(hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_needed_files_are_downloaded_and_only_once(hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "twinlens")
     hub.publish("owner/model", FILES)
     folder = fetched("owner/model")
@@ -103,14 +103,14 @@ def test_only_what_is_needed_comes_and_comes_once(hub: HubServer, caplog: pytest
     assert not [line for line in hub.requests if "/resolve/" in line]
 
 
-def test_a_tokenizer_comes_without_the_weights(hub: HubServer, tiny_model: Path) -> None:
+def test_tokenizer_is_downloaded_without_the_weights(hub: HubServer, tiny_model: Path) -> None:
     hub.publish("owner/tiny", {file.name: file.read_bytes() for file in tiny_model.iterdir()})
     assert load_template("owner/tiny", None).stop_ids
     assert not [line for line in hub.requests if line.endswith(".safetensors")]
     assert names(model_folder("owner/tiny")) >= {"config.json", "model.safetensors"}
 
 
-def test_code_that_comes_along_is_refused_before_the_weights(hub: HubServer) -> None:
+def test_model_with_remote_code_is_refused_before_its_weights_are_downloaded(hub: HubServer) -> None:
     config = {"model_type": "novel", "auto_map": {"AutoModelForCausalLM": "model.Novel"}}
     hub.publish("owner/novel", FILES | {"config.json": json.dumps(config).encode()})
     with pytest.raises(ModelError, match=r"'novel' needs remote code .* never runs"):
@@ -118,32 +118,32 @@ def test_code_that_comes_along_is_refused_before_the_weights(hub: HubServer) -> 
     assert not [line for line in hub.requests if "safetensors" in line or ".py" in line]
 
 
-def test_a_broken_transfer_goes_on_where_it_broke(hub: HubServer) -> None:
-    large = bytes(range(256)) * (24 << 12)  # 24 MiB: the client keeps what came in pieces of 10
+def test_interrupted_transfer_resumes_at_its_offset(hub: HubServer) -> None:
+    large = bytes(range(256)) * (24 << 12)  # 24 MiB: the client stores chunks of 10 MiB
     hub.publish("owner/large", FILES | {"model.safetensors": large})
-    hub.torn["model.safetensors"] = 1
+    hub.truncations["model.safetensors"] = 1
     assert (fetched("owner/large") / "model.safetensors").read_bytes() == large
     assert hub.resumed == [("model.safetensors", 10 << 20)]
 
 
-def test_what_came_before_a_failure_is_not_fetched_again(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's own attempts
+def test_downloaded_files_are_reused_after_a_failed_download(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the retries of the client
     commit = hub.publish("owner/model", FILES | {"model-00002-of-00002.safetensors": b"more"})
-    hub.torn["model.safetensors"] = 100
+    hub.truncations["model.safetensors"] = 100
     assert "downloaded files are kept" in refusal("owner/model")
     assert not list(Path(constants.HF_HUB_CACHE).rglob("model.safetensors"))
-    hub.torn.clear()
+    hub.truncations.clear()
     hub.requests.clear()
     assert names(fetched("owner/model")) == {*NEEDED, "model-00002-of-00002.safetensors"}
     assert {line.split("/")[-1] for line in hub.requests if f"/resolve/{commit}/" in line} == {"model.safetensors"}
 
 
-def test_too_little_disk_is_said_before_anything_comes(hub: HubServer) -> None:
+def test_insufficient_disk_space_is_reported_before_the_download(hub: HubServer) -> None:
     hub.publish("owner/model", FILES)
-    hub.said_sizes["model.safetensors"] = 1 << 60
-    said = refusal("owner/model", DeviceError)
-    assert "the download needs 1,073,741,824.0 GiB" in said
-    assert "HF_HOME" in said
+    hub.reported_sizes["model.safetensors"] = 1 << 60
+    message = refusal("owner/model", DeviceError)
+    assert "the download needs 1,073,741,824.0 GiB" in message
+    assert "HF_HOME" in message
     assert not [line for line in hub.requests if "/resolve/" in line]
     remote = parse_remote("owner/model")
     assert remote
@@ -151,7 +151,7 @@ def test_too_little_disk_is_said_before_anything_comes(hub: HubServer) -> None:
         describe_download(remote)
 
 
-def test_what_would_be_fetched_is_announced_and_not_fetched(hub: HubServer) -> None:
+def test_describe_download_downloads_no_file(hub: HubServer) -> None:
     hub.publish("owner/model", FILES)
     remote = parse_remote("owner/model")
     assert remote
@@ -176,11 +176,11 @@ def test_a_revision_is_pinned_to_its_commit(hub: HubServer) -> None:
     hub.requests.clear()
     for commit, weights in ((old, FILES["model.safetensors"]), (new, b"newer")):
         assert (fetched(f"owner/model@{commit}") / "model.safetensors").read_bytes() == weights
-    assert not hub.requests, "a commit that is whole in the cache is asked for no more"
+    assert not hub.requests, "a commit that is complete in the cache needs no request"
     assert (fetched("owner/model") / "model.safetensors").read_bytes() == b"newest"
 
 
-def test_a_revision_that_is_none(hub: HubServer) -> None:
+def test_unknown_revision_is_refused(hub: HubServer) -> None:
     hub.publish("owner/model", FILES)
     assert "has no such revision" in refusal("owner/model@v9")
 
@@ -189,22 +189,24 @@ def test_a_revision_that_is_none(hub: HubServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "reason"),
     [((403, "GatedRepo"), "accept the terms"), ((401, "RepoNotFound"), "hf auth login"), ((403, None), "log in")],
 )
-def test_a_model_that_needs_a_login(hub: HubServer, answer: tuple[int, str | None], says: str) -> None:
+def test_error_for_a_gated_or_private_model_explains_the_login(
+    hub: HubServer, answer: tuple[int, str | None], reason: str
+) -> None:
     hub.refused["owner/private"] = answer
-    assert says in refusal("owner/private")
+    assert reason in refusal("owner/private")
 
 
-def test_a_model_that_is_not_there(hub: HubServer) -> None:
+def test_unknown_model_is_refused(hub: HubServer) -> None:
     assert "the hub has no such model" in refusal("owner/nobody")
 
 
 # --- offline
 
 
-def test_offline_the_cache_is_taken_when_it_is_whole(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_cache_is_used_offline(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     commit = hub.publish("owner/model", FILES)
     folder = fetched("owner/model")
     hub.publish("owner/half", FILES)
@@ -217,11 +219,11 @@ def test_offline_the_cache_is_taken_when_it_is_whole(hub: HubServer, monkeypatch
     assert str(pin_revision(remote)) == f"owner/model@{commit}"
     assert fetched("owner/half", weights=False)
     for name in ("owner/half", "owner/never"):
-        said = refusal(name)
-        assert f"`hf download {name} --local-dir FOLDER`" in said
+        message = refusal(name)
+        assert f"`hf download {name} --local-dir FOLDER`" in message
 
 
-def test_a_hub_that_does_not_answer_is_as_good_as_none(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_cache_is_used_when_the_hub_is_unreachable(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.publish("owner/model", FILES)
     folder = fetched("owner/model")
     hub.unreachable(monkeypatch)
@@ -232,13 +234,13 @@ def test_a_hub_that_does_not_answer_is_as_good_as_none(hub: HubServer, monkeypat
 # --- ModelScope
 
 
-def test_modelscope_without_its_client(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_missing_modelscope_client_is_reported(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setitem(sys.modules, "modelscope.hub.api", None)
     monkeypatch.setitem(sys.modules, "modelscope", None)
     assert 'run `pip install "modelscope>=1.30"`' in refusal("modelscope:owner/model")
 
 
-def test_modelscopes_client_has_what_is_called() -> None:
+def test_modelscope_client_has_the_functions_that_are_called() -> None:
     pytest.importorskip("modelscope", reason="optional")
     from modelscope.hub.api import HubApi  # type: ignore[import-not-found]
     from modelscope.hub.snapshot_download import snapshot_download  # type: ignore[import-not-found]
