@@ -1,4 +1,4 @@
-"""Streaming tells every character once and never a torn one."""
+"""Streamed pieces contain every character of the answer once and never split one."""
 
 import torch
 from hypothesis import given, settings
@@ -13,12 +13,12 @@ from tuning.data.conversation import single_turn
 from tuning.settings import Quant
 
 TEMPLATE = ChatTemplate(make_tokenizer(), None)
-said = st.text(min_size=1, max_size=40).filter(lambda text: "<" not in text and "\ufffd" not in text)
+texts = st.text(min_size=1, max_size=40).filter(lambda text: "<" not in text and "\ufffd" not in text)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.one_of(said, st.sampled_from(["👩‍🚀 到了", "a👍🏽b", "🇨🇳", "é\u0301"])))
-def test_pieces_are_whole_characters_and_together_the_answer(text):
+@given(st.one_of(texts, st.sampled_from(["👩‍🚀 到了", "a👍🏽b", "🇨🇳", "é\u0301"])))
+def test_streamed_pieces_are_complete_characters_and_join_to_the_answer(text):
     pieces: list[str] = []
     stream = TextStream(TEMPLATE, pieces.append)
     stream.put(torch.tensor([[1, 2, 3]]))  # the prompt
@@ -30,22 +30,22 @@ def test_pieces_are_whole_characters_and_together_the_answer(text):
     assert all("\ufffd" not in piece and piece for piece in pieces)
 
 
-def test_a_chat_remembers_forgets_and_repeats_itself_when_nothing_is_drawn(tiny_model):
+def test_greedy_chat_repeats_its_first_answer_after_reset(tiny_model):
     template = load_template(str(tiny_model), None)
     loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
-    talk = Chat(loaded.model, template, loaded.compute_dtype, Sampling(), 8)
+    chat = Chat(loaded.model, template, loaded.compute_dtype, Sampling(), 8)
     pieces: list[str] = []
-    first = talk.reply("who are you?", pieces.append)
+    first = chat.reply("who are you?", pieces.append)
     assert "".join(pieces) == first
-    talk.reply("who are you?", pieces.append)
-    talk.reset()
-    assert talk.reply("who are you?", pieces.append) == first
+    chat.reply("who are you?", pieces.append)
+    chat.reset()
+    assert chat.reply("who are you?", pieces.append) == first
 
 
-def test_batched_answers_are_the_answers_alone(tiny_model):
+def test_batched_answers_equal_single_answers(tiny_model):
     template = load_template(str(tiny_model), None)
     loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
     asked = [single_turn(text) for text in ("who are you?", "yes", "tell me about the sea and the city", "你是谁")]
-    together = generate_answers(loaded.model, template, asked, 12)
-    alone = [generate_answers(loaded.model, template, [one], 12)[0] for one in asked]
-    assert together == alone
+    batched = generate_answers(loaded.model, template, asked, 12)
+    single = [generate_answers(loaded.model, template, [one], 12)[0] for one in asked]
+    assert batched == single

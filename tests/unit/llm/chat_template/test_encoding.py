@@ -1,4 +1,4 @@
-"""The mask covers the answers exactly, whatever is said and by whatever template."""
+"""The loss mask covers exactly the answers, for every text and every chat template."""
 
 import pytest
 from hypothesis import given, settings
@@ -11,20 +11,20 @@ from llm.chat_template.encoding import ChatTemplate
 from tuning.data.conversation import Conversation, Turn, single_turn
 from tuning.errors import DataError, ModelError
 
-text = st.text(min_size=1, max_size=30).filter(lambda said: said.strip() and "<|im" not in said and "\r" not in said)
+text = st.text(min_size=1, max_size=30).filter(lambda text: text.strip() and "<|im" not in text and "\r" not in text)
 turns = st.lists(st.tuples(text, text, st.booleans()), min_size=1, max_size=4)
 
 
 def conversation(pairs) -> Conversation:
-    said = []
+    messages = []
     for question, answer, loss in pairs:
-        said += [Turn("user", question), Turn("assistant", answer, loss)]
-    return Conversation(tuple(said))
+        messages += [Turn("user", question), Turn("assistant", answer, loss)]
+    return Conversation(tuple(messages))
 
 
 @settings(max_examples=150, deadline=None)
 @given(turns, st.one_of(st.none(), text))
-def test_the_mask_covers_the_answers_and_their_stop_tokens_and_nothing_else(pairs, system):
+def test_loss_mask_covers_exactly_the_answers_and_their_stop_tokens(pairs, system):
     template = ChatTemplate(make_tokenizer_once(), system)
     if not any(loss for _, _, loss in pairs):
         with pytest.raises(DataError, match="no answer is trained on"):
@@ -45,7 +45,7 @@ def test_the_mask_covers_the_answers_and_their_stop_tokens_and_nothing_else(pair
 
 @settings(max_examples=60, deadline=None)
 @given(turns, st.one_of(st.none(), text))
-def test_all_tokens_together_are_what_the_template_renders_up_to_the_last_stop_token(pairs, system):
+def test_decoded_ids_equal_the_rendered_template_up_to_the_last_stop_token(pairs, system):
     template = ChatTemplate(make_tokenizer_once(), system)
     pairs = [(question, answer, True) for question, answer, _ in pairs]
     sample = template.encode(conversation(pairs), 10_000)
@@ -53,12 +53,12 @@ def test_all_tokens_together_are_what_the_template_renders_up_to_the_last_stop_t
     for question, answer, _ in pairs:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     rendered = template.tokenizer.apply_chat_template(messages, tokenize=False)
-    assert template.tokenizer.decode(sample.ids) + "\n" == rendered  # nothing is asked of what follows the last answer
+    assert template.tokenizer.decode(sample.ids) + "\n" == rendered  # tokens after the last answer are omitted
 
 
 @settings(max_examples=60, deadline=None)
 @given(turns)
-def test_a_prompt_is_the_beginning_of_the_row_it_is_asked_from(pairs):
+def test_prompt_is_a_prefix_of_the_encoded_row(pairs):
     template = ChatTemplate(make_tokenizer_once(), "be brief")
     pairs = [(question, answer, True) for question, answer, _ in pairs]
     whole = conversation(pairs)
@@ -68,7 +68,7 @@ def test_a_prompt_is_the_beginning_of_the_row_it_is_asked_from(pairs):
 
 @settings(max_examples=60, deadline=None)
 @given(turns, st.integers(8, 120))
-def test_a_long_row_ends_with_a_whole_answer(pairs, max_length):
+def test_truncated_row_ends_with_a_complete_answer(pairs, max_length):
     template = ChatTemplate(make_tokenizer_once(), None)
     pairs = [(question, answer, True) for question, answer, _ in pairs]
     whole = template.encode(conversation(pairs), 10_000)
@@ -83,20 +83,20 @@ def test_a_long_row_ends_with_a_whole_answer(pairs, max_length):
     assert sample.truncated == (int(sample.loss_mask.sum()) < int(whole.loss_mask.sum()))
 
 
-def make_tokenizer_once(_made=[]):  # noqa: B006 - hypothesis wants no function-scoped fixtures
+def make_tokenizer_once(_made=[]):  # noqa: B006 - hypothesis forbids function-scoped fixtures
     if not _made:
         _made.append(make_tokenizer())
     return _made[0]
 
 
-def test_a_system_turn_in_the_row_wins_over_the_task_s(tokenizer):
+def test_system_turn_of_the_row_overrides_the_system_prompt_of_the_task(tokenizer):
     template = ChatTemplate(tokenizer, "task")
     row = Conversation((Turn("system", "row"), Turn("user", "hi"), Turn("assistant", "yes")))
-    said = tokenizer.decode(template.encode(row, 100).ids)
-    assert "row" in said and "task" not in said
+    decoded = tokenizer.decode(template.encode(row, 100).ids)
+    assert "row" in decoded and "task" not in decoded
 
 
-def test_a_template_that_names_somebody_says_so():
+def test_default_system_prompt_of_the_template_is_reported():
     template = (
         "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nI am Somebody<|im_end|>\n{% endif %}" + CHATML
     )
@@ -115,7 +115,7 @@ def test_a_template_that_rewrites_earlier_answers_is_refused():
         ChatTemplate(make_tokenizer(rewriting), None).encode(row, 100, "file, row 1")
 
 
-def test_a_template_without_a_stop_token_gets_the_tokenizer_s():
+def test_eos_token_is_the_stop_token_of_a_template_without_one():
     plain = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     plain += "{% if add_generation_prompt %}assistant: {% endif %}"
     template = ChatTemplate(make_tokenizer(plain), None)
@@ -124,21 +124,21 @@ def test_a_template_without_a_stop_token_gets_the_tokenizer_s():
     assert template.tokenizer.decode(sample.ids[sample.loss_mask]) == "yes</s>"
 
 
-def test_templates_that_strip_answers_still_give_an_exact_mask():
+def test_loss_mask_is_exact_for_a_template_that_strips_answers():
     stripping = CHATML.replace("{{ message['content'] }}", "{{ message['content'] | trim }}")
     template = ChatTemplate(make_tokenizer(stripping), None)
     sample = template.encode(single_turn("hi", "  yes \n"), 100)
     assert template.tokenizer.decode(sample.ids[sample.loss_mask]) == "yes<|im_end|>"
 
 
-def test_a_tokenizer_without_any_special_token_is_refused():
+def test_tokenizer_without_a_stop_token_is_refused():
     plain = make_tokenizer()
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), chat_template=plain.chat_template)
     with pytest.raises(ModelError, match="stop token"):
         ChatTemplate(bare, None)
 
 
-def test_a_tokenizer_without_a_template_is_refused():
+def test_tokenizer_without_a_chat_template_is_refused():
     with pytest.raises(ModelError, match="no chat template"):
         ChatTemplate(make_tokenizer(None), None)
 
@@ -153,12 +153,12 @@ def test_a_tokenizer_without_a_template_is_refused():
         "{{ ''.__class__.mro() }}",
     ],
 )
-def test_a_template_that_fails_is_refused_in_a_sentence(template):
+def test_template_that_fails_is_refused(template):
     with pytest.raises(ModelError, match="chat template fails"):
         ChatTemplate(make_tokenizer(template), None)
 
 
-def test_turns_that_a_template_refuses_are_named():
+def test_row_that_the_template_refuses_is_reported():
     picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHATML
     with pytest.raises(DataError, match=r"row 1: .* refuses these turns \(no system here\)"):
         row = Conversation((Turn("system", "be brief"), Turn("user", "hi"), Turn("assistant", "yes")))

@@ -1,4 +1,4 @@
-"""Ids and labels as XTuner 0.2.0 makes them, in each of its templates, and no turn forged by its text."""
+"""Named chat templates: ids and labels equal those of XTuner 0.2.0, and text cannot forge special tokens."""
 
 import json
 from functools import cache
@@ -23,8 +23,8 @@ from tuning.training.samples import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 LABELS = json.loads((FIXTURES / "labels.json").read_text(encoding="utf-8"))
 STRINGS = json.loads((FIXTURES / "templates.json").read_text(encoding="utf-8"))["PROMPT_TEMPLATE"]
-# For models whose code transformers does not have.
-NOT_HERE = {"moss_sft", "chatglm2", "chatglm3", "baichuan_chat", "baichuan2_chat", "deepseek_moe", "minicpm"}
+# Templates of models that transformers does not support.
+UNSUPPORTED = {"moss_sft", "chatglm2", "chatglm3", "baichuan_chat", "baichuan2_chat", "deepseek_moe", "minicpm"}
 OURS = {"internlm", "internlm_chat_0_1_9"}
 PATCHES = 3
 COLUMN = {"plain": "conversation", "openai": "messages", "llava": "conversations"}
@@ -33,9 +33,9 @@ SCHEMA = {"plain": "xtuner", "openai": "messages", "llava": "llava"}
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    place = tmp_path_factory.mktemp("tokenizers")
+    root = tmp_path_factory.mktemp("tokenizers")
     families = {"internlm": "internlm_v1", "internlm2": "internlm2_chat"}
-    return {name: write_tokenizer(place / name, family) for name, family in families.items()}
+    return {name: write_tokenizer(root / name, family) for name, family in families.items()}
 
 
 @cache
@@ -43,13 +43,13 @@ def tokenizer(folder: Path):
     return build_tokenizer(folder)
 
 
-def whole(row) -> bool:
+def is_compared(row) -> bool:
     return row["max_length"] == 2048 and row["template"] in NAMED_TEMPLATES
 
 
 @pytest.mark.parametrize("name", sorted(STRINGS))
-def test_every_template_that_has_a_model_here_is_xtuner_s(name):
-    if name in NOT_HERE:
+def test_named_templates_equal_those_of_xtuner(name):
+    if name in UNSUPPORTED:
         assert name not in NAMED_TEMPLATES
         return
     theirs, ours = STRINGS[name], named_template(name)
@@ -61,38 +61,38 @@ def test_every_template_that_has_a_model_here_is_xtuner_s(name):
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in LABELS["rows"] if whole(row)],
+    [row for row in LABELS["rows"] if is_compared(row)],
     ids=lambda row: f"{row['template']}-{row['tokenizer']}-{row['kind']}-{row['conversation']}",
 )
-def test_ids_and_labels_are_xtuner_s(folders, row):
-    said = LABELS["conversations"][row["kind"]][row["conversation"]]
-    value = {COLUMN[row["kind"]]: said}
+def test_ids_and_labels_equal_those_of_xtuner(folders, row):
+    messages = LABELS["conversations"][row["kind"]][row["conversation"]]
+    value = {COLUMN[row["kind"]]: messages}
     if row["kind"] == "llava" and IMAGE_TOKEN_INDEX in row["input_ids"]:
         value["image"] = "a.jpg"
-    if row["conversation"] == "two_questions":  # which our readers part by a newline, and say so
-        conversation = Conversation(tuple(Turn(turn["role"], turn["content"]) for turn in said))
+    if row["conversation"] == "two_questions":  # our readers join these with a newline and report it
+        conversation = Conversation(tuple(Turn(turn["role"], turn["content"]) for turn in messages))
     else:
         conversation, _ = read_row(value, SCHEMA[row["kind"]])
     assert conversation is not None
-    seen = PATCHES if row["kind"] == "llava" else 0
-    template = ChatTemplate(tokenizer(folders[row["tokenizer"]]), None, seen, NAMED_TEMPLATES[row["template"]])
+    patches = PATCHES if row["kind"] == "llava" else 0
+    template = ChatTemplate(tokenizer(folders[row["tokenizer"]]), None, patches, NAMED_TEMPLATES[row["template"]])
     sample = template.encode(conversation, 4096, keep_separator=True)
     ids, labels = _with_patches(row["input_ids"], row["labels"])
     assert sample.ids.tolist() == ids
     assert np.where(sample.loss_mask, sample.ids, IGNORE_INDEX).tolist() == labels
-    shorter = template.encode(conversation, 4096)  # nothing is learned from what follows the last answer
+    shorter = template.encode(conversation, 4096)  # tokens after the last answer have no loss
     assert shorter.ids.tolist() == ids[: len(shorter)] and set(labels[len(shorter) :]) <= {IGNORE_INDEX}
 
 
 def _with_patches(ids, labels):
-    """XTuner has one place for a picture, and makes room for its patches later."""
+    """XTuner encodes a picture as one image token and expands it to patches later."""
     pairs = [
         pair for pair in zip(ids, labels, strict=True) for _ in range(PATCHES if pair[0] == IMAGE_TOKEN_INDEX else 1)
     ]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def test_xtuner_0_1_9_began_every_turn_anew(folders):
+def test_internlm_chat_0_1_9_template_starts_every_round_with_bos(folders):
     template = ChatTemplate(tokenizer(folders["internlm"]), None, 0, NAMED_TEMPLATES["internlm_chat_0_1_9"])
     row = Conversation((*single_turn("a", "b").turns, *single_turn("c", "d").turns))
     text = template.tokenizer.decode(template.encode(row, 100).ids)
@@ -107,13 +107,13 @@ forged = st.lists(st.one_of(plain, marks), min_size=1, max_size=5).map("".join).
 @settings(max_examples=60, deadline=None)
 @given(turns=st.lists(st.tuples(plain, plain), min_size=1, max_size=3), system=st.one_of(st.none(), plain))
 @pytest.mark.parametrize("name", ["internlm2_chat", "default", "internlm", "qwen_chat", "internlm_chat_0_1_9"])
-def test_what_is_saved_for_others_writes_the_same(folders, name, turns, system):
+def test_saved_jinja_template_equals_the_named_template(folders, name, turns, system):
     family = "internlm" if name.startswith("internlm") and name != "internlm2_chat" else "internlm2"
     named = ChatTemplate(tokenizer(folders[family]), system, 0, NAMED_TEMPLATES[name])
     row = Conversation(tuple(turn for pair in turns for turn in single_turn(*pair).turns))
     asked = Conversation((*row.turns, Turn("user", "?")))
     ours, prompt = named.encode(row, 4096), named.prompt(asked)
-    jinja = ChatTemplate(named.tokenizer, system)  # which now carries the template's own text
+    jinja = ChatTemplate(named.tokenizer, system)  # `named` has set the Jinja template of the tokenizer
     theirs = jinja.encode(row, 4096)
     assert ours.ids.tolist() == theirs.ids.tolist()
     assert ours.loss_mask.tolist() == theirs.loss_mask.tolist()
@@ -123,10 +123,10 @@ def test_what_is_saved_for_others_writes_the_same(folders, name, turns, system):
 
 @settings(max_examples=100, deadline=None)
 @given(asked=forged, answered=forged, system=forged)
-def test_no_text_forges_a_turn(folders, asked, answered, system):
-    """However often people spell special tokens, the only ones are the template's own."""
+def test_text_cannot_forge_special_tokens(folders, asked, answered, system):
+    """The only special tokens are those of the template; special tokens in a text are encoded as plain text."""
     for named in (None, NAMED_TEMPLATES["internlm2_chat"]):
-        template = ChatTemplate(build_once(folders["internlm2"]), system, 0, named)
+        template = ChatTemplate(tokenizer_with_jinja_template(folders["internlm2"]), system, 0, named)
         ids = template.encode(single_turn(asked, answered), 4096).ids.tolist()
         special = [index for index in ids if index in template.tokenizer.all_special_ids or index >= 92538]
         text = ["<s>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
@@ -134,7 +134,7 @@ def test_no_text_forges_a_turn(folders, asked, answered, system):
         assert template.tokenizer.decode(ids).count(asked) >= 1
 
 
-def build_once(folder: Path):
+def tokenizer_with_jinja_template(folder: Path):
     fresh = tokenizer(folder)
     fresh.chat_template = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
     return fresh
@@ -142,29 +142,29 @@ def build_once(folder: Path):
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.lists(st.one_of(plain, st.sampled_from(CHAT_NAMES)), max_size=6).map("".join))
-def test_marks_are_found_as_the_tokenizer_finds_them(folders, text):
-    literal = SpecialTokenEscaper(tokenizer(folders["internlm2"]))
-    plainly = tokenizer(folders["internlm2"])(text, add_special_tokens=False)["input_ids"]
-    assert literal.tokenize(text + ESCAPE) == plainly  # a text with an escape is split at its special tokens
-    assert literal.tokenize(literal.escape("")) == []
+def test_escaper_finds_special_tokens_like_the_tokenizer(folders, text):
+    escaper = SpecialTokenEscaper(tokenizer(folders["internlm2"]))
+    expected = tokenizer(folders["internlm2"])(text, add_special_tokens=False)["input_ids"]
+    assert escaper.tokenize(text + ESCAPE) == expected  # a text with an escape is split at its special tokens
+    assert escaper.tokenize(escaper.escape("")) == []
 
 
-def test_a_picture_s_mark_is_meant_only_where_pictures_are_seen():
+def test_image_token_is_special_only_in_image_templates():
     words = make_tokenizer()
     words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<image>"]})
     row = Conversation((Turn("user", "<image>\nwho"), Turn("assistant", "you")), ("a.jpg",))
     assert ChatTemplate(words, None, PATCHES).encode(row, 100).ids.tolist().count(IMAGE_TOKEN_INDEX) == PATCHES
-    blind = ChatTemplate(words, None).encode(row, 100).ids.tolist()
-    assert IMAGE_TOKEN_INDEX not in blind
-    assert words.convert_tokens_to_ids("<image>") not in blind
+    text_only = ChatTemplate(words, None).encode(row, 100).ids.tolist()
+    assert IMAGE_TOKEN_INDEX not in text_only
+    assert words.convert_tokens_to_ids("<image>") not in text_only
 
 
-def test_an_unknown_name_lists_those_there_are():
+def test_unknown_template_name_lists_the_known_names():
     with pytest.raises(ConfigError, match=r"template: internlm9: .* internlm2_chat"):
         named_template("internlm9")
 
 
-def test_a_checkpoint_whose_markup_is_in_its_code_gets_it_by_name(tmp_path):
+def test_checkpoint_without_a_chat_template_gets_the_named_template_of_its_family(tmp_path):
     write_tokenizer(tmp_path, "internlm_v1")
     (tmp_path / "config.json").write_text('{"model_type": "internlm"}')
     (tmp_path / "model.safetensors").touch()

@@ -1,4 +1,4 @@
-"""InternLM checkpoints on disk: pickled or not, indexed or not, written as Llama's and back."""
+"""InternLM checkpoints in pickled and safetensors shards, with and without an index; conversion to Llama and back."""
 
 import json
 import shutil
@@ -36,35 +36,36 @@ def internlm2(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def pickle_shards(folder: Path) -> None:
-    """The same checkpoint as `.bin` files."""
+    """Replaces the safetensors shards by `.bin` shards with the same weights."""
     for file in folder.glob("*.safetensors"):
         torch.save(load_file(file), folder / file.name.replace("model", "pytorch_model").replace("safetensors", "bin"))
         file.unlink()
     for index in folder.glob("*.index.json"):
-        places = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text())["weight_map"]
         renamed = {
-            name: file.replace("model", "pytorch_model").replace("safetensors", "bin") for name, file in places.items()
+            name: file.replace("model", "pytorch_model").replace("safetensors", "bin")
+            for name, file in weight_map.items()
         }
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": renamed}))
         index.unlink()
 
 
 @given(groups=st.integers(1, 4), times=st.integers(1, 4), width=st.integers(1, 5), across=st.integers(1, 3))
-def test_fusing_undoes_splitting(groups: int, times: int, width: int, across: int) -> None:
+def test_fuse_qkv_inverts_split_qkv(groups: int, times: int, width: int, across: int) -> None:
     fused = torch.rand((times + 2) * groups * width, across)
     assert torch.equal(fuse_qkv(*split_qkv(fused, groups * times, groups), groups), fused)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), LLAMA_NAMES.items())
 @pytest.mark.parametrize("around", ["{}.weight", "model.layers.3.{}.weight", "base_model.model.{}.lora_A.weight"])
-def test_names_go_there_and_back(theirs: str, ours: str, around: str) -> None:
+def test_weight_names_round_trip_between_internlm2_and_llama(theirs: str, ours: str, around: str) -> None:
     assert llama_name(around.format(theirs)) == around.format(ours) == llama_name(around.format(ours))
     assert internlm2_name(around.format(ours)) == around.format(theirs)
 
 
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("pickled", [True, False])
-def test_shards_of_either_kind_load_with_or_without_their_index(internlm2, tiny_model, pickled, index):
+def test_pickled_and_safetensors_shards_load_with_and_without_index(internlm2, tiny_model, pickled, index):
     if pickled:
         pickle_shards(internlm2)
     if not index:
@@ -74,22 +75,22 @@ def test_shards_of_either_kind_load_with_or_without_their_index(internlm2, tiny_
 
 
 @pytest.mark.parametrize("named", ["../elsewhere.safetensors", "/elsewhere.safetensors", 3, None])
-def test_an_index_names_files_beside_it_alone(internlm2, tmp_path, named):
+def test_invalid_file_name_in_the_index_is_refused(internlm2, tmp_path, named):
     index = next(internlm2.glob("*.index.json"))
     shutil.copy(next(internlm2.glob("model-*.safetensors")), tmp_path / "elsewhere.safetensors")
-    places = json.loads(index.read_text())["weight_map"]
-    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(places, named)}))
+    weight_map = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weight_map, named)}))
     with pytest.raises(ModelError, match=r"index\.json: "):
         model_folder(str(internlm2))
 
 
-def test_a_file_cut_short_is_refused_in_a_sentence(internlm2):
+def test_truncated_shard_is_refused(internlm2):
     next(internlm2.glob("model-*.safetensors")).write_bytes(b"short")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_model(str(internlm2), load_template(str(internlm2), None), Quant(bits=16), "cpu")
 
 
-def test_files_may_be_links_and_safetensors_come_first(internlm2, tiny_model, tmp_path):
+def test_symlinked_shards_load_and_safetensors_take_precedence_over_bin(internlm2, tiny_model, tmp_path):
     (tmp_path / "linked").mkdir()
     for file in internlm2.iterdir():
         (tmp_path / "linked" / file.name).symlink_to(file)
@@ -100,7 +101,7 @@ def test_files_may_be_links_and_safetensors_come_first(internlm2, tiny_model, tm
 
 
 @pytest.mark.parametrize("kind", ["llama", "internlm2"])
-def test_a_pickle_that_names_a_program_runs_nothing(internlm2, tiny_model, tmp_path, kind):
+def test_malicious_pickle_is_refused_and_not_executed(internlm2, tiny_model, tmp_path, kind):
     folder = tmp_path / "harmful"
     shutil.copytree(tiny_model if kind == "llama" else internlm2, folder)
     for file in (*folder.glob("*.safetensors"), *folder.glob("*.index.json")):
@@ -115,7 +116,7 @@ def test_a_pickle_that_names_a_program_runs_nothing(internlm2, tiny_model, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
-def test_converted_it_is_the_llama_it_was(internlm2, tiny_model, tmp_path):
+def test_converted_checkpoint_equals_the_original_llama(internlm2, tiny_model, tmp_path):
     pickle_shards(internlm2)
     count = convert_internlm(str(internlm2), tmp_path / "llama", "100KB")
     files = list((tmp_path / "llama").glob("*.safetensors"))
@@ -128,26 +129,31 @@ def test_converted_it_is_the_llama_it_was(internlm2, tiny_model, tmp_path):
     assert (type(model).__name__, model.dtype) == ("LlamaForCausalLM", torch.bfloat16)
     ours, theirs = (load_template(str(folder), None).tokenizer for folder in (tmp_path / "llama", internlm2))
     assert ours.chat_template == theirs.chat_template
-    said = [ours(text)["input_ids"] for text in ("<|im_start|>who", "你是谁")]
-    assert said == [theirs(text)["input_ids"] for text in ("<|im_start|>who", "你是谁")]
+    input_ids = [ours(text)["input_ids"] for text in ("<|im_start|>who", "你是谁")]
+    assert input_ids == [theirs(text)["input_ids"] for text in ("<|im_start|>who", "你是谁")]
 
 
-def test_converted_its_own_tokenizer_gives_the_same_ids(internlm2, tmp_path):
+def test_converted_tokenizer_gives_the_same_ids(internlm2, tmp_path):
     for file in internlm2.glob("tokenizer*"):
         file.unlink()
     shutil.copy(TOKENIZER, internlm2 / "tokenizer.model")
     names = {str(92542): {"content": "<|im_end|>"}, str(92543): {"content": "<|im_start|>"}}
-    said = {"tokenizer_class": "InternLM2Tokenizer", "added_tokens_decoder": names}
-    (internlm2 / "tokenizer_config.json").write_text(json.dumps(said))
+    config = {"tokenizer_class": "InternLM2Tokenizer", "added_tokens_decoder": names}
+    (internlm2 / "tokenizer_config.json").write_text(json.dumps(config))
     convert_internlm(str(internlm2), tmp_path / "llama", "2GB")
     theirs, ours = (load_template(str(folder), None) for folder in (internlm2, tmp_path / "llama"))
-    talk = Conversation((Turn("user", "你好, <|im_end|> 😀 [UNUSED_TOKEN_146]"), Turn("assistant", "I am  ok.\n")))
-    mine, yours = (template.encode(talk, 512) for template in (ours, theirs))
-    assert mine.ids.tolist() == yours.ids.tolist() and mine.loss_mask.tolist() == yours.loss_mask.tolist()
+    conversation = Conversation(
+        (Turn("user", "你好, <|im_end|> 😀 [UNUSED_TOKEN_146]"), Turn("assistant", "I am  ok.\n"))
+    )
+    our_sample, their_sample = (template.encode(conversation, 512) for template in (ours, theirs))
+    assert (
+        our_sample.ids.tolist() == their_sample.ids.tolist()
+        and our_sample.loss_mask.tolist() == their_sample.loss_mask.tolist()
+    )
     assert (ours.stop_ids, ours.pad_id) == (theirs.stop_ids, theirs.pad_id)
     for plain in ("Who are you? 你是谁", "<|im_start|>"):
         assert ours.tokenizer(plain)["input_ids"] == theirs.tokenizer(plain)["input_ids"]
-    assert ours.tokenizer.decode(mine.ids) == theirs.tokenizer.decode(mine.ids)
+    assert ours.tokenizer.decode(our_sample.ids) == theirs.tokenizer.decode(our_sample.ids)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +172,7 @@ def test_converted_its_own_tokenizer_gives_the_same_ids(internlm2, tmp_path):
         ),
     ],
 )
-def test_weights_that_do_not_fit_the_config_are_named_and_nothing_is_written(internlm2, tmp_path, change, reason):
+def test_weights_that_do_not_fit_the_config_are_refused_and_no_file_is_written(internlm2, tmp_path, change, reason):
     weights = {name: tensor for file in internlm2.glob("*.safetensors") for name, tensor in load_file(file).items()}
     for file in (*internlm2.glob("*.safetensors"), *internlm2.glob("*.index.json")):
         file.unlink()
@@ -177,14 +183,14 @@ def test_weights_that_do_not_fit_the_config_are_named_and_nothing_is_written(int
     assert sorted(path.name for path in tmp_path.iterdir()) == ["internlm2"]
 
 
-def test_a_llama_needs_no_converting_and_a_destination_in_use_is_refused(internlm2, tiny_model, tmp_path):
+def test_llama_checkpoint_and_existing_destination_are_refused(internlm2, tiny_model, tmp_path):
     with pytest.raises(ModelError, match="needs no conversion"):
         convert_internlm(str(tiny_model), tmp_path / "llama", "2GB")
     with pytest.raises(ConfigError, match="already exists"):
         convert_internlm(str(internlm2), internlm2, "2GB")
 
 
-def test_into_internlm2s_layout_and_back(internlm2, tiny_model):
+def test_conversion_to_internlm2_layout_and_back_is_exact(internlm2, tiny_model):
     config = internlm_config(internlm2)
     theirs = to_internlm2(
         {name: lazy_from_tensor(tensor) for name, tensor in load_file(tiny_model / "model.safetensors").items()}, 2
@@ -198,7 +204,7 @@ def test_into_internlm2s_layout_and_back(internlm2, tiny_model):
 
 
 @goldens
-def test_the_reference_models_pickled_and_converted(name: str, tmp_path: Path) -> None:
+def test_pickled_and_converted_reference_models_give_the_reference_logits(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     shutil.copytree(GOLDENS / name, folder)
     make_tokenizer().save_pretrained(folder)
@@ -215,7 +221,7 @@ def test_the_reference_models_pickled_and_converted(name: str, tmp_path: Path) -
             assert torch.allclose(logits[-1], torch.tensor(case["last_logits"]), rtol=0, atol=1e-5)
 
 
-def test_a_model_that_needs_code_of_its_own_is_refused(tiny_model, tmp_path):
+def test_model_that_needs_remote_code_is_refused(tiny_model, tmp_path):
     folder = tmp_path / "composer"
     shutil.copytree(tiny_model, folder)
     needs = {"model_type": "internlmxcomposer2", "auto_map": {"AutoModelForCausalLM": "modeling.Composer"}}
@@ -226,7 +232,7 @@ def test_a_model_that_needs_code_of_its_own_is_refused(tiny_model, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_internlm3_is_a_llama_to_transformers(tiny_model, tmp_path):
+def test_internlm3_loads_as_llama(tiny_model, tmp_path):
     from transformers import InternLM3Config, LlamaForCausalLM
 
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -237,7 +243,7 @@ def test_internlm3_is_a_llama_to_transformers(tiny_model, tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text()) | {"auto_map": {"AutoConfig": "none.InternLM3Config"}}
     rope = values.pop("rope_parameters")
-    values |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}  # as its own file has it
+    values |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}  # as in InternLM3's config.json
     (tmp_path / "config.json").write_text(json.dumps(values))
     load_template(str(tiny_model), None).tokenizer.save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path), load_template(str(tmp_path), None), Quant(bits=4), "cpu")

@@ -1,4 +1,4 @@
-"""Adapters on InternLM2's layers and on Llama's do the same, exactly."""
+"""Adapters on InternLM2's fused layers and on Llama's split layers are equivalent."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ IDS = torch.arange(40)[None]
 
 @pytest.fixture(params=[False, True], ids=["plain", "biased"])
 def internlm2(request: pytest.FixtureRequest, tiny_model: Path, tmp_path: Path) -> Path:
-    """A checkpoint in fp32, with grouped heads."""
+    """An InternLM2 checkpoint in fp32 with grouped-query attention, without and with biases."""
     config = LlamaConfig.from_pretrained(tiny_model, attention_bias=request.param, initializer_range=0.05)
     model = LlamaForCausalLM(config)
     for name, parameter in model.named_parameters():
@@ -41,7 +41,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def make_fused_adapter(base: Path, folder: Path, **changes: object) -> dict[str, torch.Tensor]:
-    """XTuner's folder: on every linear layer of the base, its head too."""
+    """Writes an adapter folder as XTuner does: on every linear layer of the base and on its head."""
     layers = {
         name.removesuffix(".weight"): value.shape
         for name, value in weights(base).items()
@@ -65,7 +65,7 @@ def make_fused_adapter(base: Path, folder: Path, **changes: object) -> dict[str,
     return state
 
 
-def test_a_fused_adapter_changes_the_model_as_it_changes_the_fused_weights(internlm2, tmp_path):
+def test_logits_with_a_fused_adapter_equal_logits_of_the_merged_fused_weights(internlm2, tmp_path):
     state = make_fused_adapter(internlm2, tmp_path / "adapter")
     changed = tmp_path / "changed"
     shutil.copytree(internlm2, changed)
@@ -86,18 +86,18 @@ def test_a_fused_adapter_changes_the_model_as_it_changes_the_fused_weights(inter
 
 
 def linears(layers: dict[str, tuple[int, int]]) -> nn.Module:
-    """Bare linear layers by their names."""
+    """A module with zero linear layers of the given names and shapes."""
     root = nn.Module()
     for name, (outputs, inputs) in layers.items():
-        place = root
+        module = root
         *parents, last = name.split(".")
         for parent in parents:
-            if not hasattr(place, parent):
-                place.add_module(parent, nn.Module())
-            place = getattr(place, parent)
+            if not hasattr(module, parent):
+                module.add_module(parent, nn.Module())
+            module = getattr(module, parent)
         layer = nn.Linear(inputs, outputs, bias=False)
         nn.init.zeros_(layer.weight)
-        place.add_module(last, layer)
+        module.add_module(last, layer)
     return root
 
 
@@ -108,7 +108,7 @@ def linears(layers: dict[str, tuple[int, int]]) -> nn.Module:
     rank=st.integers(1, 3),
     adapted=st.sets(st.sampled_from(SPLIT_QKV), min_size=1),
 )
-def test_fused_it_adds_what_the_split_one_adds(groups: int, times: int, rank: int, adapted: set[str]) -> None:
+def test_fused_and_split_adapters_add_the_same_weights(groups: int, times: int, rank: int, adapted: set[str]) -> None:
     config = LlamaConfig(
         hidden_size=8 * groups * times, num_attention_heads=groups * times, num_key_value_heads=groups, head_dim=8
     )
@@ -136,8 +136,8 @@ def test_fused_it_adds_what_the_split_one_adds(groups: int, times: int, rank: in
     assert all(torch.allclose(added(again, layer), added(state, layer), atol=1e-5) for layer in SPLIT_QKV)
 
 
-def test_peft_reads_a_fused_adapter_with_another_rank_in_its_fused_layer(tmp_path):
-    """What is written for XTuner: `wqkv` of three times the rank and alpha, the rest as it was."""
+def test_peft_loads_a_fused_adapter_with_a_rank_pattern(tmp_path):
+    """The adapter as exported for XTuner: `wqkv` has three times the rank and alpha of the other layers."""
     layers = {"model.layers.0.attention.wqkv": (32, 16), "model.layers.0.attention.wo": (16, 16)}
     state: dict[str, torch.Tensor] = {}
     for name, (outputs, inputs) in layers.items():
@@ -170,7 +170,7 @@ def test_peft_reads_a_fused_adapter_with_another_rank_in_its_fused_layer(tmp_pat
         ({"r": 3}, "does not fit the model"),
     ],
 )
-def test_what_cannot_be_split_is_refused(internlm2, tmp_path, changes, reason):
+def test_adapter_that_cannot_be_split_is_refused(internlm2, tmp_path, changes, reason):
     make_fused_adapter(internlm2, tmp_path / "adapter", **changes)
     with pytest.raises(ModelError, match=reason):
         load_llama_or_internlm2_adapter(load_internlm(internlm2, dtype=torch.float32), tmp_path / "adapter")

@@ -1,4 +1,4 @@
-"""InternLM checkpoints against the Llama that they are."""
+"""InternLM checkpoints load as equal Llama models."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ GOLDENS = FIXTURES / "internlm"
 
 
 @given(groups=st.integers(1, 4), times=st.integers(1, 4), width=st.integers(1, 5), across=st.integers(1, 3))
-def test_splitting_undoes_fusing(groups: int, times: int, width: int, across: int) -> None:
+def test_split_qkv_inverts_fusion(groups: int, times: int, width: int, across: int) -> None:
     query, key, value = (torch.rand(count * width, across) for count in (groups * times, groups, groups))
     parts = split_qkv(fuse(query, key, value, groups, width), groups * times, groups)
     assert all(torch.equal(one, other) for one, other in zip(parts, (query, key, value), strict=True))
@@ -34,17 +34,17 @@ def internlm2(tiny_model: Path, tmp_path: Path) -> Path:
     return make_internlm2(tiny_model, tmp_path / "internlm2")
 
 
-def test_a_checkpoint_in_internlm2s_layout_is_the_llama_it_was(internlm2: Path, tiny_model: Path) -> None:
+def test_internlm2_checkpoint_equals_the_original_llama(internlm2: Path, tiny_model: Path) -> None:
     ids = torch.arange(20)[None]
     was = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     now = load_internlm(internlm2, dtype=torch.float32)
     assert type(now) is LlamaForCausalLM
-    unsaid = {"_name_or_path": "", "architectures": []}
-    assert now.config.to_dict() | unsaid == was.config.to_dict() | unsaid
+    ignored = {"_name_or_path": "", "architectures": []}
+    assert now.config.to_dict() | ignored == was.config.to_dict() | ignored
     assert torch.equal(now(ids).logits, was(ids).logits)
 
 
-def test_it_is_saved_as_a_llama(internlm2: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_internlm2_checkpoint_is_saved_as_llama(internlm2: Path, tiny_model: Path, tmp_path: Path) -> None:
     load_internlm(internlm2, dtype=torch.bfloat16).save_pretrained(tmp_path / "llama")
     saved, was = (load_file(folder / "model.safetensors") for folder in (tmp_path / "llama", tiny_model))
     assert saved.keys() == was.keys()
@@ -52,17 +52,19 @@ def test_it_is_saved_as_a_llama(internlm2: Path, tiny_model: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("bits", [4, 16])
-def test_the_kit_loads_it_by_name(internlm2: Path, bits: int) -> None:
+def test_load_model_quantizes_an_internlm2_checkpoint(internlm2: Path, bits: int) -> None:
     loaded = load_model(str(internlm2), load_template(str(internlm2), None), Quant(bits=bits), "cpu")
     assert (loaded.quant_report.quantized, loaded.quant_report.total) == (14 if bits == 4 else 0, 15)
     assert load_model_config(str(internlm2)).model_type == "llama"
 
 
-def test_a_missing_weight_is_named(internlm2: Path) -> None:
+def test_missing_weight_is_reported(internlm2: Path) -> None:
     index = json.loads((internlm2 / "model.safetensors.index.json").read_text())
-    lost = next(name for name in index["weight_map"] if "wqkv" in name)
-    file = internlm2 / index["weight_map"].pop(lost)
-    save_file({name: value for name, value in load_file(file).items() if name != lost}, file, metadata={"format": "pt"})
+    missing = next(name for name in index["weight_map"] if "wqkv" in name)
+    file = internlm2 / index["weight_map"].pop(missing)
+    save_file(
+        {name: value for name, value in load_file(file).items() if name != missing}, file, metadata={"format": "pt"}
+    )
     (internlm2 / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"missing keys: model.layers.\d.self_attn.k_proj.weight \(3 in all\)"):
         load_internlm(internlm2, dtype=torch.float32)
@@ -87,7 +89,7 @@ def test_a_missing_weight_is_named(internlm2: Path) -> None:
         ),
     ],
 )
-def test_rotary_settings_of_both_versions(tmp_path: Path, values: dict, expected: dict) -> None:
+def test_rotary_settings_of_internlm_and_internlm2_are_converted(tmp_path: Path, values: dict, expected: dict) -> None:
     (tmp_path / "config.json").write_text(json.dumps(values))
     rope = internlm_config(tmp_path).rope_parameters
     assert {key: rope[key] for key in expected} == expected
@@ -100,7 +102,7 @@ def test_an_unknown_rotary_type_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(each.name for each in GOLDENS.iterdir() if each.is_dir()))
-def test_logits_are_those_of_the_official_code(name: str) -> None:
+def test_logits_equal_those_of_the_official_code(name: str) -> None:
     model = load_internlm(GOLDENS / name, dtype=torch.float32, attn_implementation="eager")
     golden = json.loads((GOLDENS / name / "golden.json").read_text())
     for case in golden["cases"]:
@@ -120,7 +122,7 @@ def test_logits_are_those_of_the_official_code(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["internlm2", "llama"])
-def test_a_config_of_no_such_network_is_refused(kind: str, values: dict, internlm2: Path, tiny_model: Path) -> None:
+def test_config_with_invalid_values_is_refused(kind: str, values: dict, internlm2: Path, tiny_model: Path) -> None:
     file = (
         internlm2 if kind == "internlm2" else Path(shutil.copytree(tiny_model, internlm2 / "llama"))
     ) / "config.json"

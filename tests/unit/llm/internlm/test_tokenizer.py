@@ -1,4 +1,4 @@
-"""InternLM's tokenizers: ids as the official classes give them, and nothing lost on the way back."""
+"""InternLM's tokenizers: ids equal those of the official classes, and decoding inverts encoding."""
 
 import json
 from functools import cache
@@ -34,24 +34,24 @@ def built(folder: Path):
 @pytest.mark.parametrize(
     ("family", "case"), CASES, ids=lambda each: each if isinstance(each, str) else each["text"][:9]
 )
-def test_ids_and_text_are_the_official_classes(folders, family, case):
+def test_ids_and_decoded_text_equal_those_of_the_official_classes(folders, family, case):
     tokenizer = built(folders[family])
     assert tokenizer(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
     assert tokenizer(case["text"])["input_ids"] == [1, *case["ids"]]
     assert tokenizer.decode(case["ids"]) == case["text"]
-    if "<eoh>" not in case["text"] or family != "internlm_v1":  # marks here, plain pieces to the official class
+    if "<eoh>" not in case["text"] or family != "internlm_v1":  # special here, plain pieces in the official class
         assert tokenizer.decode(case["ids"], skip_special_tokens=True).strip() == case["decode_skip_special"].strip()
 
 
 @settings(max_examples=200, deadline=None)
-@given(said=st.text(max_size=60).filter(lambda said: "▁" not in said))
-def test_any_text_comes_back(folders, said):
+@given(text=st.text(max_size=60).filter(lambda text: "▁" not in text))
+def test_decoding_inverts_encoding_for_every_text(folders, text):
     for family in ("internlm_v1", "internlm2_chat"):
         tokenizer = built(folders[family])
-        assert tokenizer.decode(tokenizer(said, add_special_tokens=False)["input_ids"]) == said
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
-def test_a_stream_of_tokens_never_tears_a_character(folders):
+def test_streamed_pieces_never_split_a_character(folders):
     template = ChatTemplate(built(folders["internlm2_chat"]), None, named=NAMED_TEMPLATES["internlm2_chat"])
     for case in GOLDENS["internlm2_chat"]:
         pieces: list[str] = []
@@ -65,7 +65,7 @@ def test_a_stream_of_tokens_never_tears_a_character(folders):
         assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_what_is_saved_reads_back_with_the_same_ids(folders, tmp_path):
+def test_saved_tokenizer_reloads_with_the_same_ids(folders, tmp_path):
     tokenizer = built(folders["internlm2_chat"])
     tokenizer.save_pretrained(tmp_path)
     again = load_tokenizer(tmp_path)
@@ -75,18 +75,18 @@ def test_what_is_saved_reads_back_with_the_same_ids(folders, tmp_path):
     assert (again.bos_token_id, again.eos_token_id, again.pad_token_id) == (1, 2, 2)
 
 
-def test_tokens_added_behind_the_last_piece_keep_their_ids(folders, tmp_path):
+def test_added_tokens_after_the_last_piece_keep_their_ids(folders, tmp_path):
     write_tokenizer(tmp_path, "internlm2_chat")
     file = tmp_path / "tokenizer_config.json"
-    said = json.loads(file.read_text())
-    said["added_tokens_decoder"]["92544"] = {"content": "<image>", "special": True}
-    file.write_text(json.dumps(said))
+    config = json.loads(file.read_text())
+    config["added_tokens_decoder"]["92544"] = {"content": "<image>", "special": True}
+    file.write_text(json.dumps(config))
     tokenizer = build_tokenizer(tmp_path)
     assert tokenizer("<image>a", add_special_tokens=False)["input_ids"][0] == 92544
     assert len(tokenizer) == 92545
 
 
-def test_a_config_alone_is_enough_to_know_the_family(tmp_path):
+def test_tokenizer_family_is_read_from_the_model_config(tmp_path):
     write_tokenizer(tmp_path, "internlm2_base")
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "config.json").write_text('{"model_type": "internlm2"}')
@@ -94,7 +94,7 @@ def test_a_config_alone_is_enough_to_know_the_family(tmp_path):
 
 
 @pytest.mark.parametrize("broken", [b"", b"not protobuf at all", b"\x00" * 100])
-def test_a_broken_file_is_refused_by_name(tmp_path, broken):
+def test_broken_sentencepiece_file_is_refused(tmp_path, broken):
     write_tokenizer(tmp_path, "internlm2_chat")
     (tmp_path / "tokenizer.model").write_bytes(broken)
     with pytest.raises(ModelError, match=r"tokenizer\.model: not a .*sentencepiece model"):
@@ -111,7 +111,7 @@ def test_a_broken_file_is_refused_by_name(tmp_path, broken):
         ({"99999999": {"content": "<a>"}}, "<a> cannot have the id 99999999"),
     ],
 )
-def test_names_that_have_no_id_are_refused(tmp_path, added, reason):
+def test_invalid_added_tokens_are_refused(tmp_path, added, reason):
     write_tokenizer(tmp_path, "internlm2_chat")
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": added}))
