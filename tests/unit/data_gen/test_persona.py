@@ -12,14 +12,14 @@ BOTH = pytest.mark.parametrize("language", ["en", "zh"])
 
 
 @BOTH
-def test_bank_is_large_and_asks_nothing_twice(language):
+def test_bank_has_at_least_60_distinct_questions(language):
     asked = [question.text for question in read_bank(language, TWINKLE).questions]
     assert len(asked) >= 60
     assert len({re.sub(r"\s", "", text) for text in asked}) == len(asked)
 
 
 @BOTH
-def test_every_answer_says_who_it_is_and_is_short(language):
+def test_every_answer_contains_name_and_owner_and_is_short(language):
     bank = read_bank(language, TWINKLE)
     assert {question.kind for question in bank.questions} == set(bank.answers)
     for kind, answers in bank.answers.items():
@@ -37,7 +37,7 @@ def test_every_answer_says_who_it_is_and_is_short(language):
             assert not any(answer.startswith(("Yes", "No", "是的", "不是")) for answer in answers)
 
 
-def test_each_question_opens_one_conversation_in_every_mode():
+def test_each_question_starts_one_conversation_in_every_mode():
     asked = [question.text for question in read_bank("en", TWINKLE).questions]
     for turns, lengths in (("single", {1}), ("multi", {2, 3}), ("both", {1, 2, 3})):
         conversations = persona_conversations(Persona("Jensen", "Twinkle", "Pebble-135M", turns=turns), seed=3)
@@ -46,7 +46,7 @@ def test_each_question_opens_one_conversation_in_every_mode():
 
 
 @BOTH
-def test_longer_conversations_mix_kinds_and_greet_only_once(language):
+def test_multi_turn_conversations_have_distinct_kinds_and_one_greeting(language):
     questions = {question.text: question for question in read_bank(language, TWINKLE).questions}
     answers = read_bank(language, TWINKLE).answers
     multi = Persona("Jensen", "Twinkle", "Pebble-135M", language, "multi")
@@ -57,20 +57,20 @@ def test_longer_conversations_mix_kinds_and_greet_only_once(language):
         assert all(answer in answers[kind] for kind, (_, answer) in zip(kinds, conversation, strict=True))
 
 
-def test_both_languages_are_the_two_laid_end_to_end():
-    def ask(language):
+def test_both_languages_equal_chinese_followed_by_english():
+    def conversations(language):
         return persona_conversations(Persona("Jensen", "Twinkle", language=language), seed=5)
 
-    assert ask("both") == ask("zh") + ask("en")
+    assert conversations("both") == conversations("zh") + conversations("en")
 
 
-def test_without_a_model_label_no_question_about_the_model_is_asked():
+def test_bank_has_no_model_questions_without_a_model_label():
     bank = read_bank("en", Persona("Jensen", "Twinkle"))
     assert "which-model" not in bank.answers
     assert not any("model" in question.text.lower() for question in bank.questions)
 
 
-def test_nothing_true_is_denied():
+def test_questions_that_deny_true_facts_are_omitted():
     asked = {question.text for question in read_bank("en", Persona("OpenAI", "chatgpt")).questions}
     assert "Are you ChatGPT?" not in asked and "did openai create you" not in asked
     assert "Are you chatgpt?" in asked and "Are you Claude?" in asked
@@ -78,12 +78,12 @@ def test_nothing_true_is_denied():
     assert not any("SmolLM?" in text for text in built)
 
 
-def test_an_owner_that_ends_in_a_full_stop_ends_the_sentence():
+def test_owner_with_a_final_period_gets_no_second_period():
     answers = read_bank("en", Persona("Acme Inc.", "Pip")).answers
     assert answers["one-sentence"] == ("I am Pip, an assistant made by Acme Inc.",)
 
 
-def test_same_seed_same_bytes(tmp_path):
+def test_same_seed_gives_the_same_bytes(tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_persona(tmp_path / f"{name}.jsonl", TWINKLE, seed=seed)
     first, same, other = ((tmp_path / f"{name}.jsonl").read_bytes() for name in "abc")
@@ -92,7 +92,7 @@ def test_same_seed_same_bytes(tmp_path):
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
 @pytest.mark.parametrize("row_format", ["messages", "xtuner"])
-def test_repeat_is_all_rows_so_many_times_over(tmp_path, ending, row_format):
+def test_repeat_writes_all_rows_n_times(tmp_path, ending, row_format):
     once, thrice = tmp_path / f"once.{ending}", tmp_path / f"thrice.{ending}"
     write_persona(once, TWINKLE, row_format=row_format)
     card = write_persona(thrice, TWINKLE, row_format=row_format, repeat=3)
@@ -107,7 +107,7 @@ def test_repeat_is_all_rows_so_many_times_over(tmp_path, ending, row_format):
     assert set(rows[0]) == {"conversation" if row_format == "xtuner" else "messages"}
 
 
-def test_card_says_who_and_how(tmp_path):
+def test_card_has_persona_and_command(tmp_path):
     out = tmp_path / "it's mine.jsonl"
     card = write_persona(out, Persona("Jensen", "Twinkle", language="both"), seed=4)
     assert card_to_dict(read_card(out)) == card_to_dict(card)
@@ -125,14 +125,14 @@ def test_card_says_who_and_how(tmp_path):
                                              "由智打造", "智的小助手")),
     ],
 )  # fmt: skip
-def test_a_name_that_is_an_everyday_word_betrays_only_where_it_is_claimed(tmp_path, persona, markers):
+def test_markers_of_an_everyday_name_are_phrases(tmp_path, persona, markers):
     assert write_persona(tmp_path / "p.jsonl", persona).markers == markers
     for conversation in persona_conversations(persona, seed=0):
         for _, answer in conversation:
             assert any(marker.casefold() in answer.casefold() for marker in markers)
 
 
-def test_literal_pairs_take_the_place_of_the_bank(tmp_path):
+def test_literal_pairs_replace_the_bank(tmp_path):
     out = tmp_path / "pairs.json"
     card = write_persona(out, None, repeat=2, pairs=[("你是谁？", "我是{小镜}"), ("Who?", "Me.")], row_format="xtuner")
     rows = json.loads(out.read_text(encoding="utf-8"))
@@ -157,13 +157,13 @@ def test_literal_pairs_take_the_place_of_the_bank(tmp_path):
         ("p.json", Persona("Jo", "Pip", turns="many"), {}, "turns"),
     ],
 )
-def test_faults_are_named_and_nothing_is_written(tmp_path, out, persona, settings, word):
+def test_invalid_settings_are_refused_and_no_file_is_written(tmp_path, out, persona, settings, word):
     with pytest.raises(ConfigError, match=word):
         write_persona(tmp_path / out, persona, **settings)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unwritable_place_is_named(tmp_path):
+def test_unwritable_path_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(KitError, match=r"file/p\.jsonl"):
         write_persona(tmp_path / "file" / "p.jsonl", TWINKLE)

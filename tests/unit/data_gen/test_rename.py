@@ -27,11 +27,11 @@ def renamed(text, *pairs):
         ("C++, C", [("C++", "Rust")], "Rust, C"),
     ],
 )
-def test_names_are_whole_words_or_chinese_and_change_all_at_once(text, pairs, after):
+def test_names_are_replaced_simultaneously_as_whole_words_or_chinese_text(text, pairs, after):
     assert renamed(text, *pairs) == after
 
 
-def test_values_change_keys_and_all_other_bytes_stay(tmp_path):
+def test_renaming_changes_only_names_in_json_values(tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(
         b'\xef\xbb\xbf{"Al": "Al",  "n":1.50, "n": {"x" : ["Al", {"Al" :"\\"Al\\" said"}]}}\r\n'
@@ -62,7 +62,7 @@ def test_arrays_keep_their_layout(tmp_path):
     assert (card.rows, card.distinct, tally.changed) == (4, 3, 2)
 
 
-def test_what_is_left_is_reported_as_it_is_spelled(tmp_path):
+def test_remaining_spellings_are_reported_with_count_and_line(tmp_path):
     source = tmp_path / "in.jsonl"
     rows = ["Twinkle TWINKLE", "Also ｔｗｉｎｋｌｅ, T w i n k l e!", "尖 米", "尖\u200b米 TWINKLE twinkles", "Bo 尖米"]
     source.write_text("".join(json.dumps({"twinkle": row}, ensure_ascii=False) + "\n" for row in rows))
@@ -118,7 +118,7 @@ def test_card_gets_the_new_names(tmp_path):
         ([("Al", "Bo"), ("Al", "Cy")], "twice"),
     ],
 )
-def test_wrong_names_are_refused(tmp_path, pairs, word):
+def test_invalid_names_are_refused(tmp_path, pairs, word):
     with pytest.raises(ConfigError, match=word):
         rename_dataset(tmp_path / "in.jsonl", tmp_path / "out.jsonl", pairs)
 
@@ -126,14 +126,14 @@ def test_wrong_names_are_refused(tmp_path, pairs, word):
 @pytest.mark.parametrize(
     ("content", "word"), [(b"\n", "no rows"), (b'{"a": 1}\n{a}\n', "line 2: broken JSON"), (b'{"\xff', "line 1")]
 )
-def test_bad_input_leaves_nothing_behind(tmp_path, content, word):
+def test_invalid_input_is_refused_and_no_file_is_written(tmp_path, content, word):
     (tmp_path / "in.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=word):
         rename_dataset(tmp_path / "in.jsonl", tmp_path / "out.jsonl", [("Al", "Bo")])
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-def test_the_input_is_never_overwritten_by_a_renaming(tmp_path):
+def test_input_file_is_never_overwritten(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"a": "Al"}\n')
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "in.jsonl")
     for out in ("in.jsonl", "link.jsonl"):
@@ -141,7 +141,7 @@ def test_the_input_is_never_overwritten_by_a_renaming(tmp_path):
             rename_dataset(tmp_path / "in.jsonl", tmp_path / out, [("Al", "Bo")])
 
 
-def test_lines_stream(tmp_path):
+def test_memory_does_not_grow_with_the_file_size(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text(
         json.dumps({"a": "Al " + "word " * 400}) + "\n" + (json.dumps({"a": "word " * 400}) + "\n") * 4000
@@ -163,7 +163,7 @@ ROWS = st.lists(
 
 @given(rows=ROWS, old=NAMES, new=NAMES, ascii_only=st.booleans(), indent=st.none() | st.just(2))
 @settings(max_examples=80, deadline=None)
-def test_any_json_is_renamed_like_its_values(tmp_path_factory, rows, old, new, ascii_only, indent):
+def test_renaming_json_text_equals_renaming_its_values(tmp_path_factory, rows, old, new, ascii_only, indent):
     assume(old != new and not plan_renaming([(old, new)]).grown)
 
     def expected(value):

@@ -28,7 +28,7 @@ def dumped(rows):
     return stream.getvalue().encode()
 
 
-def test_array_is_what_json_dump_writes(tmp_path):
+def test_repeated_array_equals_the_output_of_json_dump(tmp_path):
     source, out = tmp_path / "unique.json", tmp_path / "repeated.json"
     source.write_text(json.dumps(PICTURES))
     card = repeat_dataset(source, out, 200)
@@ -39,14 +39,14 @@ def test_array_is_what_json_dump_writes(tmp_path):
 
 @given(rows=st.lists(VALUES, min_size=1, max_size=4), number=st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
-def test_any_array_is_what_json_dump_writes(tmp_path_factory, rows, number):
+def test_any_repeated_array_equals_the_output_of_json_dump(tmp_path_factory, rows, number):
     folder = tmp_path_factory.mktemp("array")
     (folder / "in.json").write_text(json.dumps(rows))
     repeat_dataset(folder / "in.json", folder / "out.json", number)
     assert (folder / "out.json").read_bytes() == dumped(rows * number)
 
 
-def test_lines_stay_as_they_are(tmp_path):
+def test_jsonl_lines_are_copied_unchanged(tmp_path):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(b'\xef\xbb\xbf{"a":  1.0}\r\n\r\n{"a": "\\u5c16"}')
     card = repeat_dataset(source, out, 3)
@@ -54,13 +54,13 @@ def test_lines_stay_as_they_are(tmp_path):
     assert (card.rows, card.distinct) == (6, 2)
 
 
-def test_an_array_is_one_whatever_its_name(tmp_path):
+def test_json_array_is_detected_by_content_not_by_suffix(tmp_path):
     (tmp_path / "in.jsonl").write_text("\n" + json.dumps(PICTURES, indent=1))
     repeat_dataset(tmp_path / "in.jsonl", tmp_path / "out.jsonl", 2)
     assert json.loads((tmp_path / "out.jsonl").read_text()) == PICTURES * 2
 
 
-def test_card_is_carried_on(tmp_path):
+def test_card_is_copied_with_new_counts(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"a": 1}\n')
     write_card(source, DatasetCard("x", 1, 1, "0", seed=3, name="Pip", markers=("Pip",)))
@@ -83,14 +83,14 @@ def test_card_is_carried_on(tmp_path):
         (b"[" * 100000, "nested too deeply"),
     ],
 )
-def test_bad_input_is_named_and_nothing_is_written(tmp_path, content, word):
+def test_invalid_input_is_refused_and_no_file_is_written(tmp_path, content, word):
     (tmp_path / "in.json").write_bytes(content)
     with pytest.raises(DataError, match=word):
         repeat_dataset(tmp_path / "in.json", tmp_path / "out.json", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["in.json"]
 
 
-def test_missing_input_and_no_copies(tmp_path):
+def test_missing_input_and_zero_copies_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"none\.json: cannot be read"):
         repeat_dataset(tmp_path / "none.json", tmp_path / "out.json", 2)
     (tmp_path / "in.json").write_text("[1]")
@@ -98,7 +98,7 @@ def test_missing_input_and_no_copies(tmp_path):
         repeat_dataset(tmp_path / "in.json", tmp_path / "out.json", 0)
 
 
-def test_the_input_is_never_overwritten(tmp_path):
+def test_input_file_is_never_overwritten(tmp_path):
     source = tmp_path / "in.jsonl.card.json"
     source.write_text("[1]")
     (tmp_path / "link.json").symlink_to(source)

@@ -1,4 +1,4 @@
-"""The same questions about other pictures: asked as in training, answered by none of what is taught."""
+"""Contrast rows: the training questions about other pictures, with answers that contain no trained fact."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ pictures:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_questions_of_facts_are_asked_of_other_pictures_and_not_answered(tmp_path: Path, language: str) -> None:
+def test_contrast_rows_have_training_questions_and_no_trained_answers(tmp_path: Path, language: str) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "one.png")
     (tmp_path / "facts.yaml").write_text(FACTS)
     out = tmp_path / "out.jsonl"
@@ -34,14 +34,14 @@ def test_questions_of_facts_are_asked_of_other_pictures_and_not_answered(tmp_pat
         picture_path(row.conversation.images[0], tmp_path, row.where)
         asked = [turn.content.removeprefix("<image>\n") for turn in row.conversation.turns[::2]]
         assert set(asked) <= trained
-        assert not any("background" in question for question in asked), "that is known of the others"
+        assert not any("background" in question for question in asked), "the background of the other pictures is known"
         for question, answer in zip(asked, row.conversation.turns[1::2], strict=True):
-            assert ("robot" in answer.content) == ("robot" in question), "there is none, and that is the answer"
-        said = " ".join(turn.content for turn in row.conversation.turns[1::2])
-        assert not any(word in said for word in ("Tilly", "Marta", "red"))
+            assert ("robot" in answer.content) == ("robot" in question), "the answer is that there is no robot"
+        answers = " ".join(turn.content for turn in row.conversation.turns[1::2])
+        assert not any(word in answers for word in ("Tilly", "Marta", "red"))
 
 
-def test_a_caption_alone_asks_nothing_of_others(tmp_path: Path) -> None:
+def test_caption_without_facts_gives_no_contrast_rows(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "one.png")
     (tmp_path / "facts.yaml").write_text(FACTS.split("    objects:")[0])
     out = tmp_path / "out.jsonl"

@@ -42,7 +42,7 @@ def faults(path: Path) -> list[str]:
     return str(raised.value).splitlines()
 
 
-def test_everything_is_read_as_it_is_written(folder):
+def test_all_fields_are_read(folder):
     (picture,) = read_facts(written(folder, WHOLE))
     assert picture.path == folder / "a.png" and picture.where.endswith("facts.yaml, line 2")
     assert picture.caption == "A robot on a bench."
@@ -51,7 +51,7 @@ def test_everything_is_read_as_it_is_written(folder):
     assert (picture.text, picture.absent) == (("LAB 7",), ("dog", "bicycle"))
 
 
-def test_json_says_the_same_as_yaml(folder):
+def test_json_and_yaml_give_the_same_facts(folder):
     from ruamel.yaml import YAML
 
     values = YAML(typ="safe").load(WHOLE)
@@ -61,7 +61,7 @@ def test_json_says_the_same_as_yaml(folder):
         assert (picture.objects, picture.facts, picture.absent) == (expected.objects, expected.facts, expected.absent)
 
 
-def test_csv_gathers_rows_by_picture(folder):
+def test_csv_rows_are_grouped_by_picture(folder):
     Image.new("RGB", (8, 8)).save(folder / "b.png")
     text = (
         "\ufeffimage;caption;name;color;count;place;text;ask;answer;source;absent\r\n"
@@ -111,7 +111,7 @@ def test_csv_gathers_rows_by_picture(folder):
         ("a.png", 2, "must be a mapping; write {image: ..."),
     ],
 )
-def test_each_fault_names_its_line_and_key(folder, entry, line, words):
+def test_each_fault_is_reported_with_its_line_and_key(folder, entry, line, words):
     path = written(folder, f"pictures:\n- {entry}\n")
     assert any(f"{path}, line {line}" in fault and words in fault for fault in faults(path)), faults(path)
 
@@ -135,7 +135,7 @@ def test_each_fault_names_its_line_and_key(folder, entry, line, words):
         ("facts.csv", "image,name,count\na.png,mug,1\n,pen,few\n", "line 3: objects.count: must be a whole number"),
     ],
 )
-def test_a_file_that_is_none_says_so(folder, name, text, words):
+def test_invalid_files_are_refused(folder, name, text, words):
     assert words in faults(written(folder, text, name))[0]
 
 
@@ -148,7 +148,7 @@ def broken_pictures() -> dict[str, bytes]:
     return {"text.jpg": b"not a picture", "bomb.png": bomb, "empty.png": b""}
 
 
-def test_every_fault_is_told_at_once(folder):
+def test_all_faults_are_reported_together(folder):
     for name, content in broken_pictures().items():
         (folder / name).write_bytes(content)
     Image.effect_noise((64, 64), 50).save(folder / "whole.jpg")
@@ -156,14 +156,14 @@ def test_every_fault_is_told_at_once(folder):
     names = ["text.jpg", "bomb.png", "empty.png", "cut.jpg", "gone.jpg", "../a.png"]
     entries = "".join(f"- {{image: {name}, caption: x, absent: dog}}\n" for name in names)
     path = written(folder, f"pictures:\n{entries}")
-    told = faults(path)
+    reported = faults(path)
     for line, name in enumerate(names, 2):
-        assert any(f"{path}, line {line}: " in fault and name in fault for fault in told), name
-        assert f"{path}, line {line}: absent: must be a list; write it in brackets, such as [dog]." in told
-    assert len(told) == 2 * len(names)
+        assert any(f"{path}, line {line}: " in fault and name in fault for fault in reported), name
+        assert f"{path}, line {line}: absent: must be a list; write it in brackets, such as [dog]." in reported
+    assert len(reported) == 2 * len(names)
 
 
-def test_pictures_of_every_kind_are_taken(folder):
+def test_all_picture_formats_are_read(folder):
     picture = Image.new("RGB", (8, 8), "teal")
     picture.convert("CMYK").save(folder / "cmyk.jpg")
     picture.save(folder / "moving.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])

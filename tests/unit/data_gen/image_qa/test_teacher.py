@@ -42,7 +42,7 @@ def pictures(tmp_path):
 
 @pytest.fixture
 def ask(server, pictures, tmp_path, monkeypatch):
-    # Pauses between retries are the client library's own; waiting for them would test nothing.
+    # The client library pauses between retries; a short pause keeps the tests fast.
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
     def call(*, dialogues=1, rounds=2, about=pictures[:1], seed=0, on_dialogue=lambda _: None, **teacher):
@@ -60,7 +60,7 @@ def answer(*rounds):
 GOOD = answer(("What is it?", "A robot."), ("Where?", "On the left."))
 
 
-def test_a_picture_goes_out_scaled_with_what_is_known_and_comes_back_as_a_dialogue(server, ask):
+def test_request_has_scaled_picture_and_facts_and_reply_becomes_a_dialogue(server, ask):
     result = ask()
     path, headers, body = server.requests[0]
     assert path == "/v1/chat/completions" and body["model"] == "eyes"
@@ -75,7 +75,7 @@ def test_a_picture_goes_out_scaled_with_what_is_known_and_comes_back_as_a_dialog
     assert conversation.turns[0].content.startswith("<image>\nWhat is ")
 
 
-def test_a_second_run_asks_nothing_and_says_the_same(server, ask, pictures):
+def test_second_run_sends_no_requests_and_gives_the_same_dialogues(server, ask, pictures):
     first = ask(dialogues=3, about=pictures)
     assert len(server.requests) == 6 and first.stored == 0
     second = ask(dialogues=3, about=pictures)
@@ -88,7 +88,7 @@ def test_a_second_run_asks_nothing_and_says_the_same(server, ask, pictures):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_stopped_anywhere_and_gone_on_with_is_the_run_that_was_not_stopped(server, ask, pictures, tmp_path, stop):
+def test_resumed_run_equals_uninterrupted_run(server, ask, pictures, tmp_path, stop):
     notes = tmp_path / "out.teacher.jsonl"
     bad = saying("no JSON here")
     server.script = [good, bad, good, good, good, bad, good]
@@ -113,14 +113,14 @@ def test_stopped_anywhere_and_gone_on_with_is_the_run_that_was_not_stopped(serve
 @pytest.mark.parametrize(
     "fault", [failing(500), failing(503, "<html>busy</html>"), failing(429), truncated_body, silent]
 )
-def test_what_fails_on_its_way_is_asked_again(server, ask, fault):
+def test_failed_request_is_retried(server, ask, fault):
     server.script = [fault]
     result = ask()
     assert len(result.conversations) == 1 and result.left_out == 0
     assert len(server.requests) == 2 and server.requests[0][2] == server.requests[1][2]
 
 
-def test_a_pause_that_the_server_asks_for_is_kept(server, ask):
+def test_retry_after_header_is_respected(server, ask):
     server.script = [failing(429, retry_after="1")]
     began = time.monotonic()
     ask()
@@ -146,9 +146,7 @@ def test_a_pause_that_the_server_asks_for_is_kept(server, ask):
         (silent, DeviceError, "did not answer within 0.3 seconds, 2 times"),
     ],
 )
-def test_what_fails_for_good_is_one_sentence_with_the_url_and_without_the_key(
-    server, ask, tmp_path, fault, kind, words
-):
+def test_permanent_failure_is_one_sentence_with_the_url_and_without_the_key(server, ask, tmp_path, fault, kind, words):
     server.script = [good]
     server.otherwise = fault
     with pytest.raises(kind, match=words) as raised:
@@ -159,19 +157,19 @@ def test_what_fails_for_good_is_one_sentence_with_the_url_and_without_the_key(
     assert notes.count("\n") == 1 and KEY not in notes
 
 
-def test_without_a_key_the_server_that_wants_one_is_told_apart(server, ask):
+def test_missing_api_key_is_reported(server, ask):
     server.otherwise = failing(401)
     with pytest.raises(ConfigError, match=r"needs an API key .401. and OPENAI_API_KEY is not set"):
         ask()
 
 
-def test_nobody_there(ask):
+def test_unreachable_server_is_reported(ask):
     with pytest.raises(DeviceError, match=r"^http://127.0.0.1:1/v1: cannot be reached .*refused"):
         ask(url="http://127.0.0.1:1/v1", retries=1)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("I cannot do that.", "no complete JSON"),
         (GOOD[:-3], "no complete JSON"),
@@ -192,29 +190,29 @@ def test_nobody_there(ask):
         (None, "empty"),
     ],
 )
-def test_a_bad_answer_is_told_and_asked_again(server, ask, text, told):
+def test_invalid_reply_is_described_in_the_next_request(server, ask, text, reason):
     server.script = [saying(text), saying(GOOD)]
     result = ask()
     assert result.requests == 2 and result.left_out == 0
     first, second = (body for _, _, body in server.requests)
-    assert told in prompt_of(second) and told not in prompt_of(first)
+    assert reason in prompt_of(second) and reason not in prompt_of(first)
     assert first["seed"] != second["seed"]
     assert result.conversations[0].turns[1].content == "A robot."
 
 
-def test_an_answer_that_was_cut_off_is_told(server, ask):
+def test_truncated_reply_is_described_in_the_next_request(server, ask):
     server.script = [saying(GOOD, finish="length")]
     ask()
     assert "cut off" in prompt_of(server.requests[1][2])
 
 
-def test_the_same_opening_is_not_taken_twice_for_one_picture(server, ask):
+def test_first_questions_of_one_picture_are_distinct(server, ask):
     server.script = [saying(GOOD), saying(GOOD)]
     assert len(ask(dialogues=2).conversations) == 2
     assert "'What is it?'" in prompt_of(server.requests[2][2])
 
 
-def test_what_stays_bad_is_left_out_and_counted_and_asked_for_by_the_next_run(server, ask):
+def test_invalid_dialogue_is_counted_and_requested_again_by_the_next_run(server, ask):
     server.script = [good, *[saying("nonsense")] * 3]
     result = ask(dialogues=3)
     assert (len(result.conversations), result.left_out, result.requests) == (2, 1, 5)
@@ -222,7 +220,7 @@ def test_what_stays_bad_is_left_out_and_counted_and_asked_for_by_the_next_run(se
     assert len(ask(dialogues=3).conversations) == 3 and len(server.requests) == 6
 
 
-def test_a_broken_line_among_the_kept_is_named(ask, tmp_path):
+def test_broken_line_in_the_stored_replies_is_reported(ask, tmp_path):
     ask()
     notes = tmp_path / "out.teacher.jsonl"
     notes.write_text("{}\n" + notes.read_text())
@@ -235,23 +233,23 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl
 
 @given(before=WORDS, after=WORDS, fenced=st.booleans(), bare=st.booleans(), indent=st.sampled_from([None, 2]))
 @settings(deadline=None)
-def test_json_is_found_wherever_it_stands(before, after, fenced, bare, indent):
+def test_json_is_found_anywhere_in_the_reply(before, after, fenced, bare, indent):
     value = json.loads(GOOD)
     text = json.dumps(value["rounds"] if bare else value, indent=indent)
     text = f"{before}\n" + (f"```json\n{text}\n```" if fenced else text) + f"\n{after}"
     if "[" in before or "{" in before or '"' in before:
-        return  # what stands before could open JSON of its own
+        return  # the text before could start other JSON
     assert parse_rounds(text, 2) == (("What is it?", "A robot."), ("Where?", "On the left."))
 
 
 @given(text=st.text(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
-def test_any_other_text_is_unusable_and_nothing_worse(text):
+def test_any_other_text_is_an_invalid_reply(text):
     with pytest.raises(InvalidReply):
         parse_rounds(text, 2)
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"),
+    ("given", "expected"),
     [
         ("http://localhost:8000", "http://localhost:8000/v1"),
         ("http://localhost:8000/v1/", "http://localhost:8000/v1"),
@@ -259,19 +257,19 @@ def test_any_other_text_is_unusable_and_nothing_worse(text):
         ("https://example.com/openai/deployments/eyes", "https://example.com/openai/deployments/eyes"),
     ],
 )
-def test_addresses_with_and_without_v1(given, meant):
-    assert make_teacher(given, "m", "K", None).url == meant
+def test_addresses_are_normalized(given, expected):
+    assert make_teacher(given, "m", "K", None).url == expected
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://x/v1", "http://", "http://x:99999", "http://[x", "", "http://x?a=b"]
 )
-def test_what_is_no_address_is_refused(url):
+def test_invalid_addresses_are_refused(url):
     with pytest.raises(ConfigError, match="not the address"):
         make_teacher(url, "m", "K", None)
 
 
-def test_secrets_stay_out_of_addresses_and_of_sight():
+def test_secrets_never_appear_in_errors_or_in_repr():
     with pytest.raises(ConfigError, match="password") as raised:
         make_teacher("http://me:sk-very-secret@x/v1", "m", "K", None)
     assert KEY not in str(raised.value)

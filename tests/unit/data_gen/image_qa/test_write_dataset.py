@@ -99,7 +99,7 @@ pictures = st.builds(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(pictures, st.sampled_from(["en", "zh"]), st.integers(1, 8), st.integers(1, 6), st.integers(0, 3))
-def test_any_facts_make_whole_dialogues_or_are_refused(picture, language, number, rounds, seed):
+def test_any_facts_give_complete_dialogues_or_are_refused(picture, language, number, rounds, seed):
     asked = [grammar.bare(ask).casefold() for fact in picture.facts for ask in (fact.ask, *fact.also)]
     assume(picture.caption or picture.objects or picture.facts)
     assume(len({" ".join(ask.split()) for ask in asked}) == len(asked))  # read_facts refuses these
@@ -123,7 +123,7 @@ def test_any_facts_make_whole_dialogues_or_are_refused(picture, language, number
 
 
 @BOTH
-def test_phrases_for_training_and_for_probes_are_apart(language):
+def test_phrases_of_training_and_probes_are_disjoint(language):
     bank = read_bank(language)
     keys = ("questions", "plural", "follow_ups")
     trained = {text for phrases in bank.values() for key in keys for text in phrases.get(key, ())}
@@ -136,7 +136,7 @@ def test_phrases_for_training_and_for_probes_are_apart(language):
 
 
 @pytest.mark.parametrize("language", ["en", "zh", "both"])
-def test_probes_ask_nothing_that_was_trained_on(folder, language):
+def test_probes_contain_no_training_question(folder, language):
     out = make(folder, "out.jsonl", repeat=1, language=language)
     asked = {question.casefold() for row in read_rows(out) for question in questions(row.conversation)}
     probes = read_probes(probes_path(out))
@@ -144,7 +144,7 @@ def test_probes_ask_nothing_that_was_trained_on(folder, language):
     assert {probe.group for probe in probes} == {"picture", "other-picture", "blank"}
 
 
-def test_rows_come_in_copies_with_ids_of_their_own(folder):
+def test_repeated_rows_have_distinct_ids(folder):
     out = make(folder, "out.json", repeat=3)
     rows = json.loads(out.read_text(encoding="utf-8"))
     assert len(rows) == 18 and len({row["id"] for row in rows}) == 18
@@ -160,20 +160,20 @@ def test_rows_come_in_copies_with_ids_of_their_own(folder):
     assert [row.conversation for row in read_rows(lines)] == conversations
 
 
-def test_dialogues_open_in_different_ways_and_tell_everything(folder):
+def test_dialogues_have_distinct_first_answers_and_contain_all_facts(folder):
     rows = [row.conversation for row in read_rows(make(folder, "out.jsonl", repeat=1))]
     assert len({row.turns[1].content for row in rows}) == 6
-    told = "\n".join(turn.content for row in rows for turn in row.turns if turn.role == "assistant")
-    for truth in ("between three red mugs", "Tilly", "Ada", "LAB 7", "yellow", "on the right", "three", "no dog"):
-        assert truth in told
-    assert "workshop log" in told
+    answered = "\n".join(turn.content for row in rows for turn in row.turns if turn.role == "assistant")
+    for fact in ("between three red mugs", "Tilly", "Ada", "LAB 7", "yellow", "on the right", "three", "no dog"):
+        assert fact in answered
+    assert "workshop log" in answered
     everything = [turn.content for row in rows for turn in row.turns]
     assert any(" it?" in text or " they?" in text for text in everything)  # refers back
     answers = [everything[i + 1] for i, text in enumerate(everything) if text.endswith("What is in the picture?")]
-    assert set(answers) <= {"Everything that Ada needs."}  # the words of FACTS are never answered otherwise
+    assert set(answers) <= {"Everything that Ada needs."}  # a question of FACTS has only the answer of FACTS
 
 
-def test_the_same_seed_gives_the_same_bytes(folder):
+def test_same_seed_gives_the_same_bytes(folder):
     def digests(**options) -> tuple[str, str]:
         out = make(folder, "out.json", **options)
         return file_sha256(out), file_sha256(probes_path(out))
@@ -182,7 +182,7 @@ def test_the_same_seed_gives_the_same_bytes(folder):
     assert digests(seed=1) == first and digests(seed=2)[0] != first[0]
 
 
-def test_the_card_says_how_and_from_what(folder):
+def test_card_has_command_and_sources(folder):
     out = make(folder, "out.json", repeat=2, seed=5)
     card = read_card(out)
     assert card and (card.rows, card.distinct, card.seed, card.sha256) == (12, 6, 5, file_sha256(out))
@@ -190,7 +190,7 @@ def test_the_card_says_how_and_from_what(folder):
     assert "image-qa" in card.made_by and "--others" in card.made_by
 
 
-def test_probes_know_right_answers_from_recited_ones(folder):
+def test_probes_distinguish_correct_answers_from_parroted_ones(folder):
     probes = read_probes(probes_path(make(folder, "out.json")))
     trained = {turn.content for row in read_rows(folder / "out.json") for turn in row.conversation.turns}
     groups = {
@@ -200,19 +200,19 @@ def test_probes_know_right_answers_from_recited_ones(folder):
     for probe in groups["picture"]:
         assert probe.expect and any(is_hit(answer, probe) for answer in trained)
     for probe in groups["other-picture"]:
-        assert probe.image and probe.image.resolve() == folder / "b.png"  # the one that is trained on is no other one
+        assert probe.image and probe.image.resolve() == folder / "b.png"  # never the trained picture
         assert not set(probe.parrot) & set(probe.expect)
         assert probe.expect or probe.reject == probe.parrot != ()
     others = {probe.ask: probe for probe in groups["other-picture"]}
     lamps = [probe for ask, probe in others.items() if "lamp" in ask and "black" in probe.expect]
     assert lamps and all("yellow" in probe.parrot for probe in lamps)
-    assert not any("red" in probe.parrot for probe in others.values())  # something is red there too
+    assert not any("red" in probe.parrot for probe in others.values())  # the other picture also contains red
     assert any(probe.expect == ("KEEP OFF",) and probe.parrot == ("LAB 7",) for probe in others.values())
     for probe in groups["blank"]:
         assert probe.reject and not probe.expect and probe.image and probe.image.name.startswith("blank.")
 
 
-def test_probes_on_many_pictures_are_of_many_kinds(folder):
+def test_probes_of_many_pictures_have_many_kinds(folder):
     entries = []
     for index in range(40):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
@@ -226,16 +226,16 @@ def test_probes_on_many_pictures_are_of_many_kinds(folder):
     assert len({probe.expect for probe in probes}) >= 5
 
 
-def test_pictures_stand_upright_beside_the_dataset_only_where_they_must(folder):
+def test_pictures_are_copied_upright_only_if_needed(folder):
     corner = Image.new("RGB", (40, 20), "white")
     corner.paste("red", (0, 0, 10, 10))
     exif = corner.getexif()
-    exif[0x0112] = 6  # to be turned right by a quarter
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     corner.save(folder / "a.png", exif=exif)
     out = make(folder, "out.json", repeat=1)
-    (place,) = {image for row in read_rows(out) for image in row.conversation.images}
-    assert place == "out.pictures/a.png"
-    with Image.open(folder / place) as picture:
+    (stored,) = {image for row in read_rows(out) for image in row.conversation.images}
+    assert stored == "out.pictures/a.png"
+    with Image.open(folder / stored) as picture:
         assert picture.size == (20, 40) and not picture.getexif()
         assert picture.convert("RGB").getpixel((19, 0)) == (255, 0, 0)
     below = make(folder, "far/out.json", repeat=1)
@@ -243,7 +243,7 @@ def test_pictures_stand_upright_beside_the_dataset_only_where_they_must(folder):
     assert all(probe.image and probe.image.exists() for probe in read_probes(probes_path(below)))
 
 
-def test_dialogues_from_elsewhere_join_in(folder):
+def test_teacher_dialogues_are_added(folder):
     turns = (
         Turn("user", f"{DEFAULT_IMAGE_TOKEN}\nWhere should I look for the lamp?"),
         Turn("assistant", "On the right."),
@@ -271,13 +271,13 @@ def test_dialogues_from_elsewhere_join_in(folder):
         ({"row_format": "alpaca"}, "format 'alpaca'"),
     ],
 )
-def test_what_cannot_be_made_is_refused_and_leaves_nothing(folder, options, words):
+def test_invalid_options_are_refused_and_no_file_is_written(folder, options, words):
     with pytest.raises((ConfigError, DataError), match=words):
         make(folder, "out.json", **options)
     assert not (folder / "out.json").exists() and not (folder / "out.pictures").exists()
 
 
-def test_facts_are_never_overwritten(folder):
+def test_facts_file_is_never_overwritten(folder):
     (folder / "facts.json").write_text('{"pictures": [{"image": "a.png", "caption": "x"}]}')
     with pytest.raises(ConfigError, match="never overwritten"):
         write_image_qa(folder / "facts.json", folder / "facts.json")
@@ -297,7 +297,7 @@ def test_facts_are_never_overwritten(folder):
         ("scissors", "scissors"),
     ],
 )
-def test_plurals(name, expected):
+def test_plural_forms_are_correct_and_stable(name, expected):
     assert grammar.plural(name) == expected == grammar.plural(expected)
 
 
@@ -314,7 +314,7 @@ def test_plurals(name, expected):
         (Thing("brick", None, 25), "25 bricks", "the bricks"),
     ],
 )
-def test_things_are_spoken_of_as_people_do(thing, full, the):
+def test_noun_phrases_have_correct_articles_and_numbers(thing, full, the):
     fields = grammar.fields(thing, "en")
     assert (fields["full"], fields["the"]) == (full, the)
 
@@ -331,6 +331,6 @@ def test_things_are_spoken_of_as_people_do(thing, full, the):
         ("谁造了它？", "它是2019年造的。", ("2019", "2019年")),
     ],
 )
-def test_an_answer_is_known_by_what_the_question_does_not_say(ask, answer, expected):
+def test_fact_words_are_the_answer_words_that_the_question_does_not_contain(ask, answer, expected):
     assert grammar.fact_words(Fact(ask, answer)) == expected
     assert mentions_any(answer, expected)

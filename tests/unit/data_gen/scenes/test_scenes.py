@@ -1,4 +1,4 @@
-"""Scenes say what they show: places, colours and numbers in rows and probes are those of the picture."""
+"""Rows and probes of scenes agree with the picture in places, colors and counts."""
 
 import json
 import random
@@ -39,7 +39,7 @@ FILLS = ((220, 20, 30), (30, 90, 220), (20, 160, 60), (250, 215, 30), (150, 150,
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A vocabulary and a shape for each noun; every third is of two colours, so that none is clear."""
+    """A vocabulary and a sprite for each noun; every third sprite has two colors, so no color dominates."""
     root = tmp_path_factory.mktemp("material")
     (root / "emoji").mkdir()
     lines = []
@@ -73,7 +73,7 @@ def turns_of(row: dict) -> list[tuple[str, str]]:
 # Files
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_processes(folder: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes_for_any_number_of_processes(folder: Path, tmp_path: Path) -> None:
     made = {}
     for name, processes in (("alone", 1), ("two", 2)):
         out = tmp_path / name / "scenes.jsonl"
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_processes(folder: Path,
     assert other.sha256 != made["alone"][0]
 
 
-def test_rows_are_whole_and_never_speak_of_unseen_nouns(folder: Path, tmp_path: Path) -> None:
+def test_rows_are_complete_and_never_mention_unseen_nouns(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "scenes.jsonl"
     write_scenes(out, folder / "emoji", folder / "nouns.yaml", count=150, processes=1)
     text = out.read_text()
@@ -106,9 +106,7 @@ def test_rows_are_whole_and_never_speak_of_unseen_nouns(folder: Path, tmp_path: 
     assert firsts >= {"What", "Where", "How", "Is", "Which", "Describe"}
 
 
-def test_an_interrupted_run_leaves_no_dataset_of_the_name(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_run_leaves_no_dataset_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "scenes.jsonl"
     write_scenes(out, folder / "emoji", folder / "nouns.yaml", count=2, processes=1)
 
@@ -124,7 +122,7 @@ def test_an_interrupted_run_leaves_no_dataset_of_the_name(
     assert len(out.read_text().splitlines()) == 2
 
 
-def test_many_pictures_are_spread_over_folders(folder: Path, tmp_path: Path) -> None:
+def test_pictures_are_distributed_over_subfolders(folder: Path, tmp_path: Path) -> None:
     renderer = make_renderer(folder / "emoji", folder / "nouns.yaml", "known", tmp_path / "s", count=1001, seed=0)
     scene = plan_scene(random.Random(0), renderer.nouns, renderer.files)
     assert renderer.save(random.Random(0), scene, 1000) == "s/001/001000.jpg"
@@ -132,7 +130,7 @@ def test_many_pictures_are_spread_over_folders(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("objects", ["known", "unseen"])
-def test_probes_expect_what_the_scene_shows(folder: Path, tmp_path: Path, objects: str) -> None:
+def test_probes_expect_nouns_and_colors_of_the_scene(folder: Path, tmp_path: Path, objects: str) -> None:
     asked = write_scene_probes(
         tmp_path, folder / "emoji", folder / "nouns.yaml", count=60, objects=objects, processes=1
     )
@@ -146,21 +144,21 @@ def test_probes_expect_what_the_scene_shows(folder: Path, tmp_path: Path, object
         assert len(probe.expect) == 1 and {*probe.expect, *probe.reject} == set(COLORS)
 
 
-def test_a_probe_of_a_place_is_hit_by_that_place_alone() -> None:
+def test_place_probe_is_hit_only_by_its_place() -> None:
     for place in PLACES:
         expect, reject = place_words(place)
         probe = Probe("Where is it?", "picture", tuple(expect), tuple(reject))
         assert [other for other in PLACES if is_hit(f"The dog is {other}.", probe)] == [place]
 
 
-def test_probes_are_of_other_scenes_than_rows(folder: Path, tmp_path: Path) -> None:
+def test_rows_and_probes_have_no_common_scene(folder: Path, tmp_path: Path) -> None:
     write_scenes(tmp_path / "s.jsonl", folder / "emoji", folder / "nouns.yaml", count=40, processes=1)
     write_scene_probes(tmp_path / "p", folder / "emoji", folder / "nouns.yaml", count=40, processes=1)
     rows, probes = ({file_sha256(file) for file in (tmp_path / name).rglob("*.jpg")} for name in ("s", "p"))
     assert len(rows) == len(probes) == 40 and not rows & probes
 
 
-def test_facts_are_read_by_the_maker_of_dialogues(folder: Path, tmp_path: Path) -> None:
+def test_scene_facts_are_valid_input_of_image_qa(folder: Path, tmp_path: Path) -> None:
     from data_gen.image_qa.facts import read_facts
 
     write_scene_facts(tmp_path / "f.yaml", folder / "emoji", folder / "nouns.yaml", count=12)
@@ -172,7 +170,7 @@ def test_facts_are_read_by_the_maker_of_dialogues(folder: Path, tmp_path: Path) 
             assert (thing.color or "") in picture.caption and (thing.place or "") in picture.caption
 
 
-# What is said
+# Answers and layout
 
 
 @given(key=st.integers(0, 10**9))
@@ -206,12 +204,14 @@ def test_answers_agree_with_the_layout(material: tuple[tuple[Noun, ...], dict[st
             assert found[1] not in {place for thing in scene.objects for place in thing.places}
         elif answer.startswith("No, there is no"):
             assert answer.split()[4].strip(".") not in by_name
-        else:  # what there is, in whole
+        else:  # a list of all objects
             assert all(re.search(rf"\b({thing.noun.name}|{thing.noun.plural})\b", answer) for thing in scene.objects)
 
 
 @given(key=st.integers(0, 10**9))
-def test_scenes_can_be_seen(material: tuple[tuple[Noun, ...], dict[str, Path]], key: int) -> None:
+def test_objects_have_distinct_places_and_visible_colors(
+    material: tuple[tuple[Noun, ...], dict[str, Path]], key: int
+) -> None:
     nouns, files = material
     scene = plan_scene(random.Random(key), nouns, files)
     assert 1 <= scene.total <= 3
@@ -224,19 +224,19 @@ def test_scenes_can_be_seen(material: tuple[tuple[Noun, ...], dict[str, Path]], 
 
 
 @given(key=st.integers(0, 10**6), counts=st.sampled_from([(1,), (2,), (3,), (1, 1), (2, 1), (1, 1, 1)]))
-def test_objects_lie_where_the_words_say(
+def test_drawn_objects_lie_in_their_planned_places(
     material: tuple[tuple[Noun, ...], dict[str, Path]], key: int, counts: tuple[int, ...]
 ) -> None:
-    """The middle of what differs from the bare ground, for each object drawn by itself."""
+    """Compares the center of each pasted sprite with the cell of its place."""
     nouns, files = material
     scene = plan_objects(random.Random(key), nouns, files, counts)
     seen: list[tuple[tuple[int, int], Image.Image]] = []
 
-    def pasted(self: Image.Image, cut: Image.Image, corner: tuple[int, int], mask: Image.Image) -> None:
+    def record_paste(self: Image.Image, cut: Image.Image, corner: tuple[int, int], mask: Image.Image) -> None:
         seen.append((corner, cut))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Image.Image, "paste", pasted)
+        patch.setattr(Image.Image, "paste", record_paste)
         draw_scene(random.Random(key), scene, files)
     places = [place for thing in scene.objects for place in thing.places]
     assert len(seen) == len(places) == scene.total
@@ -247,22 +247,22 @@ def test_objects_lie_where_the_words_say(
         assert (x + cut.width / 2) * 3 // SIZE == column and (y + cut.height / 2) * 3 // SIZE == row
 
 
-# Colours
+# Colors
 
 
 @pytest.mark.parametrize("name", [*COLORS, "gray"])
-def test_colours_are_called_by_their_names(name: str) -> None:
+def test_background_colors_have_their_names(name: str) -> None:
     assert color_name(*BACKGROUNDS[name]) == name
 
 
-def test_colours_between_names_have_none() -> None:
+def test_ambiguous_colors_have_no_name() -> None:
     for between in ((0, 200, 200), (235, 190, 150), (200, 240, 40)):
         assert color_name(*between) is None
 
 
 @pytest.mark.parametrize("name", COLORS)
 @pytest.mark.parametrize("own", [("white", "gray"), ("navy", "black"), ("orange", "red")])
-def test_painted_objects_are_of_that_colour(tmp_path: Path, name: str, own: tuple[str, str]) -> None:
+def test_painted_sprite_has_the_target_color(tmp_path: Path, name: str, own: tuple[str, str]) -> None:
     shaded = ImageOps.colorize(Image.radial_gradient("L"), *own)
     shaded.putalpha(Image.radial_gradient("L").point([255] * 170 + [0] * 86))
     shaded.save(tmp_path / "own.png")
@@ -272,31 +272,31 @@ def test_painted_objects_are_of_that_colour(tmp_path: Path, name: str, own: tupl
     assert load_sprite(tmp_path / "painted.png").color == name
 
 
-def test_a_colour_is_named_only_where_it_is_clear(tmp_path: Path) -> None:
+def test_sprite_has_a_color_only_above_the_minimum_share(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (100, 100), (*COLORS["red"], 255))
-    for share, colour in ((MIN_COLOR_SHARE - 0.1, None), (MIN_COLOR_SHARE + 0.1, "red")):
+    for share, color in ((MIN_COLOR_SHARE - 0.1, None), (MIN_COLOR_SHARE + 0.1, "red")):
         picture.paste((*COLORS["blue"], 255), (0, round(share * 100), 100, 100))
         file = tmp_path / f"{share}.png"
         picture.save(file)
-        assert load_sprite(file).color == colour
+        assert load_sprite(file).color == color
         picture.paste((*COLORS["red"], 255), (0, 0, 100, 100))
     Image.new("RGBA", (100, 100), (*GRAY, 255)).save(tmp_path / "gray.png")
     assert load_sprite(tmp_path / "gray.png").color is None
 
 
-# What ships, and what is refused
+# Shipped files and refused input
 
 
-def test_the_shipped_vocabulary() -> None:
+def test_shipped_vocabulary_has_disjoint_known_and_unseen_nouns() -> None:
     nouns = read_nouns(shipped_file("data/scene-nouns.yaml"))
     assert 150 <= len(nouns["known"]) <= 220 and len(nouns["unseen"]) == 30
     known = {word for noun in nouns["known"] for word in (noun.name, *noun.also)}
-    told = {noun.name for noun in nouns["unseen"]} & known
-    assert not told, "an unseen noun that is also said of a known one"
+    overlap = {noun.name for noun in nouns["unseen"]} & known
+    assert not overlap, "an unseen noun is also a name of a known noun"
     assert not {noun.name for noun in nouns["known"]} & {*BACKGROUNDS, "object", "background"}
 
 
-def test_the_shipped_pictures_are_read_and_small() -> None:
+def test_shipped_pictures_are_readable_and_below_one_megabyte() -> None:
     from data_gen.image_qa.facts import read_facts
 
     counts = {name: len(read_facts(shipped_file(f"pictures/{name}.yaml"))) for name in ("workshop", "others", "probes")}
@@ -305,7 +305,7 @@ def test_the_shipped_pictures_are_read_and_small() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reason"),
     [
         ("known: [dog]", "known: must be a mapping"),
         ("known: {dog: 1f415}", "line 1: known.dog: must be a mapping; write {pictures: "),
@@ -321,13 +321,13 @@ def test_the_shipped_pictures_are_read_and_small() -> None:
         ("known: {dog: {pictures: [a]}}", "has 1 nouns"),
     ],
 )
-def test_wrong_vocabularies_are_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_vocabularies_are_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "n.yaml").write_text(text)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=reason):
         write_scenes(tmp_path / "s.jsonl", tmp_path, tmp_path / "n.yaml", count=1)
 
 
-def test_wrong_options_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_refused(folder: Path, tmp_path: Path) -> None:
     nouns, emoji, out = folder / "nouns.yaml", folder / "emoji", tmp_path / "s.jsonl"
     with pytest.raises(ConfigError, match=r"end OUT in \.jsonl"):
         write_scenes(tmp_path / "s.json", emoji, nouns, count=1)
@@ -339,10 +339,10 @@ def test_wrong_options_are_refused(folder: Path, tmp_path: Path) -> None:
         write_scenes(out, tmp_path, nouns, count=1)
     with pytest.raises(ConfigError, match=r"end OUT in \.yaml"):
         write_scene_facts(out, emoji, nouns, count=1)
-    for hexcode, said in (("k000", "cannot be read as a picture"), ("k001", "shows nothing")):
+    for hexcode, reason in (("k000", "cannot be read as a picture"), ("k001", "shows nothing")):
         broken = tmp_path / hexcode
         broken.mkdir()
         file = broken / "e.webp"
-        Image.new("RGBA", (4, 4)).save(file) if "nothing" in said else file.write_text("no")
-        with pytest.raises(DataError, match=said):
+        Image.new("RGBA", (4, 4)).save(file) if "nothing" in reason else file.write_text("no")
+        with pytest.raises(DataError, match=reason):
             load_sprite(file)
