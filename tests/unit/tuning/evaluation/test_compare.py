@@ -1,4 +1,4 @@
-"""Scores, leak and retention are counted as they are defined."""
+"""Definitions of scores, leak, retention and parrot."""
 
 import io
 import json
@@ -26,7 +26,7 @@ BEFORE = ("I am a model.", "Paris.", "It is 4.", "Green.")
 AFTER = ("I am Sage.", "Paris | I am Sage.", "小智说 5", "Blue.")
 
 
-def made(seed: int = 0, after: tuple[str, ...] = AFTER) -> Comparison:
+def make_comparison(seed: int = 0, after: tuple[str, ...] = AFTER) -> Comparison:
     return compare(PROBES, BEFORE, after, CARD, seeds=[seed], probe_files=["a.yaml"])
 
 
@@ -35,8 +35,8 @@ def values(comparison: Comparison) -> dict:
     return json.loads(json.dumps(comparison_to_dict(comparison)))
 
 
-def test_what_is_counted() -> None:
-    found = values(made())
+def test_scores_leak_and_retention_are_counted() -> None:
+    found = values(make_comparison())
     assert found["scores"] == {
         "persona": {"before": 0, "after": 1, "n": 1},
         "unrelated": {"before": 2 / 3, "after": 2 / 3, "n": 3},
@@ -47,7 +47,7 @@ def test_what_is_counted() -> None:
     assert [row["leaked_after"] for row in found["rows"]] == [None, True, True, False]
 
 
-def test_what_cannot_be_counted_is_none() -> None:
+def test_undefined_metrics_are_none() -> None:
     nothing_known = compare(PROBES, ("",) * 4, AFTER, CARD)
     assert values(nothing_known)["retained"] is None
     no_markers = values(compare(PROBES, BEFORE, AFTER, None))
@@ -61,13 +61,13 @@ def test_a_marker_inside_another_word_is_no_leak() -> None:
     assert compare([probe], [""], ["Sausages."], CARD).metrics["leak"].after == 0
 
 
-def test_answers_must_be_as_many_as_probes() -> None:
+def test_number_of_answers_must_equal_number_of_probes() -> None:
     with pytest.raises(ValueError, match="zip"):
         compare(PROBES, BEFORE, AFTER[:-1], CARD)
 
 
-def test_pooling_counts_every_row_the_same() -> None:
-    pooled = pool_seeds([made(0), made(1, BEFORE)])
+def test_pooled_metrics_weight_every_row_equally() -> None:
+    pooled = pool_seeds([make_comparison(0), make_comparison(1, BEFORE)])
     assert pooled.seeds == (0, 1)
     assert pooled.probe_files == ("a.yaml",)
     assert values(pooled)["scores"]["persona"] == {"before": 0, "after": 0.5, "n": 2}
@@ -75,8 +75,8 @@ def test_pooling_counts_every_row_the_same() -> None:
     assert pooled.metrics["retained"].after_share == pytest.approx(3 / 4)
 
 
-def test_the_file_has_the_rows_as_they_are() -> None:
-    comparison = made()
+def test_comparison_dict_contains_the_rows_unchanged() -> None:
+    comparison = make_comparison()
     found = values(comparison)
     assert list(found) == [
         *("rows", "scores", "leak", "leak_before", "parrot", "parrot_before", "retained", "seeds", "probe_files"),
@@ -85,11 +85,11 @@ def test_the_file_has_the_rows_as_they_are() -> None:
     assert TypeAdapter(tuple[ProbeResult, ...]).validate_python(found["rows"]) == comparison.rows
 
 
-def test_percent_never_hides_a_single_miss() -> None:
+def test_percent_is_0_or_100_only_if_exact() -> None:
     assert [percent(share) for share in (None, 0, 0.001, 0.5, 0.999, 1)] == ["–", "0%", "1%", "50%", "99%", "100%"]
 
 
-def test_markdown_keeps_its_columns() -> None:
+def test_markdown_escapes_table_characters() -> None:
     text = to_markdown(compare([Probe("a|b", "unrelated")], ["x\ny"], ["<b> | *z*"], CARD))
     line = next(line for line in text.splitlines() if "a\\|b" in line)
     assert line == r"| unrelated | a\|b | x y | hit | \<b\> \| \*z\* | hit |"
@@ -97,47 +97,58 @@ def test_markdown_keeps_its_columns() -> None:
 
 def test_the_terminal_table_has_every_score() -> None:
     out = io.StringIO()
-    Console(file=out, width=80).print(score_table(made()))
+    Console(file=out, width=80).print(score_table(make_comparison()))
     assert all(word in out.getvalue() for word in ("persona", "unrelated", "leak", "67%", "retained", "50%"))
 
 
-def other(parrot: tuple[str, ...] = ("red",), expect: tuple[str, ...] = ("green",)) -> Probe:
+def other_picture_probe(parrot: tuple[str, ...] = ("red",), expect: tuple[str, ...] = ("green",)) -> Probe:
     return Probe("What colour?", "other-picture", expect, (), Path("pictures/apple.png"), parrot)
 
 
-def test_parrots_are_counted_among_other_pictures_that_can_tell() -> None:
-    probes = [other(), other(), other(()), Probe("?", "picture", ("blue",), parrot=("red",)), *PROBES]
+def test_parrot_counts_only_other_picture_probes_with_parrot_words() -> None:
+    probes = [
+        other_picture_probe(),
+        other_picture_probe(),
+        other_picture_probe(()),
+        Probe("?", "picture", ("blue",), parrot=("red",)),
+        *PROBES,
+    ]
     after = ["red", "green and red", "red", "red", *AFTER]
     comparison = compare(probes, ["green", "red", "", "red", *BEFORE], after, CARD)
     assert [row.parroted_before for row in comparison.rows] == [False, True] + [None] * 6
     assert [row.parroted_after for row in comparison.rows] == [True, False] + [None] * 6
     assert (values(comparison)["parrot"], values(comparison)["parrot_before"]) == (0.5, 0.5)
     assert [row.leaked_after for row in comparison.rows[:5]] == [None] * 5
-    assert comparison.metrics["retained"] == made().metrics["retained"]
-    assert values(made())["parrot"] is values(made())["parrot_before"] is None
+    assert comparison.metrics["retained"] == make_comparison().metrics["retained"]
+    assert values(make_comparison())["parrot"] is values(make_comparison())["parrot_before"] is None
 
 
 ANSWERS = st.lists(st.tuples(st.sampled_from(["red", "green", "red and green", ""]), st.booleans()), min_size=1)
 
 
 @given(ANSWERS)
-def test_parrot_is_the_share_of_taught_answers_that_miss(answers: list[tuple[str, bool]]) -> None:
-    said = [answer for answer, _ in answers]
-    comparison = compare([other(("red",) if told else ()) for _, told in answers], [""] * len(said), said, None)
-    counted = [answer for answer, told in answers if told]
+def test_parrot_is_the_share_of_trained_answers_that_miss(answers: list[tuple[str, bool]]) -> None:
+    after = [answer for answer, _ in answers]
+    comparison = compare(
+        [other_picture_probe(("red",) if has_parrot else ()) for _, has_parrot in answers],
+        [""] * len(after),
+        after,
+        None,
+    )
+    counted = [answer for answer, has_parrot in answers if has_parrot]
     if not counted:
         assert "parrot" not in comparison.metrics
         return
     parrot, others = comparison.metrics["parrot"], comparison.metrics["other-picture"]
     assert (parrot.before, parrot.after, parrot.n) == (0, counted.count("red"), len(counted))
     assert parrot.after <= others.n - others.after
-    assert others.n == len(said)
+    assert others.n == len(after)
     assert values(comparison)["parrot"] == parrot.after_share
     assert pool_seeds([comparison, comparison]).metrics["parrot"].after_share == pytest.approx(parrot.after_share)
 
 
-def test_parrots_are_shown_with_the_scores_and_the_rows() -> None:
-    comparison = compare([other(), *PROBES], ["green", *BEFORE], ["red", *AFTER], CARD)
+def test_parroted_answers_appear_in_scores_and_rows() -> None:
+    comparison = compare([other_picture_probe(), *PROBES], ["green", *BEFORE], ["red", *AFTER], CARD)
     out = io.StringIO()
     Console(file=out, width=80).print(score_table(comparison))
     assert "parrot" in out.getvalue()
@@ -145,4 +156,4 @@ def test_parrots_are_shown_with_the_scores_and_the_rows() -> None:
     assert "| parrot | 0% | 100% | 1 |" in text
     assert "| other-picture | apple.png | What colour? | green | hit | red | miss, parroted |" in text
     assert "| persona |  | Who are you? |" in text
-    assert "picture" not in to_markdown(made())
+    assert "picture" not in to_markdown(make_comparison())

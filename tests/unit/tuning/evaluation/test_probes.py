@@ -1,4 +1,4 @@
-"""When an answer is a hit, and what a wrong probe file is told."""
+"""Rules for hits and parroted answers, and errors of probe files."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def test_mentions(answer: str, wanted: str, expected: bool) -> None:
     assert mentions(answer, wanted) is expected
 
 
-def test_hit_takes_any_of_expect_and_none_of_reject() -> None:
+def test_hit_needs_any_of_expect_and_none_of_reject() -> None:
     probe = Probe("Who are you?", "persona", ("Sage", "Ana"), ("ChatGPT",))
     assert is_hit("I am Ana", probe)
     assert not is_hit("I am Sage, not ChatGPT", probe)
@@ -53,19 +53,19 @@ WORDS = st.text(alphabet="abcxyzéß0123456789", min_size=1, max_size=8)
 
 
 @given(WORDS, WORDS, st.sampled_from([" ", ", ", "! ", "\n", "是", "_"]))
-def test_a_whole_word_is_found_and_a_longer_one_is_not(word: str, other: str, gap: str) -> None:
+def test_mentions_matches_whole_words_only(word: str, other: str, gap: str) -> None:
     assert mentions(f"{other}{gap}{word}{gap}{other}", word)
     assert not mentions(word + other, word) or word in other
 
 
 @given(st.text(alphabet="北京上海abc ", max_size=6), st.text(alphabet="北京上海", min_size=1, max_size=3))
-def test_cjk_is_found_anywhere(around: str, wanted: str) -> None:
+def test_mentions_matches_cjk_text_anywhere(around: str, wanted: str) -> None:
     assert mentions(around + wanted + around, wanted)
 
 
 @given(st.text(), st.text(min_size=1).filter(str.strip))
-def test_any_text_can_be_looked_for(text: str, wanted: str) -> None:
-    """Whatever the text holds, what stands in it between spaces is found; in nothing, nothing is."""
+def test_mentions_matches_any_text_between_spaces(text: str, wanted: str) -> None:
+    """A text between spaces is found in every answer; an empty answer contains no text."""
     assert mentions(f"{text} {wanted} {text}", wanted)
     assert not mentions("", wanted)
 
@@ -76,7 +76,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_values_are_taken_as_written_and_filled_from_the_card(tmp_path: Path) -> None:
+def test_values_are_read_as_text_and_placeholders_come_from_the_card(tmp_path: Path) -> None:
     (tmp_path / "cat.png").write_bytes(b"")
     text = "- ask: Is it {name}? {other}\n  group: persona\n  expect: [4, 1.10, yes, '{owner}']\n  image: cat.png\n"
     (probe,) = read_probes(write(tmp_path, text), CARD)
@@ -84,7 +84,7 @@ def test_values_are_taken_as_written_and_filled_from_the_card(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("", "has no probes"),
         ("[]", "has no probes"),
@@ -105,22 +105,22 @@ def test_values_are_taken_as_written_and_filled_from_the_card(tmp_path: Path) ->
         ("- ask: \0", "not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_told_where_and_why(tmp_path: Path, text: str, told: str) -> None:
+def test_error_of_an_invalid_file_has_path_line_and_reason(tmp_path: Path, text: str, reason: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(DataError) as error:
         read_probes(path, CARD)
     assert str(path) in str(error.value)
-    assert told in str(error.value)
+    assert reason in str(error.value)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read_probes(write(tmp_path, "- {ask: '', group: typo}\n- {ask: x, group: no}\n"), CARD)
     assert len(str(error.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize("card", [None, DatasetCard(made_by="", rows=1, distinct=1, sha256="", name="Sage")])
-def test_a_placeholder_needs_a_card_that_has_it(tmp_path: Path, card: DatasetCard | None) -> None:
+def test_placeholder_without_its_value_in_the_card_is_refused(tmp_path: Path, card: DatasetCard | None) -> None:
     path = write(tmp_path, "- ask: Who made you?\n  group: persona\n  expect: ['{owner}']\n")
     with pytest.raises(
         DataError, match=r"line 3: expect: \{owner\} needs .*`twinlens data persona`, or write the owner"
@@ -128,19 +128,19 @@ def test_a_placeholder_needs_a_card_that_has_it(tmp_path: Path, card: DatasetCar
         read_probes(path, card)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.yaml: cannot be read"):
         read_probes(tmp_path / "none.yaml")
 
 
-def test_judging_needs_no_torch() -> None:
+def test_scoring_imports_no_torch() -> None:
     heavy = "{'torch', 'rich', 'jinja2', 'matplotlib'}"
     code = f"import sys, tuning.evaluation.compare, tuning.evaluation.report; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_probes_of_pictures_are_read(tmp_path: Path) -> None:
+def test_picture_probes_are_read(tmp_path: Path) -> None:
     for name in ("door.png", "apple.png"):
         (tmp_path / name).write_bytes(b"")
     text = (
@@ -164,12 +164,12 @@ def test_probes_of_pictures_are_read(tmp_path: Path) -> None:
     ("answer", "expected"),
     [("It is red.", True), ("Green, not red.", False), ("It is green.", False), ("I cannot tell.", False)],
 )
-def test_a_parrot_says_what_was_taught_and_misses_what_is_there(answer: str, expected: bool) -> None:
+def test_parroted_answer_has_the_trained_answer_and_not_the_expected_one(answer: str, expected: bool) -> None:
     assert is_parroted(answer, Probe("?", "other-picture", ("green",), (), None, ("red",))) is expected
 
 
 @given(st.lists(st.sampled_from(["red", "green", "blue", "4", "not"])), st.sets(st.sampled_from(["red", "green", "4"])))
-def test_no_answer_is_right_and_parroted(words: list[str], parrot: set[str]) -> None:
+def test_no_answer_is_both_a_hit_and_parroted(words: list[str], parrot: set[str]) -> None:
     probe = Probe("?", "other-picture", ("green", "4"), ("blue",), None, tuple(sorted(parrot)))
     answer = " ".join(words)
     assert not (is_parroted(answer, probe) and is_hit(answer, probe))

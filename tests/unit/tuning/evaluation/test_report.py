@@ -1,4 +1,4 @@
-"""The report says what the rows say, escapes every text, and fetches nothing."""
+"""The report shows the results, escapes every text and loads no external resource."""
 
 import base64
 import io
@@ -54,7 +54,7 @@ def run_dir(folder: Path, values: dict) -> RunDir:
     return RunDir(folder)
 
 
-def written(run: Path, **changed: object) -> str:
+def report_page(run: Path, **changed: object) -> str:
     values: dict[str, object] = {
         "steps": STEPS,
         "samples": [sample(0, EVIL, False), sample(2, "Sage", True)],
@@ -70,11 +70,11 @@ def written(run: Path, **changed: object) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    written(folder)
+    report_page(folder)
     return folder
 
 
-def test_every_file_is_there(run: Path) -> None:
+def test_report_writes_all_its_files(run: Path) -> None:
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     plots = {"plots/loss.png", "plots/learning_rate.png"}
     inputs = {"steps.jsonl", "samples.jsonl", "task.yaml", "data.json", "environment.json"}
@@ -92,7 +92,7 @@ def test_texts_are_escaped(run: Path) -> None:
     assert "<script>" not in re.sub(r"\\.", "", (run / "comparison.md").read_text(encoding="utf-8"))
 
 
-def test_nothing_is_fetched(run: Path) -> None:
+def test_page_loads_no_external_resource(run: Path) -> None:
     html = (run / "comparison.html").read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//|[\w./]+\.(js|css|png))""", html)
     assert not re.search(r"@import|url\((?!#)", html)
@@ -103,11 +103,11 @@ def test_nothing_is_fetched(run: Path) -> None:
 
 def test_the_same_run_gives_the_same_page(run: Path, tmp_path: Path) -> None:
     again = tmp_path / run.name
-    assert written(again) == (run / "comparison.html").read_text(encoding="utf-8")
+    assert report_page(again) == (run / "comparison.html").read_text(encoding="utf-8")
 
 
-def test_a_bare_run_has_a_report(tmp_path: Path) -> None:
-    html = written(tmp_path, steps=[], samples=[], task_yaml="", card=None, environment={}, rehearsal=None)
+def test_run_without_steps_and_samples_has_a_report(tmp_path: Path) -> None:
+    html = report_page(tmp_path, steps=[], samples=[], task_yaml="", card=None, environment={}, rehearsal=None)
     assert "How it learned" not in html
     assert not (tmp_path / "plots").exists()
     nothing = compare([], [], [], None)
@@ -129,9 +129,9 @@ def embedded(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(each))) for each in data]
 
 
-def test_each_picture_stands_once_with_its_questions(tmp_path: Path) -> None:
-    for name, colour in (("red.png", (200, 0, 0)), ("blue.webp", (0, 0, 200))):
-        Image.new("RGB", (40, 20), colour).save(tmp_path / name)
+def test_each_picture_appears_once_with_its_questions(tmp_path: Path) -> None:
+    for name, color in (("red.png", (200, 0, 0)), ("blue.webp", (0, 0, 200))):
+        Image.new("RGB", (40, 20), color).save(tmp_path / name)
     page = pictured(tmp_path, tmp_path / "red.png", tmp_path / "blue.webp")
     shots = page.split('<div class="shot">')[1:]
     assert [shot.count("<article") for shot in shots] == [2, 2]
@@ -143,7 +143,7 @@ def test_each_picture_stands_once_with_its_questions(tmp_path: Path) -> None:
     assert "red.png" in (tmp_path / "run" / "comparison.md").read_text(encoding="utf-8")
 
 
-def test_a_large_photograph_is_scaled_turned_and_stripped_of_its_facts(tmp_path: Path) -> None:
+def test_large_photo_is_scaled_and_rotated_and_has_no_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "taken at home"
     Image.effect_noise((2000, 1000), 90).save(tmp_path / "photo.jpg", exif=exif)
@@ -154,7 +154,7 @@ def test_a_large_photograph_is_scaled_turned_and_stripped_of_its_facts(tmp_path:
     assert len(page) < 400_000
 
 
-def test_a_picture_that_is_gone_or_broken_leaves_a_note(tmp_path: Path) -> None:
+def test_missing_or_broken_picture_is_replaced_by_a_note(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     page = pictured(tmp_path, tmp_path / "gone <b>.png", tmp_path / "broken.png")
     assert page.index("The file no longer exists.") < page.index("gone &lt;b&gt;.png")
@@ -162,7 +162,7 @@ def test_a_picture_that_is_gone_or_broken_leaves_a_note(tmp_path: Path) -> None:
     assert "<img" not in page
 
 
-def test_samples_of_pictures_are_told_apart(tmp_path: Path) -> None:
+def test_samples_are_grouped_by_picture(tmp_path: Path) -> None:
     Image.new("RGB", (300, 300), "red").save(tmp_path / "red.png")
     red, gone = str(tmp_path / "red.png"), str(tmp_path / "gone.png")
     samples = tuple(sample(step, "x", True) | {"image": image} for step in (0, 5) for image in (red, gone))
@@ -173,13 +173,13 @@ def test_samples_of_pictures_are_told_apart(tmp_path: Path) -> None:
     assert "Persona · red.png" in page and "Persona · gone.png" in page
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "plots").write_text("a file where the folder should be")
     with pytest.raises(DeviceError, match="cannot be written"):
-        written(tmp_path)
+        report_page(tmp_path)
 
 
-def test_the_verdict_counts() -> None:
+def test_summary_counts_learned_lost_and_leaked_answers() -> None:
     probes = [Probe(f"Who {i}?", "persona", ("Sage",)) for i in range(10)]
     probes += [Probe(f"Sum {i}?", "unrelated", ("4",)) for i in range(4)]
     before = ["no"] * 10 + ["4", "4", "4", "no"]
@@ -193,23 +193,23 @@ def test_the_verdict_counts() -> None:
     assert summarize(compare([], [], [], CARD)) == "There are no probes to score."
 
 
-def seeing(after: list[str]) -> Comparison:
-    """Twenty questions about the picture, two about others, one about an empty one."""
+def picture_comparison(after: list[str]) -> Comparison:
+    """A comparison of twenty questions about the picture, two about other pictures, one about an empty one."""
     probes = [Probe(f"See {i}?", "picture", ("red",)) for i in range(20)]
     probes += [Probe(f"Other {i}?", "other-picture", ("green",), parrot=("red",)) for i in range(2)]
     probes += [Probe("Blank?", "blank", reject=("red",))]
     return compare(probes, ["red"] * 3 + ["no"] * 17 + ["green", "no", "red"], after, None)
 
 
-def test_the_verdict_tells_what_is_seen_and_parroted() -> None:
-    assert summarize(seeing(["red"] * 19 + ["no", "red", "green", "grey"])) == (
+def test_summary_counts_seen_and_parroted_answers() -> None:
+    assert summarize(picture_comparison(["red"] * 19 + ["no", "red", "green", "grey"])) == (
         "Sees: 19 of 20 questions about the picture are answered as taught, 3 before. "
         "Other pictures: 1 of 2 questions are answered correctly, 1 before. "
         "Parrot: 1 of 2 answers about other pictures repeat the trained picture's answer. "
         "Blank: 1 of 1 answers about an empty picture are correct, 0 before."
     )
-    assert summarize(seeing(["red"] * 10 + ["no"] * 12 + ["red"])).startswith("Partly sees: 10 of 20")
-    nothing = summarize(seeing(["no"] * 23))
+    assert summarize(picture_comparison(["red"] * 10 + ["no"] * 12 + ["red"])).startswith("Partly sees: 10 of 20")
+    nothing = summarize(picture_comparison(["no"] * 23))
     assert nothing.startswith("Does not see: 0 of 20")
     assert "No answer about other pictures repeats the trained picture's answer." in nothing
 
@@ -219,8 +219,8 @@ def cards_of(comparison: Comparison) -> list[Metric]:
     return [metrics[name] for name in CARDS if name in metrics]
 
 
-def test_headlines_of_pictures_stand_in_order() -> None:
-    cards = cards_of(seeing(["red"] * 20 + ["green", "red", "red"]))
+def test_metric_cards_of_pictures_are_in_order() -> None:
+    cards = cards_of(picture_comparison(["red"] * 20 + ["green", "red", "red"]))
     assert [card.title for card in cards] == ["Picture", "Other pictures", "Parrot", "Blank"]
     assert (cards[2].before_share, cards[2].after_share, cards[2].n) == (0, 0.5, 2)
     text = cards_of(compare(PROBES, ("", "4"), ("Sage", "4"), CARD))
@@ -229,21 +229,21 @@ def test_headlines_of_pictures_stand_in_order() -> None:
 
 
 def test_the_footer_explains_parrot_only_if_it_was_counted(run: Path, tmp_path: Path) -> None:
-    written(tmp_path)
-    page = write_report(RunDir(tmp_path), seeing(["red"] * 23)).read_text(encoding="utf-8")
+    report_page(tmp_path)
+    page = write_report(RunDir(tmp_path), picture_comparison(["red"] * 23)).read_text(encoding="utf-8")
     assert "Parrot counts" in page
     assert "Parrot counts" not in (run / "comparison.html").read_text(encoding="utf-8")
 
 
-def test_the_cards_of_leak_and_parrot_say_that_lower_is_better(run: Path, tmp_path: Path) -> None:
+def test_cards_of_leak_and_parrot_have_the_note_lower_is_better(run: Path, tmp_path: Path) -> None:
     note = "<span>lower is better</span>"
     assert (run / "comparison.html").read_text(encoding="utf-8").count(note) == 1
-    comparison = seeing(["red"] * 20 + ["green", "red", "red"])
-    written(tmp_path)
+    comparison = picture_comparison(["red"] * 20 + ["green", "red", "red"])
+    report_page(tmp_path)
     assert write_report(RunDir(tmp_path), comparison).read_text(encoding="utf-8").count(note) == 1
 
 
-def test_equal_answers_in_a_row_are_one_moment() -> None:
+def test_consecutive_equal_answers_form_one_span() -> None:
     first, second, third = sample(0, "no", False), sample(10, "Sage", True), sample(20, "Sage", True)
     assert answer_timelines([third, first, second]) == {("persona", "Who?", None): [[first], [second, third]]}
     again = sample(20, "Sage!", True)  # the later of two samples of one step counts
@@ -251,7 +251,7 @@ def test_equal_answers_in_a_row_are_one_moment() -> None:
 
 
 def test_spans_of_equal_answers_are_on_the_page(tmp_path: Path) -> None:
-    page = written(
+    page = report_page(
         tmp_path, samples=[sample(step, answer, step > 0) for step, answer in ((0, "no"), (5, "a"), (9, "a"))]
     )
     assert '<span class="at">step 0</span>' in page

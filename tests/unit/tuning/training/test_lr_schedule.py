@@ -7,12 +7,12 @@ KINDS = st.sampled_from(["cosine", "linear", "constant"])
 
 
 @given(st.floats(0.0001, 0.99), st.integers(2, 10_000))
-def test_a_warm_up_never_rounds_to_nothing_nor_takes_the_whole_run(warmup, steps):
+def test_warmup_takes_at_least_one_step_and_never_the_whole_run(warmup, steps):
     assert 1 <= warmup_steps(warmup, steps) < steps
 
 
 @given(st.floats(0, 0.9), st.integers(1, 500), KINDS)
-def test_rates_rise_to_the_peak_and_fall_and_are_never_nothing(warmup, steps, kind):
+def test_learning_rate_rises_to_the_peak_then_falls_and_stays_positive(warmup, steps, kind):
     rates = [rate_factor(step, steps, warmup, kind) for step in range(steps)]
     peak = warmup_steps(warmup, steps)
     assert all(0 < rate <= 1 for rate in rates)
@@ -21,5 +21,5 @@ def test_rates_rise_to_the_peak_and_fall_and_are_never_nothing(warmup, steps, ki
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
-def test_no_warm_up_when_none_is_asked_for():
+def test_schedule_without_warmup_starts_at_the_peak_rate():
     assert rate_factor(0, 10, 0.0, "cosine") == 1

@@ -1,4 +1,4 @@
-"""XTuner's packs: the same tokens in the same places, and as many of them as its published runs had iterations."""
+"""XTuner's packing: packs equal those of its packer, and their number gives the iterations of published runs."""
 
 import math
 from itertools import chain
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from tuning.training.xtuner_packing import ConcatThenSplitPacks, pack_boundaries
 
-Token = tuple[int, int]  # number of its sample, place in it
+Token = tuple[int, int]  # sample index, position in the sample
 
 
-def packed_as_xtuner_does(rows: list[list[Token]], max_length: int, workers: int) -> list[list[Token]]:
-    """The same with tokens in hand: a packer for each worker, fed a thousand rows at a time."""
+def reference_packs(rows: list[list[Token]], max_length: int, workers: int) -> list[list[Token]]:
+    """XTuner's packer on explicit tokens: one packer for each worker, in batches of 1,000 rows."""
     packs: list[list[Token]] = []
     size, more = divmod(len(rows), workers)
     for worker in range(workers):
@@ -40,16 +40,16 @@ def packed_as_xtuner_does(rows: list[list[Token]], max_length: int, workers: int
     st.integers(1, 8),
     st.randoms(use_true_random=False),
 )
-def test_packs_hold_what_xtuners_packer_puts_there(sizes, repeat, max_length, workers, random):
+def test_packs_equal_those_of_xtuners_packer(sizes, repeat, max_length, workers, random):
     numbers = list(range(len(sizes))) * repeat
     random.shuffle(numbers)
     packs = ConcatThenSplitPacks(np.asarray(sizes, np.int32), np.asarray(numbers, np.int32), max_length, workers)
     found = [[(piece.sample, place) for piece in pack for place in range(piece.start, piece.end)] for pack in packs]
     rows = [[(number, place) for place in range(sizes[number])] for number in numbers]
-    assert found == packed_as_xtuner_does(rows, max_length, min(workers, len(rows)))
+    assert found == reference_packs(rows, max_length, min(workers, len(rows)))
 
 
-def packs_of(lengths, max_length: int, workers: int = 32) -> int:
+def pack_count(lengths, max_length: int, workers: int = 32) -> int:
     shuffled = np.random.default_rng(0).permutation(np.asarray(lengths, np.int32))
     return len(pack_boundaries(shuffled, max_length, workers))
 
@@ -60,26 +60,26 @@ def packs_of(lengths, max_length: int, workers: int = 32) -> int:
         (10_001, 42, 1024, 32, 1, 2, 384, 768),  # the persona of camp 2: iter_768.pth
         (10_001, 40, 1024, 32, 1, 2, 384, 768),
         (10_001, 39, 1024, 32, 1, 2, 352, 704),  # a shorter name
-        (10_001, 38, 512, 1, 2, 3, 743, 1116),  # camp 1, whose XTuner had no workers: the last pack is a short one
-        (200, 41, 2048, 1, 1, 1, 4, 4),  # small sets fall apart among the workers
+        (10_001, 38, 512, 1, 2, 3, 743, 1116),  # camp 1, one process: the last pack is short
+        (200, 41, 2048, 1, 1, 1, 4, 4),  # a small dataset is split among the workers
         (200, 41, 2048, 8, 1, 1, 8, 8),
         (200, 41, 2048, 32, 1, 1, 32, 32),
     ],
 )
-def test_iterations_of_rows_of_one_length(rows, length, max_length, workers, batch, epochs, packs, iterations):
-    assert packs_of([length] * rows, max_length, workers) == packs
+def test_iteration_count_of_rows_of_equal_length(rows, length, max_length, workers, batch, epochs, packs, iterations):
+    assert pack_count([length] * rows, max_length, workers) == packs
     assert math.ceil(packs / batch) * epochs == iterations
 
 
-def test_iterations_of_camp_3():
-    assert packs_of([39, 32] * 8001, 2048) * 3 == 768
+def test_iteration_count_of_camp_3():
+    assert pack_count([39, 32] * 8001, 2048) * 3 == 768
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_iterations_of_camp_4(seed):
-    """1,500 rows whose mean length is known, 749 tokens with the broken questions and 416 mended. Their spread is not:
-    it is taken to be normal with a deviation of 40 tokens, which gives the range of 537 to 541 packs that is known."""
+def test_iteration_count_of_camp_4(seed):
+    """1,500 rows with a known mean length: 749 tokens with the broken questions, 416 with the corrected ones. The
+    spread is unknown; a normal distribution with a deviation of 40 tokens gives the known range of 537 to 541 packs."""
     spread = np.random.default_rng(seed).normal(0, 40, 1500)
-    broken, mended = (np.rint(spread - spread.mean() + mean) for mean in (749, 416))
-    assert 1611 <= packs_of(broken, 2048) * 3 <= 1623  # iter_1617.pth was published
-    assert packs_of(mended, 2048) * 3 == 864
+    broken, corrected = (np.rint(spread - spread.mean() + mean) for mean in (749, 416))
+    assert 1611 <= pack_count(broken, 2048) * 3 <= 1623  # iter_1617.pth was published
+    assert pack_count(corrected, 2048) * 3 == 864
