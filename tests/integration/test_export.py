@@ -36,7 +36,7 @@ def plain_answers(folder: str, asked: list) -> list[dict]:
 
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    said = []
+    results = []
     for messages, files in asked:
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
         pictures = [Image.open(file).convert("RGB") for file in files]
@@ -45,8 +45,8 @@ def plain_answers(folder: str, asked: list) -> list[dict]:
             out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
         new = out[0, inputs["input_ids"].shape[1] :]
         answer = processor.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
-        said.append({"ids": inputs["input_ids"][0].tolist(), "answer": answer})
-    return said
+        results.append({"ids": inputs["input_ids"][0].tolist(), "answer": answer})
+    return results
 
 
 def as_messages(asked: list[Conversation]) -> list:
@@ -70,9 +70,9 @@ def test_transformers_gives_the_same_ids_and_answers(make_run, pictures, tmp_pat
     report = export(run, task, tmp_path / "out", None, "2GB")
     assert report.layout == "hf" and report.exported.difference <= 1e-5 and report.rounded.difference == 0
     asked = conversations(pictures)
-    said = plain_answers(str(tmp_path / "out"), as_messages(asked))
-    assert [each["ids"] for each in said] == expected_ids(template, asked, tmp_path / "out")
-    assert [each["answer"] for each in said] == answers_of_run(run, asked)
+    results = plain_answers(str(tmp_path / "out"), as_messages(asked))
+    assert [each["ids"] for each in results] == expected_ids(template, asked, tmp_path / "out")
+    assert [each["answer"] for each in results] == answers_of_run(run, asked)
     if tower == "clip":
         code = (
             f"import json, sys\n{inspect.getsource(plain_answers)}\n"
@@ -82,7 +82,7 @@ def test_transformers_gives_the_same_ids_and_answers(make_run, pictures, tmp_pat
         command = [sys.executable, "-c", code, str(tmp_path / "out"), json.dumps(as_messages(asked))]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout.splitlines()[-1]) == said
+        assert json.loads(done.stdout.splitlines()[-1]) == results
 
 
 def test_the_config_files_have_llavas_settings(make_run, tiny_model, tmp_path):
@@ -104,7 +104,7 @@ def test_the_config_files_have_llavas_settings(make_run, tiny_model, tmp_path):
     assert model.dtype == torch.bfloat16
 
 
-def test_contents_can_be_lists_with_pictures(make_run, tmp_path):
+def test_message_contents_can_be_lists_with_pictures(make_run, tmp_path):
     run = make_run("siglip")
     task, template = read(run)
     export(run, task, tmp_path / "out", "hf", "2GB")
@@ -188,7 +188,7 @@ def test_a_head_tied_to_the_embedding_stays_tied(make_run, tiny_model, tmp_path)
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
-def test_llava_with_clip_at_336(make_run, tmp_path):
+def test_clip_at_336_has_576_features_and_projectors_have_the_sizes_of_llava(make_run, tmp_path):
     """576 features for each picture in processor and tower, and the sizes of LLaVA-1.5's projectors."""
     network = SimpleNamespace(config=SimpleNamespace(patch_size=14))
     normalization = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -19,7 +19,7 @@ from vlm.projector import Projector
 
 
 @pytest.mark.parametrize("tower_lora", [False, True])
-def test_llavas_own_layout_and_back(make_run, towers, tmp_path, tower_lora):
+def test_official_llava_layout_is_complete_and_its_projector_reloads(make_run, towers, tmp_path, tower_lora):
     from safetensors.torch import load_file
 
     run = make_run("clip", tower_lora)
@@ -48,7 +48,7 @@ def test_llavas_own_layout_and_back(make_run, towers, tmp_path, tower_lora):
         assert torch.equal(again.get_parameter(name), value.to(torch.bfloat16).float())
 
 
-def test_a_task_starts_from_exported_parts(make_run, pictures, tmp_path):
+def test_task_from_exported_parts_gives_the_same_answers(make_run, pictures, tmp_path):
     run = make_run("clip", True)
     task, template = read(run)
     out = tmp_path / "out"
@@ -78,9 +78,9 @@ def test_a_tower_without_a_class_in_transformers_is_exported_as_parts(make_run, 
     except ModelError as error:
         pytest.skip(str(error))
     convert_llava(run.path, tmp_path / "out", None, "2GB", False)
-    said = capsys.readouterr().out
-    assert "layout: parts, because transformers' LLaVA has no class for the tower embedded" in said
-    assert f"next: twinlens chat {tmp_path / 'out' / 'language'}" in said
+    output = capsys.readouterr().out
+    assert "layout: parts, because transformers' LLaVA has no class for the tower embedded" in output
+    assert f"next: twinlens chat {tmp_path / 'out' / 'language'}" in output
     assert "tower: `embedded`, not fine-tuned and not copied" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out" / "tower").exists()
     for layout in ("hf", "official"):

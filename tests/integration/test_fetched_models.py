@@ -1,4 +1,4 @@
-"""Runs on models that come by name: what is trained is kept by commit, and a tower comes the same way."""
+"""Runs on models of a hub: the run pins the commit, and towers are downloaded the same way."""
 
 import os
 import shutil
@@ -36,11 +36,11 @@ def task(tmp_path: Path) -> TextTask:
     )
 
 
-def test_a_run_keeps_the_commit_and_goes_on_with_it(hub: HubServer, tiny_model: Path, task, tmp_path, monkeypatch):
+def test_run_pins_the_commit_and_resumes_with_it(hub: HubServer, tiny_model: Path, task, tmp_path, monkeypatch):
     commit = hub.publish("owner/tiny", files_of(tiny_model), "v1")
     run = start(task, "run", tmp_path).run
-    kept, _ = read_task(run.task)
-    assert (kept.model, kept.revision) == ("owner/tiny", commit)
+    pinned, _ = read_task(run.task)
+    assert (pinned.model, pinned.revision) == ("owner/tiny", commit)
     assert (run.adapter / "adapter_config.json").read_text().count(commit) == 1
     hub.publish("owner/tiny", {"config.json": b"broken"}, "v1")
     hub.offline(monkeypatch)
@@ -51,7 +51,7 @@ def test_a_run_keeps_the_commit_and_goes_on_with_it(hub: HubServer, tiny_model: 
     assert open_target(str(run.adapter), None, 16).model is not None
 
 
-def test_a_tower_comes_the_same_way(hub: HubServer, tmp_path: Path) -> None:
+def test_tower_is_downloaded_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=42, patch_size=14
@@ -66,7 +66,7 @@ def test_a_tower_comes_the_same_way(hub: HubServer, tmp_path: Path) -> None:
     assert load_tower("owner/clip@v2", torch.device("cpu"), torch.float32).facts == tower_facts(str(tmp_path / "clip"))
 
 
-def test_the_mirror_is_an_environment_variable(hub: HubServer, tmp_path: Path) -> None:
+def test_hf_endpoint_selects_the_mirror(hub: HubServer, tmp_path: Path) -> None:
     hub.publish("owner/model", {"config.json": b"{}", "model.safetensors": bytes(2 << 20)})
     (tmp_path / "rows.jsonl").write_text(ROW, encoding="utf-8")
     (tmp_path / "task.yaml").write_text("model: owner/model\ndata: {files: [rows.jsonl]}\noptim: {steps: 1}\n")

@@ -1,4 +1,4 @@
-"""Every weight trained, on tiny models: kept exactly, written as a model that others load, asked before and after."""
+"""Full fine-tuning on tiny models: exact weights, model folders that transformers loads, resume, image runs."""
 
 import errno
 import json
@@ -83,10 +83,17 @@ def last_weights(run: RunDir) -> dict[str, torch.Tensor]:
     return torch.load(run.checkpoints()[-1][1] / "weights.pt", weights_only=True)
 
 
-def test_it_learns_what_a_plain_loop_over_transformers_learns(task, tmp_path):
-    """The same rows at every step, so that no order matters: gradients of the mean loss, clipped, AdamW."""
-    alike = {"micro_batch": 4, "accumulate": 1, "steps": 5, "schedule": "constant", "warmup": 0, "weight_decay": 0.1}
-    run = start(changed(task, optim=alike), "run", tmp_path / "work").run
+def test_losses_equal_those_of_a_plain_training_loop_with_transformers(task, tmp_path):
+    """Every step has all rows, so the order has no effect: gradients of the mean loss, clipped, AdamW."""
+    optim_values = {
+        "micro_batch": 4,
+        "accumulate": 1,
+        "steps": 5,
+        "schedule": "constant",
+        "warmup": 0,
+        "weight_decay": 0.1,
+    }
+    run = start(changed(task, optim=optim_values), "run", tmp_path / "work").run
     rows = read_conversations(task.data.files)
     samples = encode_data(rows, task.data, load_template(task.model, None), 0).samples
     model = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32)
@@ -105,12 +112,12 @@ def test_it_learns_what_a_plain_loop_over_transformers_learns(task, tmp_path):
         optimizer.step()
         plain.append(float(total.detach()) / labels)
     assert losses(run) == pytest.approx(plain, rel=1e-5)
-    kept = last_weights(run)
+    trained = last_weights(run)
     for name, weight in model.named_parameters():
-        assert torch.allclose(kept[name], weight, atol=1e-5), name
+        assert torch.allclose(trained[name], weight, atol=1e-5), name
 
 
-def test_a_run_ends_in_a_model_that_transformers_loads(task, tmp_path):
+def test_transformers_loads_the_trained_model(task, tmp_path):
     run = start(task, "run", tmp_path / "work").run
     assert losses(run)[-1] < losses(run)[0] / 4
     assert not run.adapter.exists()
@@ -121,9 +128,9 @@ def test_a_run_ends_in_a_model_that_transformers_loads(task, tmp_path):
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "who are you?"}], add_generation_prompt=True, return_tensors="pt"
     )
-    said = written.float().generate(**asked, max_new_tokens=12, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    generated = written.float().generate(**asked, max_new_tokens=12, do_sample=False)[0, asked["input_ids"].shape[1] :]
     comparison = compare(run, task)
-    assert comparison.rows[0].after == tokenizer.decode(said, skip_special_tokens=True).strip()
+    assert comparison.rows[0].after == tokenizer.decode(generated, skip_special_tokens=True).strip()
     assert comparison.rows[0].after_hit and not comparison.rows[0].before_hit
     for with_adapter, answer in ((True, comparison.rows[0].after), (False, comparison.rows[0].before)):
         opened = open_target(str(run.path), None, 4, with_adapter)
@@ -131,7 +138,7 @@ def test_a_run_ends_in_a_model_that_transformers_loads(task, tmp_path):
         assert chat.reply("who are you?", lambda _: None).strip() == answer
 
 
-def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path, compute):
+def test_resumed_run_equals_uninterrupted_run(task, tmp_path, compute):
     task = changed(task, optim={"steps": 9}, quant={"compute": "auto"})
     straight = start(task, "straight", tmp_path / "work").run
     stopped = start(task, "stopped", tmp_path / "work").run
@@ -140,12 +147,12 @@ def test_a_resumed_run_ends_in_the_same_bytes(task, tmp_path, compute):
     resume(stopped.path)
     assert losses(stopped) == losses(straight)
     assert (stopped.model / SAFETENSORS).read_bytes() == (straight.model / SAFETENSORS).read_bytes()
-    resume(stopped.path)  # a finished run has nothing left to do, and keeps what it made
+    resume(stopped.path)  # resuming a finished run does not change the model
     assert (stopped.model / SAFETENSORS).read_bytes() == (straight.model / SAFETENSORS).read_bytes()
 
 
-def test_ctrl_c_while_the_model_is_written_waits_for_it(task, tmp_path, monkeypatch):
-    """Hours of training are in it, and no checkpoint where none was asked for."""
+def test_ctrl_c_does_not_interrupt_the_model_write(task, tmp_path, monkeypatch):
+    """Without checkpoints, the model folder is the only result of the training."""
     write = llm.finetuned.save_model
 
     def interrupted(*given: object) -> None:
@@ -157,7 +164,7 @@ def test_ctrl_c_while_the_model_is_written_waits_for_it(task, tmp_path, monkeypa
     assert AutoModelForCausalLM.from_pretrained(run.model)
 
 
-def test_a_model_that_cannot_be_written_again_stays_as_it_was(task, tmp_path, monkeypatch):
+def test_failed_model_write_keeps_the_existing_model(task, tmp_path, monkeypatch):
     run = start(changed(task, optim={"steps": 3}), "run", tmp_path / "work").run
     made = (run.model / SAFETENSORS).read_bytes()
 
@@ -170,7 +177,7 @@ def test_a_model_that_cannot_be_written_again_stays_as_it_was(task, tmp_path, mo
     assert (run.model / SAFETENSORS).read_bytes() == made
 
 
-def test_a_shared_head_stays_shared(task, tmp_path):
+def test_tied_head_stays_tied(task, tmp_path):
     folder = tmp_path / "tied"
     shutil.copytree(task.model, folder)
     config = AutoConfig.from_pretrained(folder, tie_word_embeddings=True)
@@ -181,8 +188,8 @@ def test_a_shared_head_stays_shared(task, tmp_path):
     assert forecast(changed(task, model=str(folder))).trainable == sum(each.numel() for each in written.parameters())
 
 
-def test_an_internlm_is_written_as_the_llama_that_it_is(task, tmp_path, tiny_model):
-    """None of its own code is needed for what becomes of it."""
+def test_internlm2_model_is_written_as_llama(task, tmp_path, tiny_model):
+    """The written model needs no remote code."""
     internlm2 = make_internlm2(tiny_model, tmp_path / "internlm2")
     run = start(changed(task, model=str(internlm2), optim={"steps": 2}), "run", tmp_path / "work").run
     config = json.loads((run.model / "config.json").read_text())
@@ -191,14 +198,14 @@ def test_an_internlm_is_written_as_the_llama_that_it_is(task, tmp_path, tiny_mod
     assert template.prompt(single_turn("who are you?")) == own.prompt(single_turn("who are you?"))
 
 
-def test_a_half_precision_base_is_trained_from_its_own_values(task, tmp_path):
-    """fp16 has bits that bf16 has not: loading in the compute type would round them away before the first step."""
+def test_fp16_base_weights_are_loaded_without_rounding(task, tmp_path):
+    """fp16 has more mantissa bits than bf16: loading in the compute dtype would round the weights."""
     folder = tmp_path / "half"
     shutil.copytree(task.model, folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data += torch.randn(parameter.shape, generator=drawn) * 1e-3
+        parameter.data += torch.randn(parameter.shape, generator=generator) * 1e-3
     model.half().save_pretrained(folder)
     still = {"steps": 1, "learning_rate": 1e-30}
     run = start(changed(task, model=str(folder), quant={"compute": "bf16"}, optim=still), "run", tmp_path / "work").run
@@ -207,7 +214,7 @@ def test_a_half_precision_base_is_trained_from_its_own_values(task, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(written.parameters(), model.parameters(), strict=True))
 
 
-def test_a_steep_learning_rate_is_told(task, tmp_path, caplog):
+def test_high_learning_rate_gives_a_warning(task, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "twinlens"):
         start(changed(task, optim={"steps": 1, "learning_rate": 2e-5}), "a", tmp_path / "work")
         assert not caplog.messages
@@ -215,7 +222,7 @@ def test_a_steep_learning_rate_is_told(task, tmp_path, caplog):
     assert "high for full fine-tuning" in caplog.text
 
 
-def by_two(*arguments: str) -> None:
+def run_in_two_processes(*arguments: str) -> None:
     """Run the command line in two processes, on a CPU, to its end."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -228,46 +235,48 @@ def by_two(*arguments: str) -> None:
 @pytest.mark.parametrize(
     "deepspeed", [None, *(pytest.param(name, marks=needs_compiler) for name in ("zero2", "zero3"))]
 )
-def test_two_processes_learn_what_one_does(task, tmp_path, deepspeed):
-    """DDP, and ZeRO sharing out optimizer and weights, over gloo: half the accumulation on each of two processes."""
+def test_two_processes_give_the_losses_of_one(task, tmp_path, deepspeed):
+    """DDP, and ZeRO with sharded optimizer and weights, over gloo: half the accumulation on each of two processes."""
     alone = start(changed(task, optim={"steps": 4}), "alone", tmp_path).run
     file = tmp_path / "task.yaml"
     file.write_text(to_yaml(changed(task, optim={"accumulate": 1, "steps": 4})), encoding="utf-8")
     options = ["--work-dir", str(tmp_path / "together"), *(["--deepspeed", deepspeed] if deepspeed else [])]
-    by_two("train", str(file), *options)
+    run_in_two_processes("train", str(file), *options)
     (run,) = (RunDir(path.parent) for path in (tmp_path / "together").glob("task/*/steps.jsonl"))
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)
-    assert (run.checkpoints()[-1][1] / "deepspeed").exists() == bool(deepspeed), "what was asked for is what shared"
+    assert (run.checkpoints()[-1][1] / "deepspeed").exists() == bool(deepspeed), (
+        "the requested engine wrote the checkpoint"
+    )
     written = (run.model / SAFETENSORS).read_bytes()
     shutil.rmtree(run.checkpoints()[-1][1])
-    by_two("train", "--resume", str(run.path), *options[2:])
+    run_in_two_processes("train", "--resume", str(run.path), *options[2:])
     assert (run.model / SAFETENSORS).read_bytes() == written, "resumed from step 3"
     theirs, ours = (load_file(each.model / SAFETENSORS) for each in (run, alone))
     assert all(torch.allclose(theirs[name].float(), ours[name].float(), atol=1e-2) for name in ours)
 
 
 @pytest.fixture
-def seeing(tmp_path: Path, task: TextTask, towers: dict[str, Path]) -> ImageTask:
-    """The same for pictures, with a tower of its own."""
-    colours = {"red": (220, 30, 30), "blue": (30, 60, 220)}
+def image_task(tmp_path: Path, task: TextTask, towers: dict[str, Path]) -> ImageTask:
+    """The task with pictures and a fully trained tower."""
+    colors = {"red": (220, 30, 30), "blue": (30, 60, 220)}
     rows = []
-    for name, colour in colours.items():
-        Image.new("RGB", (30, 20), colour).save(tmp_path / f"{name}.png")
+    for name, color in colors.items():
+        Image.new("RGB", (30, 20), color).save(tmp_path / f"{name}.png")
         asked = {"role": "user", "content": "<image>\nwhat colour?"}
         rows.append({"messages": [asked, {"role": "assistant", "content": f"{name}."}], "images": [f"{name}.png"]})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     asked = "".join(
-        f"- {{ask: what colour?, group: picture, expect: [{name}], image: {name}.png}}\n" for name in colours
+        f"- {{ask: what colour?, group: picture, expect: [{name}], image: {name}.png}}\n" for name in colors
     )
     (tmp_path / "probes.yaml").write_text(asked, encoding="utf-8")
     values = task.model_dump(mode="json") | {"tower": str(towers["clip"]), "whole_tower": True}
     return ImageTask.model_validate(values)
 
 
-def test_language_model_and_tower_learn_as_wholes_and_are_found_again(seeing, tmp_path, towers):
-    run = start(seeing, "run", tmp_path / "work").run
+def test_fully_trained_language_model_and_tower_are_reloaded(image_task, tmp_path, towers):
+    run = start(image_task, "run", tmp_path / "work").run
     assert sorted(path.name for path in run.adapter.iterdir()) == ["projector.safetensors", "tower"]
-    comparison = recipe_of(seeing).compare(run, seeing)
+    comparison = recipe_of(image_task).compare(run, image_task)
     assert [row.after_hit for row in comparison.rows] == [True, True]
     assert [row.before_hit for row in comparison.rows] != [True, True]
     opened = open_target(str(run.path), None, 4, pictures=True)
@@ -278,25 +287,25 @@ def test_language_model_and_tower_learn_as_wholes_and_are_found_again(seeing, tm
     before, after = ({name[name.find("encoder") :]: value for name, value in each.items()} for each in (before, after))
     assert not torch.equal(before["encoder.layers.0.mlp.fc1.weight"], after["encoder.layers.0.mlp.fc1.weight"])
     last = "encoder.layers.2.mlp.fc1.weight"
-    assert torch.equal(before[last], after[last]), "features are those of the last layer but one"
+    assert torch.equal(before[last], after[last]), "features are those of the second to last layer"
 
 
-@pytest.mark.parametrize("how", [{}, {"whole_tower": False, "tower_lora": {"rank": 3}}, {"whole_tower": False}])
-def test_a_plan_counts_what_trains_of_tower_and_language_model(seeing, how):
-    task = ImageTask.model_validate(seeing.model_dump(mode="json") | how)
+@pytest.mark.parametrize("changes", [{}, {"whole_tower": False, "tower_lora": {"rank": 3}}, {"whole_tower": False}])
+def test_forecast_counts_the_trainable_weights(image_task, changes):
+    task = ImageTask.model_validate(image_task.model_dump(mode="json") | changes)
     loaded = load_model(task.model, load_vlm_template(task), task.quant, "cpu", full_finetuning=True)
-    sighted = make_initial_parts(task, loaded, training=True)
-    parts = (sighted.language.network, sighted.projector, sighted.tower)
+    vlm_parts = make_initial_parts(task, loaded, training=True)
+    parts = (vlm_parts.language.network, vlm_parts.projector, vlm_parts.tower)
     weights = (weight for part in parts for weight in part.parameters() if weight.requires_grad)
     assert recipe_of(task).forecast(task).trainable == sum(weight.numel() for weight in weights)
 
 
-def test_a_run_answers_and_is_exported_when_its_bases_are_gone(seeing, tmp_path):
-    """What was trained as a whole is the run's own; of a tower LLaVA's own code is told the published name."""
+def test_run_without_its_base_folders_loads_and_is_exported(image_task, tmp_path):
+    """Fully trained weights are in the run folder; the exported config has the published name of the tower."""
     moved = {key: str(tmp_path / key) for key in ("model", "tower")}
     for key, folder in moved.items():
-        shutil.copytree(getattr(seeing, key), folder)
-    task = ImageTask.model_validate(seeing.model_dump(mode="json") | moved | {"optim": {"steps": 1}})
+        shutil.copytree(getattr(image_task, key), folder)
+    task = ImageTask.model_validate(image_task.model_dump(mode="json") | moved | {"optim": {"steps": 1}})
     run = start(task, "run", tmp_path / "work").run
     for folder in moved.values():
         shutil.rmtree(folder)
@@ -305,8 +314,8 @@ def test_a_run_answers_and_is_exported_when_its_bases_are_gone(seeing, tmp_path)
     assert json.loads((tmp_path / "llava" / "config.json").read_text())["mm_vision_tower"] == task.tower
 
 
-def test_a_resumed_run_with_eyes_ends_in_the_same_bytes(seeing, tmp_path):
-    task = changed(seeing, optim={"steps": 6})
+def test_resumed_image_run_equals_uninterrupted_run(image_task, tmp_path):
+    task = changed(image_task, optim={"steps": 6})
     straight, stopped = (start(task, name, tmp_path / "work").run for name in ("straight", "stopped"))
     shutil.rmtree(stopped.checkpoints()[-1][1])
     for path in (stopped.model, stopped.adapter):
@@ -317,9 +326,9 @@ def test_a_resumed_run_with_eyes_ends_in_the_same_bytes(seeing, tmp_path):
 
 
 @pytest.mark.parametrize("whole", [{"whole_tower": False}, {"lora": {"rank": 4}, "quant": {"bits": 4}}])
-def test_one_of_them_alone_is_trained_and_exported(seeing, tmp_path, whole):
-    """What transformers reads back gives the run's own logits, or nothing is written."""
-    values = seeing.model_dump(mode="json") | whole
+def test_run_with_one_fully_trained_part_is_exported(image_task, tmp_path, whole):
+    """The exported model gives the logits of the run."""
+    values = image_task.model_dump(mode="json") | whole
     values["optim"] |= {"steps": 6}
     task = ImageTask.model_validate(values)
     run = start(task, "run", tmp_path / "work").run

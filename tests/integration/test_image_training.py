@@ -27,7 +27,7 @@ from vlm.settings import ImageTask
 from vlm.towers.tower import Tower
 
 pytestmark = pytest.mark.usefixtures("cache")
-COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 60)}
+COLORS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (30, 160, 60)}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def task(tmp_path: Path, tiny_model: Path) -> ImageTask:
             ],
             "images": [f"pictures/{name}.png"],
         }
-        for name in COLOURS
+        for name in COLORS
     ]
     both = "<image>\n<image>\nwhich colours?"
     rows.append(
@@ -53,9 +53,9 @@ def task(tmp_path: Path, tiny_model: Path) -> ImageTask:
     )
     text = {"messages": [{"role": "user", "content": "one two"}, {"role": "assistant", "content": "three"}]}
     (tmp_path / "pictures").mkdir()
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         noise = np.random.default_rng(0).integers(0, 30, (60, 80, 3))
-        Image.fromarray((noise + np.asarray(colour) * 0.8).astype(np.uint8)).save(tmp_path / "pictures" / f"{name}.png")
+        Image.fromarray((noise + np.asarray(color) * 0.8).astype(np.uint8)).save(tmp_path / "pictures" / f"{name}.png")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "text.jsonl").write_text(json.dumps(text) + "\n")
     (tmp_path / "probes.yaml").write_text(
@@ -93,16 +93,19 @@ def losses(run: RunDir) -> list[float]:
 def test_align_trains_only_the_projector(task, tmp_path):
     run = start(changed(task, stage="align"), "align", tmp_path / "work").run
     assert sorted(file.name for file in run.adapter.iterdir()) == [PROJECTOR]
-    seen = [row["loss"] for row in read_jsonl(run.steps) if row["grad_norm"]]  # text alone moves no projector
+    # Rows of text give the projector no gradient.
+    seen = [row["loss"] for row in read_jsonl(run.steps) if row["grad_norm"]]
     assert seen[-1] < seen[0]
     assert 0 < len(seen) < 6
     tuned = start(changed(task, start=str(run.path)), "tune", tmp_path / "work").run
     assert sorted(file.name for file in tuned.adapter.iterdir()) == sorted([PROJECTOR, ADAPTER_WEIGHTS, ADAPTER_CONFIG])
     began, ended = load_file(run.adapter / PROJECTOR), load_file(tuned.adapter / PROJECTOR)
-    assert all(not torch.equal(began[name], ended[name]) for name in began), "tune trains it on"
+    assert all(not torch.equal(began[name], ended[name]) for name in began), "tune also trains the projector"
     before = start(changed(task, start=str(run.path), rates={"projector": 1e-9}), "still", tmp_path / "work").run
     kept = load_file(before.adapter / PROJECTOR)
-    assert all(torch.allclose(began[name], kept[name], atol=1e-6) for name in began), "at a rate of its own"
+    assert all(torch.allclose(began[name], kept[name], atol=1e-6) for name in began), (
+        "the projector has its own learning rate"
+    )
 
 
 def test_cached_and_live_features_give_the_same_losses(task, tmp_path, monkeypatch):
@@ -110,14 +113,14 @@ def test_cached_and_live_features_give_the_same_losses(task, tmp_path, monkeypat
     forward = Tower.forward
     monkeypatch.setattr(Tower, "forward", lambda self, pixels: runs.append(len(pixels)) or forward(self, pixels))
     task = changed(task, data={"repeat": 200})
-    kept = start(task, "kept", tmp_path / "work").run
-    assert sum(runs) == len(COLOURS), "each distinct picture once, whatever the rows are repeated"
+    cached = start(task, "kept", tmp_path / "work").run
+    assert sum(runs) == len(COLORS), "each distinct picture once, independent of repeat"
     live = start(changed(task, pictures={"cache_gib": 0}), "live", tmp_path / "work").run
-    assert losses(kept) == pytest.approx(losses(live), rel=1e-4), "to the rounding of batches of other sizes"
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-4), "up to rounding in batches of other sizes"
 
 
 @pytest.mark.parametrize("views", [0, 3])
-def test_a_resumed_run_gives_the_same_bytes(task, tmp_path, views):
+def test_resumed_run_equals_uninterrupted_run(task, tmp_path, views):
     straight = start(changed(task, pictures={"views": views}), "straight", tmp_path / "work").run
     names = [PROJECTOR, ADAPTER_WEIGHTS]
     wanted = [(straight.adapter / name).read_bytes() for name in names]
@@ -130,7 +133,7 @@ def test_a_resumed_run_gives_the_same_bytes(task, tmp_path, views):
     assert losses(RunDir(stopped)) == losses(straight)
 
 
-def test_before_is_the_state_before_training(task, tmp_path, monkeypatch):
+def test_before_and_after_answers_equal_the_first_and_last_samples(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     probes = [path.relative_to(tmp_path) for path in task.evaluation.probes]
     run = start(changed(task, run={"seed": 3}, evaluation={"probes": probes}), "run", tmp_path / "work").run
@@ -145,7 +148,7 @@ def test_before_is_the_state_before_training(task, tmp_path, monkeypatch):
     assert (run.path / "comparison.html").exists()
 
 
-def test_chat_and_compare_give_the_same_answers(task, tmp_path):
+def test_chat_gives_the_answers_of_the_samples(task, tmp_path):
     run = start(task, "run", tmp_path / "work").run
     (answer,) = [row["answer"] for row in read_jsonl(run.samples) if row["step"] == 6 and row["group"] == "picture"]
     target = open_target(str(run.path), None, 4, pictures=True)
@@ -155,11 +158,11 @@ def test_chat_and_compare_give_the_same_answers(task, tmp_path):
     marked, plain = (
         Chat(target.model, target.template, target.compute_dtype, Sampling(), 4, [], None) for _ in range(2)
     )
-    said = marked.reply("who <image> are you?", lambda _: None)
-    assert said == plain.reply("who  are you?", lambda _: None), "a mark that is typed shows nothing"
+    reply = marked.reply("who <image> are you?", lambda _: None)
+    assert reply == plain.reply("who  are you?", lambda _: None), "a typed image token shows no picture"
 
 
-def test_a_convolutional_tower_refuses_an_adapter(task, tmp_path):
+def test_adapter_on_a_convolutional_tower_is_refused(task, tmp_path):
     with pytest.raises(ConfigError, match="tower_lora: embedded cannot be trained"):
         start(changed(task, tower_lora={"rank": 2}), "run", tmp_path / "work")
 

@@ -1,4 +1,4 @@
-"""A merged model is the adapted one, and plain transformers loads it."""
+"""A merged model equals the adapted model, and plain transformers loads it."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ from vlm.towers.registry import load_tower
 
 @pytest.fixture
 def adapter(tiny_model: Path, tmp_path: Path) -> Path:
-    """An adapter that changes the model a lot: B is drawn, not zero."""
+    """A random adapter with a large effect: its B matrices are not zero."""
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=16, compute="fp32"), "cpu")
     model = attach_adapter(loaded.model, Lora(rank=4, alpha=8), 0)
     generator = torch.Generator().manual_seed(1)
@@ -38,7 +38,7 @@ def adapter(tiny_model: Path, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_merged_logits_are_the_adapted_ones_and_rounding_is_told(tiny_model, adapter, tmp_path):
+def test_merged_logits_equal_adapted_logits_and_rounding_is_reported(tiny_model, adapter, tmp_path):
     report = merge(str(tiny_model), adapter, tmp_path / "merged", trained_on=Quant(bits=4))
     assert report.merged.difference <= 1e-3 and report.merged.same_token == 1.0
     assert 0 < report.rounded.difference < 0.2
@@ -57,7 +57,7 @@ def test_merged_logits_are_the_adapted_ones_and_rounding_is_told(tiny_model, ada
     assert (given - adapted).abs().max() < 0.25 * (given - plain).abs().max()
 
 
-def test_back_into_internlm2s_layout(tiny_model, adapter, tmp_path):
+def test_merged_internlm2_model_gives_equal_logits_in_both_layouts(tiny_model, adapter, tmp_path):
     base = make_internlm2(tiny_model, tmp_path / "base")
     (base / "modeling_internlm2.py").write_text("raise SystemExit")
     for layout in ("hf", "internlm2"):
@@ -77,7 +77,7 @@ def test_back_into_internlm2s_layout(tiny_model, adapter, tmp_path):
         merge(str(tiny_model), adapter, tmp_path / "other", layout="internlm2")
 
 
-def test_a_merged_config_tells_older_readers_its_rotary_base(tiny_model, adapter, tmp_path):
+def test_merged_config_has_the_keys_of_transformers_4(tiny_model, adapter, tmp_path):
     merge(str(tiny_model), adapter, tmp_path / "merged")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert (config["rope_theta"], config["torch_dtype"]) == (config["rope_parameters"]["rope_theta"], "bfloat16")
@@ -85,7 +85,7 @@ def test_a_merged_config_tells_older_readers_its_rotary_base(tiny_model, adapter
     assert tokens["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_a_pickled_adapter_that_names_a_program_runs_nothing(tiny_model, adapter, tmp_path):
+def test_malicious_pickled_adapter_is_refused_and_not_executed(tiny_model, adapter, tmp_path):
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({"x": Harm(tmp_path / "ran")}, adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match="nothing of it was run"):
@@ -94,21 +94,21 @@ def test_a_pickled_adapter_that_names_a_program_runs_nothing(tiny_model, adapter
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_a_towers_adapter_merged_gives_the_towers_features(make_run, towers, tmp_path, kind):
+def test_merged_tower_features_equal_adapted_tower_features(make_run, towers, tmp_path, kind):
     run = make_run(kind, tower_lora=True)
     difference = merge_tower(str(towers[kind]), run.adapter / "tower", tmp_path / "merged", "2GB")
     assert difference < 1e-5
     task, _ = read(run)
-    sighted = make_initial_parts(task, load_model(task.model, load_template(task.model, None), task.quant, "cpu"))
-    load_trained_weights(sighted, run.adapter)
-    pixels = sighted.tower.preprocess(example_picture())[None]
+    vlm_parts = make_initial_parts(task, load_model(task.model, load_template(task.model, None), task.quant, "cpu"))
+    load_trained_weights(vlm_parts, run.adapter)
+    pixels = vlm_parts.tower.preprocess(example_picture())[None]
     merged, plain = (
         load_tower(str(name), torch.device("cpu"), torch.float32) for name in (tmp_path / "merged", towers[kind])
     )
     with torch.no_grad():
-        assert torch.allclose(merged(pixels), sighted.tower(pixels), atol=1e-4)
+        assert torch.allclose(merged(pixels), vlm_parts.tower(pixels), atol=1e-4)
         assert not torch.allclose(merged(pixels), plain(pixels), atol=1e-2)
-    weights = lazy_weights(tmp_path / "merged")  # transformers 4 starts a tower afresh that has other names
+    weights = lazy_weights(tmp_path / "merged")  # transformers 4 initializes weights with other names at random
     assert all(name.startswith("vision_model.") for name in weights)
     with pytest.raises(ModelError, match="neither CLIP nor SigLIP"):
         merge_tower("embedded", run.adapter / "tower", tmp_path / "other", "2GB")
@@ -116,7 +116,7 @@ def test_a_towers_adapter_merged_gives_the_towers_features(make_run, towers, tmp
         merge_tower(str(towers[kind]), run.adapter, tmp_path / "other", "2GB")
 
 
-def test_shards_are_no_larger_than_asked(tiny_model, adapter, tmp_path):
+def test_merged_model_is_written_in_shards(tiny_model, adapter, tmp_path):
     merge(str(tiny_model), adapter, tmp_path / "merged", max_shard_size="100KB")
     shards = list((tmp_path / "merged").glob("*.safetensors"))
     assert len(shards) > 1
@@ -124,7 +124,7 @@ def test_shards_are_no_larger_than_asked(tiny_model, adapter, tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
 
 
-def test_a_destination_in_use_or_below_a_file_is_refused_before_anything_loads(tiny_model, adapter, tmp_path):
+def test_existing_or_unwritable_destination_is_refused(tiny_model, adapter, tmp_path):
     with pytest.raises(ConfigError, match="already exists"):
         merge(str(tiny_model), adapter, adapter)
     (tmp_path / "file").write_text("")
@@ -132,7 +132,7 @@ def test_a_destination_in_use_or_below_a_file_is_refused_before_anything_loads(t
         merge(str(tiny_model), adapter, tmp_path / "file" / "merged")
 
 
-def test_a_base_stored_quantised_is_refused(tiny_model, adapter, tmp_path):
+def test_quantized_base_is_refused(tiny_model, adapter, tmp_path):
     folder = tmp_path / "quantized"
     folder.mkdir()
     for file in tiny_model.iterdir():
@@ -156,20 +156,20 @@ def test_an_adapter_for_other_shapes_is_refused(tiny_model, adapter, tmp_path):
         merge(str(other), adapter, tmp_path / "merged")
 
 
-@pytest.mark.parametrize("harm", ["missing", "too many"])
-def test_half_an_adapter_is_refused(tiny_model, adapter, tmp_path, harm):
+@pytest.mark.parametrize("fault", ["missing", "too many"])
+def test_adapter_with_missing_or_extra_weights_is_refused(tiny_model, adapter, tmp_path, fault):
     weights = load_file(adapter / "adapter_model.safetensors")
     first = min(weights)
-    if harm == "missing":
+    if fault == "missing":
         del weights[first]
     else:
         weights[first.replace("layers.0.", "layers.9.")] = weights[first].clone()
     save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=f"does not fit the model .*is {harm}"):
+    with pytest.raises(ModelError, match=f"does not fit the model .*is {fault}"):
         merge(str(tiny_model), adapter, tmp_path / "merged")
 
 
-def test_saved_adapters_are_equal_byte_for_byte_and_their_lists_sorted(tiny_model, adapter, tmp_path):
+def test_saved_adapter_reloads_byte_for_byte_with_sorted_target_modules(tiny_model, adapter, tmp_path):
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=16), "cpu")
     save_adapter(load_adapter(loaded.model, adapter), tmp_path / "again", str(tiny_model))
     for file in adapter.iterdir():
@@ -182,14 +182,14 @@ def test_saved_adapters_are_equal_byte_for_byte_and_their_lists_sorted(tiny_mode
 
 
 @pytest.mark.parametrize("values", [{"r": "eight"}, {"r": None}, {"lora_alpha": 0}, {"rank_pattern": [1]}])
-def test_an_adapter_of_no_such_settings_is_refused(adapter, values):
+def test_adapter_with_invalid_settings_is_refused(adapter, values):
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())
     (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | values))
     with pytest.raises(ModelError, match=f"{ADAPTER_CONFIG}: {next(iter(values))} must be"):
         read_adapter_config(adapter)
 
 
-def test_an_adapter_cut_short_is_refused_before_its_model_loads(adapter, tmp_path):
+def test_truncated_adapter_is_refused_before_the_model_loads(adapter, tmp_path):
     (adapter / "adapter_model.safetensors").write_bytes(b"short")
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors: cannot be read"):
         merge("no model", adapter, tmp_path / "merged")

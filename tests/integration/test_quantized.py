@@ -1,4 +1,4 @@
-"""What is 4-bit, and that it stays right on the real weights."""
+"""Quantized layers: which they are, and equal losses before and after generation."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ needs_embedded = pytest.mark.skipif(embedded_weights() is None, reason="the embe
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, compute, monkeypatch):
+def test_linear_layers_are_quantized_except_the_head(tiny_model, bits, compute, monkeypatch):
     monkeypatch.setattr(quantize, "MEMORY_SHARE", 0)
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=bits), "cpu")
     report = loaded.quant_report
@@ -40,10 +40,10 @@ def test_linears_are_quantised_as_asked_and_the_head_never(tiny_model, bits, com
 
 
 @needs_embedded
-@pytest.mark.parametrize("room", [0, 0.5])
-def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypatch, room, compute):
-    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs; training through those would read garbage."""
-    monkeypatch.setattr(quantize, "MEMORY_SHARE", room)
+@pytest.mark.parametrize("memory_share", [0, 0.5])
+def test_generation_does_not_change_the_loss_of_the_embedded_model(monkeypatch, memory_share, compute):
+    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs; training with repacked weights would be wrong."""
+    monkeypatch.setattr(quantize, "MEMORY_SHARE", memory_share)
     template = load_template("embedded", "You are a helpful assistant.")
     loaded = load_model("embedded", template, Quant(bits=4), "cpu")
     module = LanguageModel(loaded.model, loaded.compute_dtype)
@@ -59,13 +59,13 @@ def test_answering_first_does_not_change_the_loss_on_the_embedded_model(monkeypa
     assert float(before) / int(labels) < 1.0
 
 
-def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, compute, monkeypatch):
+def test_dequantized_weights_give_bit_equal_loss_and_gradients(tiny_model, compute, monkeypatch):
     found = []
-    for room in (0, 0.5):
-        monkeypatch.setattr(quantize, "MEMORY_SHARE", room)
+    for memory_share in (0, 0.5):
+        monkeypatch.setattr(quantize, "MEMORY_SHARE", memory_share)
         loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=4), "cpu")
-        assert loaded.quant_report.dequantized == bool(room)
-        assert any(isinstance(module, Linear4bit) for module in loaded.model.modules()) != bool(room)
+        assert loaded.quant_report.dequantized == bool(memory_share)
+        assert any(isinstance(module, Linear4bit) for module in loaded.model.modules()) != bool(memory_share)
         module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute_dtype)
         loss, _ = module(collate([[loaded.template.encode(single_turn("who are you?", "yes"), 100)]], 0))
         loss.backward()
@@ -73,7 +73,7 @@ def test_unpacked_weights_change_no_bit_of_loss_or_gradients(tiny_model, compute
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_bf16_compute_keeps_fp32_adapters(tiny_model):
+def test_adapter_gradients_are_fp32_in_bf16_compute(tiny_model):
     loaded = load_model(str(tiny_model), load_template(str(tiny_model), None), Quant(bits=4, compute="bf16"), "cpu")
     module = LanguageModel(attach_adapter(loaded.model, Lora(rank=2), 0), loaded.compute_dtype)
     sample = loaded.template.encode(single_turn("who are you?", "yes"), 100)
@@ -82,7 +82,7 @@ def test_bf16_compute_keeps_fp32_adapters(tiny_model):
     assert {parameter.grad.dtype for parameter in module.parameters() if parameter.grad is not None} == {torch.float32}
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+def test_missing_gpu_is_refused(monkeypatch):
     from tuning.errors import DeviceError
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -1,6 +1,6 @@
 """Reference losses: 20 steps of text and image fine-tuning in fp32, the same on any CPU.
 
-To write them anew: `TWINLENS_WRITE_REFERENCE=1 pytest tests/integration/test_reference_losses.py`.
+To update them: `TWINLENS_WRITE_REFERENCE=1 pytest tests/integration/test_reference_losses.py`.
 """
 
 import json
@@ -46,7 +46,7 @@ TASKS: dict[str, AnyTask] = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_losses_are_those_of_the_tree(name: str, tmp_path: Path) -> None:
+def test_losses_equal_the_reference_losses(name: str, tmp_path: Path) -> None:
     run = start(TASKS[name], "reference", tmp_path).run
     losses = [row["loss"] for row in read_jsonl(run.steps)]
     known = json.loads(LOSSES.read_text(encoding="utf-8")) if LOSSES.exists() else {}

@@ -1,4 +1,4 @@
-"""Rehearsal: the base model answers each prompt once; answers come from the cache after that."""
+"""Rehearsal: the base model answers each prompt once; later answers come from the cache."""
 
 import json
 
@@ -7,7 +7,7 @@ from llm.loading import load_model, load_template
 from tuning.settings import Quant, Rehearsal
 
 
-def test_answers_are_kept_by_model_and_prompt(tiny_model, cache, write, monkeypatch):
+def test_answers_are_cached_by_model_and_prompt(tiny_model, cache, write, monkeypatch):
     asked: list[str] = []
     answering = rehearsal.generate_answers
 
@@ -30,7 +30,7 @@ def test_answers_are_kept_by_model_and_prompt(tiny_model, cache, write, monkeypa
     assert asked[4:] == ["who are you?", "yes"]
 
 
-def test_answers_that_did_not_end_are_left_out(tiny_model, cache, write):
+def test_unfinished_answers_are_omitted(tiny_model, cache, write):
     template = load_template(str(tiny_model), None)
     loaded = load_model(str(tiny_model), template, Quant(bits=16), "cpu")
     rows = rehearsal.answer_rehearsal_prompts(

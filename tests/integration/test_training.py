@@ -1,4 +1,4 @@
-"""The loop as a whole, on a tiny model: what must be equal is equal."""
+"""The training loop on a tiny model: seeds, packing, accumulation, resume and processes give equal losses."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ def task(write_rows: Callable[..., tuple[Path, Path]], tiny_model: Path) -> Text
         {
             "model": str(tiny_model),
             "system": "be brief",
-            "quant": {"compute": "fp32"},  # equal is meant to rounding, and bf16 rounds early
+            "quant": {"compute": "fp32"},  # losses are compared up to fp32 rounding
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
             "data": {"files": [data], "max_length": 128, "pack": False},
             "optim": {"learning_rate": 1e-2, "micro_batch": 2, "accumulate": 2, "steps": 6, "warmup": 0.1},
@@ -81,7 +81,7 @@ def adapter_bytes(run: RunDir) -> bytes:
     return (run.adapter / ADAPTER_WEIGHTS).read_bytes()
 
 
-def test_the_same_seed_gives_the_same_losses_and_bytes_and_another_seed_others(task, tmp_path, compute):
+def test_same_seed_gives_the_same_losses_and_bytes(task, tmp_path, compute):
     task = changed(task, quant={"compute": "auto"})
     first = start(task, "a", tmp_path / "work").run
     again = start(task, "b", tmp_path / "work").run
@@ -92,18 +92,18 @@ def test_the_same_seed_gives_the_same_losses_and_bytes_and_another_seed_others(t
     assert losses(first)[-1] < losses(first)[0]
 
 
-def test_looking_does_not_change_what_is_learned(task, tmp_path, compute):
-    """4-bit weights read in eval mode must still be right for training."""
+def test_sampling_during_training_does_not_change_the_losses(task, tmp_path, compute):
+    """Generation in eval mode must not change 4-bit weights for training."""
     task = changed(task, quant={"compute": "auto"})
-    blind = start(task, "blind", tmp_path / "work").run
-    looked = start(changed(task, evaluation={"every": 1}), "looked", tmp_path / "work").run
-    assert losses(blind) == losses(looked)
-    assert {row["step"] for row in read_jsonl(blind.samples)} == {0, 6}
-    assert {row["step"] for row in read_jsonl(looked.samples)} == set(range(7))
+    unsampled = start(task, "blind", tmp_path / "work").run
+    sampled = start(changed(task, evaluation={"every": 1}), "looked", tmp_path / "work").run
+    assert losses(unsampled) == losses(sampled)
+    assert {row["step"] for row in read_jsonl(unsampled.samples)} == {0, 6}
+    assert {row["step"] for row in read_jsonl(sampled.samples)} == set(range(7))
 
 
 @pytest.mark.parametrize("bits", [4, 16])
-def test_packed_rows_lose_what_they_lose_alone(task, tiny_model, bits):
+def test_packed_loss_equals_unpacked_loss(task, tiny_model, bits):
     template = load_template(str(tiny_model), task.system)
     loaded = load_model(str(tiny_model), template, Quant(bits=bits, compute="fp32"), "cpu")
     module = LanguageModel(attach_adapter(loaded.model, Lora(rank=4), 0), loaded.compute_dtype)
@@ -117,7 +117,7 @@ def test_packed_rows_lose_what_they_lose_alone(task, tiny_model, bits):
     assert float(packed) == pytest.approx(float(padded), rel=1e-4)
 
 
-def test_rows_in_xtuners_packs_follow_each_other_as_one_text(task, tiny_model):
+def test_loss_of_an_xtuner_pack_equals_loss_of_the_concatenated_text(task, tiny_model):
     template = load_template(str(tiny_model), task.system)
     module = LanguageModel(load_model(str(tiny_model), template, task.quant, "cpu").model, torch.float32)
     samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples[:4]
@@ -131,7 +131,7 @@ def test_rows_in_xtuners_packs_follow_each_other_as_one_text(task, tiny_model):
     assert float(packed) != pytest.approx(float(apart), rel=1e-3)
 
 
-def test_a_run_with_xtuners_packing_takes_the_steps_that_plan_says(task, tmp_path):
+def test_step_count_with_xtuner_packing_equals_the_forecast(task, tmp_path):
     shape = {"steps": None, "epochs": 2, "micro_batch": 1, "accumulate": 3}
     task = changed(task, data={"pack": True, "packing": "xtuner", "pack_workers": 3, "repeat": 9}, optim=shape)
     planned = forecast(task)
@@ -141,21 +141,21 @@ def test_a_run_with_xtuners_packing_takes_the_steps_that_plan_says(task, tmp_pat
     assert (sum(row["tokens"] for row in rows), planned.rows) == (planned.tokens, 72)
 
 
-def test_a_step_of_packs_without_answers_learns_nothing(task, tmp_path):
-    """Rows that end without an answer to learn, before rows that begin with a long question."""
-    ask, told = {"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "yes"}
-    late = [{"role": "user", "content": "the sea " * 30}, told]
-    early = [ask, told, ask, {"role": "assistant", "content": "the sea " * 30, "loss": False}]
+def test_step_without_labels_has_zero_loss(task, tmp_path):
+    """Rows whose last answer has no loss, before rows with a long first question."""
+    ask, answer = {"role": "user", "content": "who are you?"}, {"role": "assistant", "content": "yes"}
+    late = [{"role": "user", "content": "the sea " * 30}, answer]
+    early = [ask, answer, ask, {"role": "assistant", "content": "the sea " * 30, "loss": False}]
     lines = (json.dumps({"messages": turns}) + "\n" for turns in (late, early))
     task.data.files[0].write_text("".join(lines), encoding="utf-8")
     data = {"pack": True, "packing": "xtuner", "pack_workers": 1, "repeat": 30}
-    lone = {"steps": None, "epochs": 1, "micro_batch": 1, "accumulate": 1}
-    rows = read_jsonl(start(changed(task, data=data, optim=lone), "run", tmp_path).run.steps)
+    single = {"steps": None, "epochs": 1, "micro_batch": 1, "accumulate": 1}
+    rows = read_jsonl(start(changed(task, data=data, optim=single), "run", tmp_path).run.steps)
     assert {row["labels"] > 0 for row in rows} == {True, False}
     assert all(math.isfinite(row["loss"]) and (row["loss"] > 0) == (row["labels"] > 0) for row in rows)
 
 
-def test_accumulation_is_normalised_by_tokens(task, tmp_path):
+def test_accumulated_loss_is_normalized_by_tokens(task, tmp_path):
     one_step = {"steps": None, "epochs": 1}
     whole = start(
         changed(task, optim=one_step | {"micro_batch": 8, "accumulate": 1}, lora={"dropout": 0}), "a", tmp_path
@@ -169,7 +169,7 @@ def test_accumulation_is_normalised_by_tokens(task, tmp_path):
     assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
 
 
-def test_a_last_step_with_fewer_rows_counts_what_it_has(task, tmp_path):
+def test_last_step_with_fewer_rows_counts_only_its_labels(task, tmp_path):
     run = start(changed(task, optim={"steps": None, "epochs": 1, "micro_batch": 1, "accumulate": 5}), "a", tmp_path).run
     rows = read_jsonl(run.steps)
     labels = sum(
@@ -182,7 +182,7 @@ def test_a_last_step_with_fewer_rows_counts_what_it_has(task, tmp_path):
     assert sum(row["labels"] for row in rows) == labels
 
 
-def test_validation_holds_out_by_question(task, tmp_path):
+def test_validation_loss_is_computed_on_held_out_questions(task, tmp_path):
     run = start(changed(task, data={"validation": 0.25}, evaluation={"every": 3}), "a", tmp_path).run
     assert json.loads(run.data.read_text())["validation"] == 2
     seen = [row.get("validation_loss") for row in read_jsonl(run.steps)]
@@ -190,7 +190,7 @@ def test_validation_holds_out_by_question(task, tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
-def test_ten_thousand_copies_cost_the_memory_of_one_row(task, tmp_path, ending):
+def test_ten_thousand_copies_use_the_memory_of_one_row(task, tmp_path, ending):
     template = load_template(task.model, task.system)
 
     def peak(copies: int) -> tuple[int, list[EncodedSample], int]:
@@ -205,14 +205,14 @@ def test_ten_thousand_copies_cost_the_memory_of_one_row(task, tmp_path, ending):
         tracemalloc.stop()
         return used, data.samples, len(data.rows)
 
-    peak(1)  # whatever the first use of a library keeps
+    peak(1)  # the first call allocates what libraries cache
     one, _, _ = peak(1)
     many, samples, rows = peak(10_001)
     assert (len(samples), rows) == (1, 10_001)
     assert many - one < 2 * 2**20
 
 
-def test_not_a_number_names_its_rows_before_the_weights_change(task, tiny_model):
+def test_error_of_a_nan_loss_has_the_step_and_the_row(task, tiny_model):
     template = load_template(str(tiny_model), None)
     samples = encode_data(read_conversations(task.data.files), task.data, template, 0).samples
     group = [collate([[samples[0]]], 0), collate([[samples[1]]], 0)]
@@ -227,8 +227,8 @@ def command(*arguments: object, processes: int = 1) -> list[str]:
     return [*launcher, "-m", "twinlens", *map(str, arguments)]
 
 
-def run_until(task: TextTask, tmp_path: Path, step: int, how: int) -> tuple[Path, int]:
-    """Start a run in a process of its own and send it a signal once `step` steps are done."""
+def run_until(task: TextTask, tmp_path: Path, step: int, stop_signal: int) -> tuple[Path, int]:
+    """Start a run in a subprocess and send it a signal after `step` steps."""
     file = tmp_path / "task.yaml"
     file.write_text(to_yaml(task), encoding="utf-8")
     process = subprocess.Popen(
@@ -238,7 +238,7 @@ def run_until(task: TextTask, tmp_path: Path, step: int, how: int) -> tuple[Path
     while time.monotonic() < deadline and process.poll() is None:
         found = list((tmp_path / "killed").glob("task/*/steps.jsonl"))
         if found and len(found[0].read_text().splitlines()) >= step:
-            process.send_signal(how)
+            process.send_signal(stop_signal)
             break
         time.sleep(0.002)
     process.communicate(timeout=120)
@@ -246,14 +246,14 @@ def run_until(task: TextTask, tmp_path: Path, step: int, how: int) -> tuple[Path
     return steps.parent, process.returncode
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_run_goes_on_to_the_same_bytes(task, tmp_path, how, compute):
-    """Killed at some step, or asked to stop: bit for bit the straight run."""
+@pytest.mark.parametrize("stop_signal", [signal.SIGKILL, signal.SIGTERM])
+def test_resumed_run_equals_uninterrupted_run(task, tmp_path, stop_signal, compute):
+    """After SIGKILL or SIGTERM, the resumed run equals the uninterrupted run bit for bit."""
     task = changed(task, optim={"steps": 40}, quant={"compute": "auto"})
-    stop_at = 7 if how == signal.SIGTERM else 12
+    stop_at = 7 if stop_signal == signal.SIGTERM else 12
     straight = start(task, "straight", tmp_path).run
-    run, code = run_until(task, tmp_path, stop_at, how)
-    assert code == (130 if how == signal.SIGTERM else -signal.SIGKILL), f"stopped at {stop_at}"
+    run, code = run_until(task, tmp_path, stop_at, stop_signal)
+    assert code == (130 if stop_signal == signal.SIGTERM else -signal.SIGKILL), f"stopped at {stop_at}"
     assert 0 < len(read_jsonl(run / "steps.jsonl")) < 40, f"stopped at {stop_at}"
     assert not (run / "adapter").exists()
     resume(run)
@@ -281,20 +281,20 @@ import os, signal
 from tuning.training import engine
 learn = engine.train_step
 
-def learn_and_hear(*given):
+def train_step_with_signal(*given):
     report = learn(*given)
     if os.environ["RANK"] == "1" and report.step == 2:
         os.kill(os.getpid(), signal.SIGTERM)
     return report
 
-engine.train_step = learn_and_hear
+engine.train_step = train_step_with_signal
 from twinlens.cli.app import run
 run()
 """
 
 
-def test_all_processes_stop_at_the_step_at_which_one_is_asked_to(task, tmp_path):
-    """None waits for one that has left: the checkpoint is that of all of them."""
+def test_all_processes_stop_at_the_step_at_which_one_gets_sigterm(task, tmp_path):
+    """No process waits for one that has exited; all of them write the last checkpoint."""
     program, file = tmp_path / "program.py", tmp_path / "task.yaml"
     program.write_text(STOPPED, encoding="utf-8")
     file.write_text(to_yaml(task), encoding="utf-8")
@@ -310,7 +310,7 @@ def test_all_processes_stop_at_the_step_at_which_one_is_asked_to(task, tmp_path)
 
 
 @pytest.mark.parametrize("deepspeed", [None, pytest.param("zero2", marks=needs_compiler)])
-def test_two_processes_lose_what_one_does(task, tmp_path, deepspeed, caplog):
+def test_two_processes_give_the_losses_of_one(task, tmp_path, deepspeed, caplog):
     """DDP and ZeRO-2 over gloo: half the accumulation on each of two processes."""
     caplog.set_level(logging.INFO, "twinlens")
     task = changed(task, lora={"dropout": 0.0}, optim={"accumulate": 4})
@@ -330,6 +330,6 @@ def test_two_processes_lose_what_one_does(task, tmp_path, deepspeed, caplog):
     assert json.loads(run.environment.read_text())["processes"] == 2
     _, checkpoint = run.checkpoints()[-1]
     assert json.loads((checkpoint / "progress.json").read_text())["processes"] == 2
-    assert (checkpoint / "deepspeed").exists() == bool(deepspeed), "what was asked for is what shared"
+    assert (checkpoint / "deepspeed").exists() == bool(deepspeed), "the requested engine wrote the checkpoint"
     assert [row["labels"] for row in read_jsonl(run.steps)] == [row["labels"] for row in read_jsonl(alone.steps)]
     assert losses(run) == pytest.approx(losses(alone), rel=1e-4)

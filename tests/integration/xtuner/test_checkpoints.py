@@ -1,4 +1,4 @@
-"""Conversion of XTuner's checkpoints to twinlens and back; models answer the same."""
+"""Conversion of XTuner's checkpoints to twinlens and back; answers stay equal."""
 
 import json
 from collections import OrderedDict
@@ -65,8 +65,8 @@ def as_pth(folder: Path, file: Path) -> Path:
             weights = read_adapter_weights(folder / part)
             state |= {prefix + name.replace(".weight", ".default.weight"): value for name, value in weights.items()}
     if image:
-        held = folder / "projector" / "pytorch_model.bin"
-        state |= {f"projector.{name}": value for name, value in state_dict_in(read_pth(held), held).items()}
+        stored = folder / "projector" / "pytorch_model.bin"
+        state |= {f"projector.{name}": value for name, value in state_dict_in(read_pth(stored), stored).items()}
     torch.save({"state_dict": state, "meta": {"iter": 1}}, file)
     return file
 
@@ -76,7 +76,7 @@ def logits(model: torch.nn.Module) -> Tensor:
     return model(input_ids=IDS).logits
 
 
-def test_a_text_run_for_xtuner_and_back(tiny_model, tmp_path):
+def test_text_run_exported_to_xtuner_and_back_is_unchanged(tiny_model, tmp_path):
     run = text_run(tmp_path / "run", tiny_model)
     task, _ = read_task(run.task)
     write_xtuner(read_run(run, task), task, tmp_path / "theirs", fp32=True, safe=False)
@@ -120,7 +120,7 @@ def test_export_on_internlm2_has_fused_layers_and_equal_logits(tiny_model, tmp_p
     assert torch.allclose(given, was, rtol=1e-4, atol=1e-4 * float(was.abs().max()))
 
 
-def test_adapters_on_fused_layers_are_split_for_peft_and_kept_for_xtuner(tiny_model, tmp_path):
+def test_fused_adapters_are_split_for_peft_and_stay_fused_for_xtuner(tiny_model, tmp_path):
     base = make_internlm2(tiny_model, tmp_path / "base")
     shapes = {"attention.wqkv": (128, 64), "attention.wo": (64, 64), "feed_forward.w2": (64, 128)}
     state = {
@@ -154,7 +154,7 @@ def image_run(make_run: Callable[..., RunDir], tmp_path: Path) -> RunDir:
     return make_run(tower_lora=True)
 
 
-def test_an_image_run_for_xtuner_and_back(image_run, tmp_path):
+def test_image_run_exported_to_xtuner_and_back_gives_the_same_answers(image_run, tmp_path):
     task, _ = read_task(image_run.task)
     assert isinstance(task, ImageTask) and task.tower_lora is not None
     write_xtuner(read_run(image_run, task), task, tmp_path / "theirs", fp32=True, safe=False)
@@ -179,7 +179,7 @@ def test_an_image_run_for_xtuner_and_back(image_run, tmp_path):
     assert export(made, again, tmp_path / "llava", None, "2GB").layout == "hf"
 
 
-def test_a_projector_only_becomes_a_run_of_stage_align(image_run, tmp_path):
+def test_projector_only_checkpoint_becomes_an_align_run(image_run, tmp_path):
     task, _ = read_task(image_run.task)
     align = ImageTask.model_validate(task.model_dump() | {"stage": "align", "tower_lora": None})
     parts = replace(read_run(image_run, task), language=None, tower=None)
@@ -202,9 +202,9 @@ def test_a_config_of_another_run_is_refused(tiny_model, tmp_path):
     file = as_pth(tmp_path / "theirs", tmp_path / "iter_1.pth")
     with pytest.raises(ModelError, match=r"has rank 4, and this run has rank 16; set lora.rank=4\."):
         read_checkpoint(file, text_task(tiny_model, lora={"rank": 16}))
-    held = torch.load(file, weights_only=True)
+    stored = torch.load(file, weights_only=True)
     config = "model = dict(lora=dict(lora_alpha=6, r=4, type='peft.LoraConfig'))"
-    torch.save(held | {"meta": {"cfg": config}}, file)
+    torch.save(stored | {"meta": {"cfg": config}}, file)
     with pytest.raises(ModelError, match=r"set lora.rank=4 lora.alpha=6"):
         read_checkpoint(file, task)
     with pytest.raises(ConfigError, match="already exists"):

@@ -1,4 +1,4 @@
-"""XTuner's own configs: values equal those of Python; each becomes a task or is refused."""
+"""XTuner's shipped configs: values equal those of Python; each becomes a task or is refused."""
 
 import builtins
 import importlib.util
@@ -20,16 +20,16 @@ from vlm.settings import ImageTask
 DOCS = ROOT / "docs"
 
 
-def _maker() -> ModuleType:
+def _load_docs_module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("docs_xtuner_configs", DOCS / "xtuner_configs.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses need it there
     spec.loader.exec_module(module)
     return module
 
 
-docs = _maker()
+docs = _load_docs_module()
 WHEEL = docs.find_wheel()
 pytestmark = pytest.mark.skipif(WHEEL is None, reason="XTuner's wheel is not there; `make setup` fetches it")
 
@@ -60,7 +60,7 @@ def test_every_internlm_and_llava_config_that_trains_a_model_is_read(found: dict
     assert {why for why in elsewhere if not why.startswith(of_another_kind)} == set()
 
 
-def test_full_finetuning_configs_keep_their_numbers(found: dict[Path, Any]) -> None:
+def test_full_finetuning_configs_keep_their_values(found: dict[Path, Any]) -> None:
     whole = []
     for file, opened in found.items():
         if isinstance(opened, str):
@@ -99,14 +99,14 @@ def converted(opened: OpenedTask) -> list[str]:
     return [line.partition(": ")[0].removeprefix("train_dataloader.dataset") for line in lines]
 
 
-def test_a_full_finetuning_text_config(configs: list[Path]) -> None:
+def test_full_finetuning_text_config_is_mapped(configs: list[Path]) -> None:
     task = named(configs, "internlm2_chat_1_8b_full_alpaca_e3").task
     assert (task.model, task.template, task.lora) == ("internlm/internlm2-chat-1_8b", "internlm2_chat", None)
     assert (task.data.max_length, task.data.packing, task.optim.schedule) == (2048, "xtuner", "cosine")
     assert (task.optim.learning_rate, task.optim.accumulate, task.optim.warmup) == (2e-5, 16, 0.03)
 
 
-def test_full_finetuning_llava_configs(configs: list[Path]) -> None:
+def test_full_finetuning_llava_configs_are_mapped(configs: list[Path]) -> None:
     task = named(configs, "llava_internlm2_chat_7b_clip_vit_large_p14_336_e1_gpu8_finetune").task
     assert isinstance(task, ImageTask)
     assert (task.stage, task.full_finetuning, task.whole_tower, task.tower_lora) == ("tune", True, False, None)
@@ -129,7 +129,7 @@ def test_full_finetuning_llava_configs(configs: list[Path]) -> None:
         ("llama2_70b_int8_lora_open_platypus_e1_hf", 8, 16, 0.05, 3e-4, 1),
     ],
 )
-def test_configs_for_trainer(
+def test_configs_for_transformers_trainer_are_mapped(
     configs: list[Path], stem: str, bits: int, rank: int, dropout: float, rate: float, epochs: int
 ) -> None:
     opened = named(configs, stem)
@@ -150,7 +150,7 @@ def test_configs_for_trainer(
         ("internlm2_7b_w_untokenized_dataset", None, 32768, 1, "internlm2_chat"),
     ],
 )
-def test_configs_on_internlms_own_folders(
+def test_configs_on_internlm_dataset_folders_are_mapped(
     configs: list[Path], stem: str, files: str | None, length: int, accumulate: int, template: str
 ) -> None:
     opened = named(configs, stem)
@@ -162,7 +162,7 @@ def test_configs_on_internlms_own_folders(
     assert converted(opened) == [".dataset_cfg"]
 
 
-def test_the_config_on_refcoco(configs: list[Path]) -> None:
+def test_refcoco_config_is_mapped(configs: list[Path]) -> None:
     opened = named(configs, "llava_vicuna_7b_v15_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune_refcoco")
     task = opened.task
     assert isinstance(task, ImageTask)

@@ -112,7 +112,7 @@ def shapes(folder: Path) -> dict[str, dict[str, torch.Size]]:
     }
 
 
-def assert_alike(ours: RunDir, theirs: RunDir, rel: float = 1e-3) -> None:
+def assert_equal_runs(ours: RunDir, theirs: RunDir, rel: float = 1e-3) -> None:
     assert curve(theirs)[0] == pytest.approx(curve(ours)[0], rel=1e-3), "same rows, before training"
     assert curve(theirs) == pytest.approx(curve(ours), rel=rel), "same order, step by step"
     assert curve(theirs)[-1] < 0.9 * curve(theirs)[0]
@@ -138,8 +138,8 @@ def assert_alike(ours: RunDir, theirs: RunDir, rel: float = 1e-3) -> None:
 def test_text_losses_of_both_engines_are_equal(text_task, tmp_path, xtuner, changes):
     task = changed(text_task, **changes)
     ours, theirs = both(task, tmp_path / "work", xtuner)
-    assert_alike(ours, theirs)
-    assert recipe_of(task).compare(theirs, task).rows, "the result answers in twinlens"
+    assert_equal_runs(ours, theirs)
+    assert recipe_of(task).compare(theirs, task).rows, "twinlens loads the result"
 
 
 LOGITS = """
@@ -176,7 +176,7 @@ def test_both_versions_of_transformers_read_the_same_model(text_task, tmp_path, 
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     task = changed(text_task, model=str(tmp_path / "model"), optim={"epochs": 2})
-    assert_alike(*both(task, tmp_path / "work", xtuner))
+    assert_equal_runs(*both(task, tmp_path / "work", xtuner))
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_both_versions_of_transformers_read_the_same_model(text_task, tmp_path, 
 def test_image_losses_of_both_engines_are_equal(image_task, tmp_path, xtuner, changes):
     task = changed(changed(image_task, rates={"projector": 1e-3}), **changes)
     ours, theirs = both(task, tmp_path / "work", xtuner)
-    assert_alike(ours, theirs, 0.05 if "tower_lora" in changes else 1e-3)  # other initial weights of the adapters
+    assert_equal_runs(ours, theirs, 0.05 if "tower_lora" in changes else 1e-3)  # other initial weights of the adapters
     assert (theirs.adapter / PROJECTOR).exists()
     assert (theirs.adapter / TOWER_FOLDER).exists() == ("stage" not in changes)
     assert recipe_of(task).compare(theirs, task).rows
@@ -201,7 +201,7 @@ def test_image_losses_of_both_engines_are_equal(image_task, tmp_path, xtuner, ch
 
 @pytest.mark.slow
 @installed
-def test_packing_rehearsal_and_accumulation_in_xtuner(text_task, tmp_path, xtuner):
+def test_packing_rehearsal_and_accumulation_give_the_same_token_counts(text_task, tmp_path, xtuner):
     others = [{"role": "user", "content": "red, blue"}, {"role": "assistant", "content": "green"}]
     write_arrow_rows(tmp_path / "others.jsonl", [{"messages": others}])
     task = changed(
@@ -220,7 +220,7 @@ def test_packing_rehearsal_and_accumulation_in_xtuner(text_task, tmp_path, xtune
 
 @pytest.mark.slow
 @installed
-def test_stopping_ends_the_trainer(text_task, tmp_path, xtuner, monkeypatch):
+def test_sigterm_stops_the_trainer_process(text_task, tmp_path, xtuner, monkeypatch):
     monkeypatch.setenv("TWINLENS_XTUNER", str(xtuner))
     (tmp_path / "task.yaml").write_text(to_yaml(changed(text_task, optim={"epochs": 5000})))
     command = [sys.executable, "-m", "twinlens", "train", "task.yaml", "--engine", "xtuner"]

@@ -151,7 +151,7 @@ NORM = "llm.model.norm.weight"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "reason"),
     [
         ({NORM: None}, r"model\.norm\.weight is missing \(1 in all\); give the config that it was trained with"),
         ({"llm.model.extra": torch.ones(2)}, r"model\.extra does not belong to this model"),
@@ -159,10 +159,10 @@ NORM = "llm.model.norm.weight"
         ({"llm.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 2)}, r"contains an adapter and llm\."),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_and_no_file_is_written(tiny_model, tmp_path, changes, said):
+def test_weights_that_do_not_fit_are_refused_and_no_file_is_written(tiny_model, tmp_path, changes, reason):
     weights = {name: value for name, value in (trained(stored(tiny_model)) | changes).items() if value is not None}
     as_pth(weights, tmp_path / "iter_1.pth")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=reason):
         convert(tmp_path / "iter_1.pth", text_task(tiny_model), tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["iter_1.pth"]
 
@@ -190,20 +190,20 @@ def llava_pth(tiny_model: Path, towers: dict[str, Path], tmp_path: Path) -> Path
 
 def test_a_full_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_path):
     task = image_task(tiny_model, towers["clip"], whole_tower=True, start="gone.pth")
-    held = torch.load(llava_pth, weights_only=True)["state_dict"]
+    original = torch.load(llava_pth, weights_only=True)["state_dict"]
     run = RunDir(convert(llava_pth, task, tmp_path / "run"))
     again, _ = read_task(run.task)
     assert isinstance(again, ImageTask) and again.full_finetuning and again.whole_tower and again.start is None
     for name, value in stored(run.model).items():
-        assert torch.equal(value, held[f"llm.{name}"].bfloat16())
+        assert torch.equal(value, original[f"llm.{name}"].bfloat16())
     tower = load_tower(str(run.adapter / TOWER_FOLDER), torch.device("cpu"), torch.float32)
     for name, value in tower.network.state_dict().items():
-        assert torch.equal(value, held[f"visual_encoder.vision_model.{name}"])
+        assert torch.equal(value, original[f"visual_encoder.vision_model.{name}"])
     before = load_tower(task.tower, torch.device("cpu"), torch.float32)
     assert tower.preprocess == before.preprocess
-    _, sighted = load_finetuned(run, again, load_vlm_template(again))
-    written = LlamaForCausalLM.from_pretrained(run.model, dtype=sighted.language.network.dtype)
-    assert torch.equal(logits(sighted.language.network), logits(written))
+    _, vlm_parts = load_finetuned(run, again, load_vlm_template(again))
+    written = LlamaForCausalLM.from_pretrained(run.model, dtype=vlm_parts.language.network.dtype)
+    assert torch.equal(logits(vlm_parts.language.network), logits(written))
     parts = f"set model={run.model} tower={run.adapter / TOWER_FOLDER} start={run.adapter / 'projector.safetensors'}."
     for start, fix in (
         (run.path, parts),
@@ -215,21 +215,23 @@ def test_a_full_llava_becomes_an_image_run(tiny_model, towers, llava_pth, tmp_pa
 
 
 def test_a_full_tower_of_another_config_is_refused(tiny_model, towers, llava_pth, tmp_path):
-    held = torch.load(llava_pth, weights_only=True)["state_dict"]
-    eyes = as_pth({name: value for name, value in held.items() if not name.startswith("llm.")}, tmp_path / "eyes.pth")
+    original = torch.load(llava_pth, weights_only=True)["state_dict"]
+    tower_pth = as_pth(
+        {name: value for name, value in original.items() if not name.startswith("llm.")}, tmp_path / "eyes.pth"
+    )
     with pytest.raises(KitError, match="has no full language model, but its config trains it"):
-        read_checkpoint(eyes, image_task(tiny_model, towers["clip"], whole_tower=True))
+        read_checkpoint(tower_pth, image_task(tiny_model, towers["clip"], whole_tower=True))
     with pytest.raises(KitError, match="has the full tower, but its config does not train it"):
         read_checkpoint(llava_pth, image_task(tiny_model, towers["clip"]))
     with pytest.raises(ModelError, match=r"contains a full tower; convert it to a run"):
-        read_initial_parts(str(eyes))
+        read_initial_parts(str(tower_pth))
     task = image_task(tiny_model, towers["siglip"], whole_tower=True)
     with pytest.raises(ModelError, match=r"give the tower that it was trained from\."):
         convert(llava_pth, task, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_export_of_a_full_run_is_the_projector(tiny_model, towers, llava_pth, tmp_path):
+def test_export_of_a_full_run_contains_only_the_projector(tiny_model, towers, llava_pth, tmp_path):
     task = image_task(tiny_model, towers["clip"], whole_tower=True)
     run = RunDir(convert(llava_pth, task, tmp_path / "run"))
     write_xtuner(read_run(run, task), task, tmp_path / "theirs", fp32=False, safe=False)
