@@ -192,7 +192,7 @@ def test_unknown_revision_is_refused(hub: HubServer) -> None:
     ("answer", "reason"),
     [((403, "GatedRepo"), "accept the terms"), ((401, "RepoNotFound"), "hf auth login"), ((403, None), "log in")],
 )
-def test_error_for_a_gated_or_private_model_explains_the_login(
+def test_gated_or_private_model_is_refused_with_a_hint_to_log_in(
     hub: HubServer, answer: tuple[int, str | None], reason: str
 ) -> None:
     hub.refused["owner/private"] = answer
