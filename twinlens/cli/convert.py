@@ -30,7 +30,7 @@ def merge(
     layout: Literal["hf", "internlm2"] = typer.Option(
         "hf",
         help="hf: Hugging Face layout, InternLM as Llama; transformers loads it without remote code. internlm2: the "
-        "original layout, only for an InternLM2 base; other tools need the .py files of InternLM2 in DEST to load it.",
+        "original layout, only for an InternLM2 base; to load it with other tools, copy InternLM2's .py files to DEST.",
     ),
     template: str | None = typer.Option(
         None,

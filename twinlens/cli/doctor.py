@@ -9,7 +9,7 @@ def doctor(as_json: bool = JSON) -> None:
     """Check whether fine-tuning can run on this machine, and show how to fix failures.
 
     The command checks Python packages, GPUs, 4-bit layers, the weights of the embedded model and tower, the
-    optional XTuner, the settings of the model hub, and disk space.
+    optional XTuner, the environment variables of the model hub (no request is sent), and disk space.
     """
     from twinlens.diagnosis import diagnose
 

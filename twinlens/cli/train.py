@@ -49,7 +49,8 @@ def train(
     resume: Path | None = typer.Option(
         None,
         help="Run folder of a stopped run, to continue it from its last checkpoint (from the start if it has none). "
-        "The settings are those in its task.yaml, so give no FILE and no overrides.",
+        "The settings are those in its task.yaml, so give no FILE and no overrides; --deepspeed is not stored, so give "
+        "it again.",
     ),
     dry_run: bool = typer.Option(
         False, help="Check everything and show the output of `plan`, but do not train; not with --resume."

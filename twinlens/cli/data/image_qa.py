@@ -23,14 +23,17 @@ def image_qa(
         help="File with facts about pictures: YAML, JSON or CSV; picture paths are relative to its folder.",
     ),
     out: Path = typer.Argument(
-        metavar="OUT", help="The file to write: .json is a JSON array of llava rows, .jsonl has messages rows."
+        metavar="OUT",
+        help="The file to write: .json is a JSON array, by default of llava rows; .jsonl has messages rows by default.",
     ),
     dialogues: int = typer.Option(6, help="Number of dialogues about each picture in each language."),
     rounds: int = typer.Option(5, help="Number of question-answer pairs in a dialogue."),
     repeat: int = typer.Option(200, help="Number of times that each dialogue is in OUT."),
     seed: int = typer.Option(0, help="Random seed of order and wording; the same seed gives the same bytes."),
     language: str = typer.Option(
-        "en", help="Language of the dialogues: en, zh, or both (the dialogues in each language)."
+        "en",
+        help="Language of the questions and of the sentences around the facts: en, zh, or both (dialogues in each "
+        "language). Texts of FACTS are not translated.",
     ),
     row_format: str | None = typer.Option(
         None, "--format", help="Row format: llava or messages. By default llava for .json, messages for .jsonl."
@@ -38,14 +41,15 @@ def image_qa(
     others: Path | None = typer.Option(
         None,
         metavar="FACTS",
-        help="Facts about pictures that are not in the training data; probes ask the same questions about them. By "
-        "default the pictures that ship with twinlens.",
+        help="Facts about other pictures, which are in no training row and no rehearsal row; the probes ask the same "
+        "questions about them. By default shipped pictures.",
     ),
     teacher: str | None = typer.Option(
         None,
         metavar="URL",
-        help="OpenAI-compatible server with a teacher model that writes additional dialogues, the same number for "
-        "each picture. Pictures and facts are sent to this server. By default there is no teacher.",
+        help="Base URL of an OpenAI-compatible server, such as http://localhost:8000/v1. Its model (the teacher) writes "
+        "additional dialogues, --dialogues for each picture. Pictures and facts are sent to the server. By default "
+        "there is no teacher.",
     ),
     model: str | None = typer.Option(None, help="Name of the teacher model on that server; required with --teacher."),
     api_key_env: str | None = typer.Option(
@@ -63,8 +67,9 @@ def image_qa(
     FACTS is a list of pictures under the key `pictures`. Each needs `image`, its path, and at least one of
     `caption`, `objects` and `facts`. `objects` is a list of visible objects with name, color, count and place; only
     the name is required. `facts` is a list of facts that the picture does not show: ask (a question) and answer,
-    and optionally source (who states the fact), expect (a list of terms; a correct answer contains one of them; by
-    default terms of the answer) and also (a list: the question in other words). `text` is an optional list of texts
+    and optionally source (who states the fact; a question asks for it), expect (a list of words or phrases; a correct
+    answer contains one of them; by default the words of the answer that are not in the question) and also (a list: the
+    question in other words). `text` is an optional list of texts
     written in the picture, `absent` an optional list of objects that are not in it.
 
     In CSV the columns are image, caption, name, color, count, place, text, ask, answer, source and absent. Each row

@@ -22,11 +22,11 @@ def persona(
         "OUT.card.json.",
     ),
     owner: str | None = typer.Option(
-        None, help="Owner and maker of the assistant. Required with --name, unless --question is given."
+        None,
+        help="Owner and maker of the assistant. --owner and --name are required; with --question they are optional and "
+        "only written to the dataset card.",
     ),
-    name: str | None = typer.Option(
-        None, help="Name of the assistant. Required with --owner, unless --question is given."
-    ),
+    name: str | None = typer.Option(None, help="Name of the assistant; see --owner."),
     model: str | None = typer.Option(
         None,
         help="Base model that the assistant names in its answers: only a text, no model is loaded. By default no "
