@@ -83,8 +83,8 @@ class Data(SettingsGroup):
     repeat: int = Field(default=1, ge=1)
     """Number of times that each row is used in one epoch; costs no memory."""
     max_length: int = Field(default=2048, ge=8)
-    """Maximum length of a row or pack, in tokens, including its image tokens. A longer row is truncated after the last complete answer that fits; a
-    row whose first answer does not fit is an error."""
+    """Maximum length of a row or pack, in tokens, including its image tokens. A longer row is truncated after the last
+    complete answer that fits; a row whose first answer does not fit is an error."""
     pack: bool = True
     """true: several rows are packed into one sequence, as `packing` says. false: one row per sequence, with padding."""
     packing: Literal["isolated", "xtuner"] = "isolated"

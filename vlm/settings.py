@@ -45,9 +45,9 @@ class ImageTask(Task):
     start: str | None = None
     """Source of the initial projector. null: random weights. `embedded`: the shipped projector for the embedded model
     and tower. Otherwise a run folder, a projector file, XTuner's .pth or folder, LLaVA's mm_projector.bin or a LLaVA
-    checkpoint (only its projector is read). In stage tune, LoRA adapters of language model and tower are read too, if the
-    source has them. A run with fully fine-tuned models is refused: set `model` and `tower` to its models, and `start` to
-    its projector file."""
+    checkpoint (only its projector is read). In stage tune, LoRA adapters of language model and tower are read too, if
+    the source has them. A run with fully fine-tuned models is refused: set `model` and `tower` to its models, and
+    `start` to its projector file."""
     tower_lora: Lora | None = None
     """LoRA adapter of a CLIP or SigLIP tower. null: no adapter, the tower is frozen. With an adapter the tower runs at
     every step, because its features change."""

@@ -47,7 +47,7 @@ def image_qa(
     teacher: str | None = typer.Option(
         None,
         metavar="URL",
-        help="Base URL of an OpenAI-compatible server, such as http://localhost:8000/v1. Its model (the teacher) writes "
+        help="Base URL of an OpenAI-compatible server, such as http://localhost:8000/v1. Its model (teacher) writes "
         "additional dialogues, --dialogues for each picture. Pictures and facts are sent to the server. By default "
         "there is no teacher.",
     ),
