@@ -29,12 +29,23 @@ def read_conversations(files: Iterable[Path], tell: Callable[[str], None] = log.
     Raises:
         DataError: a row cannot be used, or has pictures.
     """
+    for _, row in read_dataset_files(files, tell):
+        if row.conversation.images:
+            raise DataError(f"{row.where}: has a picture, but a text task takes rows without `image` or `images`.")
+        yield row
+
+
+def read_dataset_files(files: Iterable[Path], tell: Callable[[str], None]) -> Iterator[tuple[Path, SourceRow]]:
+    """The rows of several files in order, each with the path of its file; `tell` as in `read_conversations`.
+
+    Raises:
+        DataError: a row cannot be used.
+    """
     for file in files:
         notes = ReadNotes()
-        for row in read_rows(dataset_path(file), notes):
-            if row.conversation.images:
-                raise DataError(f"{row.where}: has a picture, but a text task takes rows without `image` or `images`.")
-            yield row
+        path = dataset_path(file)
+        for row in read_rows(path, notes):
+            yield path, row
         for sentence in notes.sentences():
             tell(f"{file}: {sentence}")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ruamel.yaml import YAML
 
 from llm.checkpoints.embedded import EMBEDDED
+from llm.data_files import dataset_path
 from llm.settings import TextTask
 from tuning.paths import resolve_path
 from tuning.run_dir import RunDir
@@ -57,7 +58,11 @@ def recipe_of(task: AnyTask) -> Recipe:
 
 
 def with_absolute_paths(task: AnyTask) -> AnyTask:
-    """The same task with absolute paths, so that it can be read from any working directory."""
+    """The same task with absolute paths, so that it can be read from any working directory.
+
+    Raises:
+        DataError: a dataset file does not exist and its name looks like a dataset on a hub.
+    """
 
     def full(paths: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(resolve_path(path).resolve() for path in paths)
@@ -68,11 +73,14 @@ def with_absolute_paths(task: AnyTask) -> AnyTask:
             return name
         return str(Path(name).expanduser().resolve())
 
-    files, prompts = full(task.rehearsal.files), full(task.rehearsal.prompts)
+    def datasets(paths: Sequence[Path]) -> tuple[Path, ...]:
+        return tuple(dataset_path(path).resolve() for path in paths)
+
+    rehearsal = {"files": datasets(task.rehearsal.files), "prompts": full(task.rehearsal.prompts)}
     changes: dict[str, Any] = {
         "model": place(task.model),
-        "data": task.data.model_copy(update={"files": full(task.data.files)}),
-        "rehearsal": task.rehearsal.model_copy(update={"files": files, "prompts": prompts}),
+        "data": task.data.model_copy(update={"files": datasets(task.data.files)}),
+        "rehearsal": task.rehearsal.model_copy(update=rehearsal),
         "evaluation": task.evaluation.model_copy(update={"probes": full(task.evaluation.probes)}),
     }
     if isinstance(task, ImageTask):

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from llm.data_files import dataset_path
+from llm.data_files import read_dataset_files
 from tuning.data.conversation import Conversation
-from tuning.data.formats import SourceRow, read_rows
+from tuning.data.formats import SourceRow
 from tuning.data.pictures import open_picture, picture_path
-from tuning.data.row_readers import ReadNotes
 from tuning.paths import resolve_path
 
 log = logging.getLogger("twinlens")
@@ -27,21 +26,17 @@ def read_image_conversations(
     Raises:
         DataError: a row cannot be used, or a picture is missing or outside the folder.
     """
-    for file in files:
-        notes = ReadNotes()
-        path = dataset_path(file)
-        base = path.parent if folder is None else resolve_path(folder)
-        resolved: dict[Conversation, Conversation] = {}
-        for row in read_rows(path, notes):
-            if not row.conversation.images:
-                yield row
-                continue
-            if row.conversation not in resolved:
-                images = tuple(picture_path(str(image), base, row.where) for image in row.conversation.images)
-                resolved[row.conversation] = dataclasses.replace(row.conversation, images=images)
-            yield dataclasses.replace(row, conversation=resolved[row.conversation])
-        for sentence in notes.sentences():
-            tell(f"{file}: {sentence}")
+    root = None if folder is None else resolve_path(folder)
+    resolved: dict[tuple[Path, Conversation], Conversation] = {}
+    for path, row in read_dataset_files(files, tell):
+        if not row.conversation.images:
+            yield row
+            continue
+        base = root or path.parent
+        if (base, row.conversation) not in resolved:
+            images = tuple(picture_path(str(image), base, row.where) for image in row.conversation.images)
+            resolved[base, row.conversation] = dataclasses.replace(row.conversation, images=images)
+        yield dataclasses.replace(row, conversation=resolved[base, row.conversation])
 
 
 def check_pictures(named_by: Mapping[Path, str]) -> None:
@@ -53,7 +48,6 @@ def check_pictures(named_by: Mapping[Path, str]) -> None:
     Raises:
         DataError: a file is broken, too large or not a picture; the error names its row.
     """
-
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(open_picture, named_by, named_by.values()):
             pass

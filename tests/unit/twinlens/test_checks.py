@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tuning.errors import ConfigError, DataError, DeviceError, KitError, ModelEr
 from twinlens.checks import check_data, check_models
 from twinlens.start import deepspeed_config
 from twinlens.task_files import read_task
+from twinlens.tasks import with_absolute_paths
 
 ROW = '{"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}\n'
 PROBES = "- {ask: Who are you?, group: persona, expect: [Pixel]}\n"
@@ -100,3 +102,9 @@ def test_deepspeed_presets_have_two_names(folder: Path, monkeypatch: pytest.Monk
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="finds no C"):
             deepspeed_config("zero2", task_with())
+
+
+@pytest.mark.parametrize("read", [check_data, with_absolute_paths])
+def test_dataset_name_of_a_hub_is_refused_with_the_fix(folder: Path, read: Callable[[TextTask], object]) -> None:
+    with pytest.raises(DataError, match=r"^tatsu-lab/alpaca: no such file; download"):
+        read(task_with("data.files=[tatsu-lab/alpaca]"))
