@@ -152,7 +152,7 @@ def _print_forecast(opened: OpenedTask, following: str, as_json: bool) -> None:
     rehearsal = "without rehearsal"
     if cost.rehearsal:
         rehearsal = (
-            f"and {task.rehearsal.ratio:g} rehearsal rows for each ({cost.rehearsal} distinct; prompts are assumed to "
+            f"and {task.rehearsal.ratio:g} rehearsal rows per row ({cost.rehearsal} distinct; prompts are assumed to "
             "have the mean length of the data)"
         )
     lines = [
